@@ -1,0 +1,174 @@
+// PCSA's channel attention on the pooled map y [N][C]: GroupNorm(1), depthwise q, k, v, softmax over channels, mean over pixels.
+// mean_n(A v) = A mean_n(v), so a row of A is formed, reduced and forgotten; lanes run along channels.
+#pragma once
+
+#include "exp_sums.h"
+#include "gate.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// Of one sample, [C] each; `team` data, every worker fills its own channels.
+struct AttentionRows {
+    float *o, *top, *inverse;  // attention output, logit maximum (base 2), 1 / softmax denominator
+};
+
+// A worker's own copies, for all channels.
+struct Projections {
+    float *q, *k;   // [N][C]; q carries log2(e) / sqrt(C / heads)
+    float *v;       // [C], mean over pixels
+    float *bound;   // [C], |k_j| of each channel
+    float mean, rstd;  // of the GroupNorm
+
+    static int64_t size(const Plan& plan) { return (2 * int64_t{plan.pooled} + 2) * plan.channels + 64; }
+    Projections(const Plan& plan, Bump& bump) {
+        const int64_t n = int64_t{plan.pooled} * plan.channels;
+        q = bump.take(n);
+        k = bump.take(n);
+        v = bump.take(plan.channels);
+        bound = bump.take(plan.channels);
+    }
+};
+
+inline float logit_scale(const Plan& plan) { return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num)); }
+
+// Per-channel mean and sum of squared deviations of y over pixels
+inline void pooled_statistics(const Plan& plan, Range range, const float* y, float* mean, float* m2) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled;
+    for_lanes(range.begin, range.end, [&](int c, auto m) {
+        V s{}, d{};
+        for (int n = 0; n < N; ++n) s += load(y + n * C + c, m);
+        s *= 1.0f / N;
+        for (int n = 0; n < N; ++n) {
+            const V e = load(y + n * C + c, m) - s;
+            d += e * e;
+        }
+        store(mean + c, s, m);
+        store(m2 + c, d, m);
+    });
+}
+
+inline void project(const Plan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled;
+    merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);
+    const float q_factor = logit_scale(plan) * kLog2e;
+    for_lanes(0, plan.channels, [&](int c, auto m) {
+        const V scale = out.rstd * load(p.norm_weight + c, m), shift = load(p.norm_bias + c, m) - out.mean * scale;
+        const V wq = load(p.q_weight + c, m) * q_factor, wk = load(p.k_weight + c, m);
+        const V q1 = scale * wq, q0 = shift * wq + load(p.q_bias + c, m) * q_factor;
+        const V k1 = scale * wk, k0 = shift * wk + load(p.k_bias + c, m);
+        V norm{};
+        for (int n = 0; n < N; ++n) {
+            const V e = load(y + n * C + c, m), k = e * k1 + k0;
+            store(out.q + n * C + c, e * q1 + q0, m);
+            store(out.k + n * C + c, k, m);
+            norm += k * k;
+        }
+        const V normalized = load(mean + c, m) * scale + shift;
+        store(out.v + c, normalized * load(p.v_weight + c, m) + load(p.v_bias + c, m), m);
+        store(out.bound + c, norm, m);
+    });
+}
+
+// f(first row, rows, first channel of the head, channels of a head) for blocks of at most L rows of `range`
+template <class F>
+inline void for_row_blocks(const Plan& plan, Range range, F&& f) {
+    const int size = plan.channels / plan.head_num;
+    for (int head = range.begin / size; head * size < range.end; ++head) {
+        const int end = std::min(range.end, (head + 1) * size);
+        for (int i = std::max(range.begin, head * size); i < end; i += L) f(i, std::min(L, end - i), head * size, size);
+    }
+}
+
+// q [N][C], columns [i, i + rows) -> block [N][L], zeros behind the last row
+inline void fetch_rows(const Plan& plan, const float* q, int i, int rows, float* block) {
+    const Tail tail(rows);
+    for (int n = 0; n < plan.pooled; ++n) store(block + n * L, load(q + int64_t{n} * plan.channels + i, tail));
+}
+
+// s[r] = base-2 logits of row r for the channels at k; acc over pixels
+template <class M>
+inline void logits(const float* q_block, const float* k, int64_t stride, int pixels, M m, V (&s)[L]) {
+    for (int r = 0; r < L; ++r) s[r] = V{};
+    for (int n = 0; n < pixels; ++n) {
+        const V kn = load(k + n * stride, m);
+        for (int r = 0; r < L; ++r) s[r] += kn * q_block[n * L + r];
+    }
+}
+
+// One head with one pixel, linear in its channels; false where the expansion's bound does not hold.
+inline bool attend_by_expansion(const Projections& p, int first, int size, Range rows, const AttentionRows& out, float* scratch) {
+    const Span k = span(p.k + first, size);
+    float* b = scratch;                    // natural logits are b_i (k_j - middle)
+    float* a = b + round_up(size, 16);     // k - middle
+    float* ones = a + round_up(size, 16);
+    float* sums = ones + round_up(size, 16);
+    const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
+    for_lanes(0, count, [&](int i, auto m) { store(b + i, load(p.q + begin + i, m) * kLn2, m); });
+    const Span span_b = span(b, count);
+    const int cells = taylor_cells(k.reach(), span_b);
+    if (!cells) return false;
+    for_lanes(0, size, [&](int j, auto m) {
+        store(a + j, load(p.k + first + j, m) - k.middle(), m);
+        store(ones + j, splat(1.0f), m);
+    });
+    const float* weights[2] = {ones, p.v + first};
+    float* values[2] = {sums, out.o + begin};
+    float* slopes[2] = {nullptr, nullptr};
+    exp_sums(a, weights, size, b, span_b, cells, count, values, slopes);
+    for_lanes(0, count, [&](int i, auto m) {
+        const V inverse = 1.0f / load(sums + i, m);
+        store(out.inverse + begin + i, inverse, m);
+        store(out.o + begin + i, load(out.o + begin + i, m) * inverse, m);
+        store(out.top + begin + i, load(p.q + begin + i, m) * k.middle(), m);
+    });
+    return true;
+}
+
+// o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`. scratch: N * L floats, and 4 * C + 64
+inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, float* scratch) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled, size = plan.channels / plan.head_num;
+    int expanded = -1;  // head that was done by expansion
+    for_row_blocks(plan, range, [&](int i, int rows, int first, int) {
+        if (N == 1 && i == std::max(range.begin, first) && attend_by_expansion(p, first, size, range, out, scratch)) expanded = first;
+        if (expanded == first) return;
+        fetch_rows(plan, p.q, i, rows, scratch);
+        V top[L];
+        // |logit| <= |q_i| max |k_j|: where that is small no maximum has to be subtracted
+        V q_norm{}, k_norm{};
+        for (int n = 0; n < N; ++n) q_norm += load(scratch + n * L) * load(scratch + n * L);
+        for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
+        const bool bounded = largest(q_norm) * largest(k_norm) <= 60.0f * 60.0f && sum(q_norm) == sum(q_norm);
+        for (int r = 0; r < L; ++r) top[r] = V{};
+        if (!bounded) {
+            for (int r = 0; r < L; ++r) top[r] = splat(-__builtin_inff());
+            for_lanes(first, first + size, [&](int c, auto m) {
+                V s[L];
+                logits(scratch, p.k + c, C, N, m, s);
+                for (int r = 0; r < L; ++r) top[r] = max(top[r], splat(largest(s[r], lanes(m))));
+            });
+        }
+        V denominator[L] = {}, output[L] = {};
+        for_lanes(first, first + size, [&](int c, auto m) {
+            V s[L];
+            logits(scratch, p.k + c, C, N, m, s);
+            const V v = load(p.v + c, m);
+            for (int r = 0; r < L; ++r) {
+                const V e = keep(exp2(s[r] - top[r]), m);
+                denominator[r] += e;
+                output[r] += e * v;
+            }
+        });
+        const Tail tail(rows);
+        const V inverse = 1.0f / sum_rows(denominator);
+        V tops;
+        for (int r = 0; r < L; ++r) tops[r] = top[r][0];
+        store(out.inverse + i, inverse, tail);
+        store(out.o + i, sum_rows(output) * inverse, tail);
+        store(out.top + i, tops, tail);
+    });
+}
+
+}  // namespace fastattn

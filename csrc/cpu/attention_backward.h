@@ -1,0 +1,192 @@
+// Backward of attention.h: rows of the softmax are formed again from the saved maximum and denominator.
+#pragma once
+
+#include "attention.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// What a worker's rows add to all channels; summed over the workers of a sample afterwards.
+struct AttentionPartials {
+    float *k;  // [N][C], gradient of k, times log2(e)
+    float *v;  // [C]
+
+    static int64_t size(const Plan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
+    AttentionPartials(const Plan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
+};
+
+// Those of all workers of a sample
+struct TeamPartials {
+    float* memory;
+    int64_t stride;
+    int workers;
+    AttentionPartials of(const Plan& plan, int rank) const { return {plan, memory + rank * stride}; }
+};
+
+// Floats of scratch for attend and attend_backward
+inline int64_t attention_scratch(const Plan& plan) {
+    return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * int64_t{round_up(plan.channels, 16)}) + 64;
+}
+
+// One head with one pixel; false where the expansion's bound does not hold.
+inline bool attend_backward_by_expansion(const Plan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& saved,
+                                         const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
+    const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
+    Bump bump(scratch);
+    float* a = bump.take(size);       // k - middle
+    float* ones = bump.take(size);
+    float* v = bump.take(size);       // v - middle
+    float* b = bump.take(count);      // natural logits are b_i (k_j - middle), up to a term of row i
+    float* shifted = bump.take(count);  // b - middle
+    float* w0 = bump.take(count);     // share of exp(a_j b_i) in the softmax, times d_o
+    float* w1 = bump.take(count);     // and times o - middle of v
+    float *s0 = bump.take(size), *s1 = bump.take(size), *d0 = bump.take(size), *d1 = bump.take(size);
+    const Span span_k = span(p.k + first, size), span_v = span(p.v + first, size);
+    for_lanes(0, size, [&](int j, auto m) {
+        store(a + j, load(p.k + first + j, m) - span_k.middle(), m);
+        store(v + j, load(p.v + first + j, m) - span_v.middle(), m);
+        store(ones + j, splat(1.0f), m);
+    });
+    for_lanes(0, count, [&](int i, auto m) { store(b + i, load(p.q + begin + i, m) * kLn2, m); });
+    const Span span_a = span(a, size), span_b = span(b, count);
+    const int row_cells = taylor_cells(span_k.reach(), span_b);
+    const int channel_cells = taylor_cells(span_b.reach(), span_a);
+    if (!row_cells || !channel_cells) return false;
+
+    // dq_i = scale * sum_j t_ij (k_j - middle), t_ij = softmax_ij d_o_i (v_j - o_i); the rows of t sum to zero
+    const float* by_value[2] = {ones, v};
+    float *sums[2] = {s0, s1}, *slopes[2] = {d0, d1};
+    exp_sums(a, by_value, size, b, span_b, row_cells, count, sums, slopes);
+    const float scale = logit_scale(plan);
+    for_lanes(0, count, [&](int i, auto m) {
+        const int row = begin + i;
+        const V share = load(saved.inverse + row, m) * exp2(load(p.q + row, m) * span_k.middle() - load(saved.top + row, m));
+        const V w = share * load(d_o + row, m), o = load(saved.o + row, m) - span_v.middle();
+        store(dq + row, w * (load(d1 + i, m) - o * load(d0 + i, m)) * scale, m);
+        store(w0 + i, w, m);
+        store(w1 + i, w * o, m);
+        store(shifted + i, load(b + i, m) - span_b.middle(), m);
+    });
+
+    // the same sums over rows: dv_j = sum_i softmax_ij d_o_i, dk_j = sum_i t_ij b_i
+    const float* by_row[2] = {w0, w1};
+    exp_sums(shifted, by_row, count, a, span_a, channel_cells, size, sums, slopes);
+    for_lanes(0, size, [&](int j, auto m) {
+        const V e = exp2(load(a + j, m) * (span_b.middle() * kLog2e));
+        const V g0 = load(s0 + j, m) * e, g1 = load(s1 + j, m) * e;
+        const V b0 = load(d0 + j, m) * e + g0 * span_b.middle(), b1 = load(d1 + j, m) * e + g1 * span_b.middle();
+        float *dv = out.v + first + j, *dk = out.k + first + j;
+        store(dv, load(dv, m) + g0, m);
+        store(dk, load(dk, m) + (load(v + j, m) * b0 - b1) * kLog2e, m);
+    });
+    return true;
+}
+
+// dq [N][C] for the rows of `range`; adds to the partials, which start at zero
+inline void attend_backward(const Plan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+                            const AttentionPartials& out, float* scratch) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled;
+    const V scale = splat(logit_scale(plan));
+    int expanded = -1;
+    for_row_blocks(plan, range, [&](int i, int rows, int first, int size) {
+        if (N == 1 && i == std::max(range.begin, first) &&
+            attend_backward_by_expansion(plan, p, first, size, range, saved, d_o, dq, out, scratch))
+            expanded = first;
+        if (expanded == first) return;
+        float* q = scratch;                  // [N][L]
+        float* dq_block = scratch + N * L;   // [N][L]
+        fetch_rows(plan, p.q, i, rows, q);
+        std::fill(dq_block, dq_block + N * L, 0.0f);
+        float top[L] = {}, weight[L] = {}, o[L] = {};
+        const Tail tail(rows);
+        store(top, load(saved.top + i, tail));
+        store(weight, load(saved.inverse + i, tail) * load(d_o + i, tail));
+        store(o, load(saved.o + i, tail));
+        for_lanes(first, first + size, [&](int c, auto m) {
+            V t[L];
+            logits(q, p.k + c, C, N, m, t);
+            const V v = load(p.v + c, m);
+            V dv = load(out.v + c, m);
+            for (int r = 0; r < L; ++r) {
+                const V e = exp2(t[r] - top[r]) * weight[r];
+                dv += e;
+                t[r] = keep(e * (v - o[r]), m);
+            }
+            store(out.v + c, dv, m);
+            for (int n = 0; n < N; ++n) {
+                V dk = load(out.k + n * C + c, m);
+                for (int r = 0; r < L; ++r) dk += t[r] * q[n * L + r];
+                store(out.k + n * C + c, dk, m);
+            }
+            transpose(t);
+            for (int n = 0; n < N; ++n) {
+                V s = load(dq_block + n * L);
+                const float* k = p.k + n * C + c;
+                if (lanes(m) == L)
+                    for (int j = 0; j < L; ++j) s += t[j] * k[j];
+                else
+                    for (int j = 0; j < lanes(m); ++j) s += t[j] * k[j];
+                store(dq_block + n * L, s);
+            }
+        });
+        for (int n = 0; n < N; ++n) store(dq + n * C + i, load(dq_block + n * L) * scale, tail);
+    });
+}
+
+// From dq, and the workers' partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
+// channel for the GroupNorm, and parameter gradients (null: not needed).
+inline void project_backward(const Plan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
+                             const TeamPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, Params* grads) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled;
+    for_lanes(range.begin, range.end, [&](int c, auto m) {
+        const V center = splat(projected.mean), rstd = splat(projected.rstd);
+        const V weight = load(p.norm_weight + c, m), bias = load(p.norm_bias + c, m);
+        const V wq = load(p.q_weight + c, m), wk = load(p.k_weight + c, m), wv = load(p.v_weight + c, m);
+        V dv{};
+        for (int w = 0; w < partials.workers; ++w) dv += load(partials.of(plan, w).v + c, m);
+        const V from_v = dv * wv * (1.0f / N);
+        V q1{}, q0{}, k1{}, k0{}, s0{}, s1{};
+        for (int n = 0; n < N; ++n) {
+            const V unit = (load(y + n * C + c, m) - center) * rstd, e = unit * weight + bias;
+            const V q = load(dq + n * C + c, m);
+            V k{};
+            for (int w = 0; w < partials.workers; ++w) k += load(partials.of(plan, w).k + n * C + c, m);
+            k *= kLn2;
+            const V d = q * wq + k * wk + from_v;
+            q1 += q * e, q0 += q;
+            k1 += k * e, k0 += k;
+            s0 += d, s1 += d * unit;
+            store(dq + n * C + c, d * weight, m);
+        }
+        store(sum_dy + c, s0 * weight, m);
+        store(sum_dy_y + c, s1 * weight, m);
+        if (!grads) return;
+        const auto add = [&](float* row, V v) { store(row + c, load(row + c, m) + v, m); };
+        add(grads->norm_weight, s1);
+        add(grads->norm_bias, s0);
+        add(grads->q_weight, q1);
+        add(grads->q_bias, q0);
+        add(grads->k_weight, k1);
+        add(grads->k_bias, k0);
+        add(grads->v_weight, dv * ((load(mean + c, m) - center) * rstd * weight + bias));
+        add(grads->v_bias, dv);
+    });
+}
+
+// The GroupNorm's backward: gradient dn [N][C] of the normalised map -> that of the map, times `scale`
+inline void pooled_gradient(const Plan& plan, Range range, const float* y, const Projections& projected, const float* sum_dy,
+                            const float* sum_dy_y, float scale, float* dn) {
+    const int64_t C = plan.channels;
+    const float count = static_cast<float>(plan.pooled) * plan.channels;
+    const float m0 = sum_over(sum_dy, 0, plan.channels) / count, m1 = sum_over(sum_dy_y, 0, plan.channels) / count;
+    const V factor = splat(projected.rstd * scale);
+    for_lanes(range.begin, range.end, [&](int c, auto m) {
+        for (int n = 0; n < plan.pooled; ++n) {
+            const V unit = (load(y + n * C + c, m) - projected.mean) * projected.rstd;
+            store(dn + n * C + c, (load(dn + n * C + c, m) - m0 - unit * m1) * factor, m);
+        }
+    });
+}
+
+}  // namespace fastattn

@@ -1,0 +1,71 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastattn {
+namespace {
+
+struct Level {
+    const char* name;
+    void (*forward)(const Plan&, const ForwardArgs&);
+    void (*backward)(const Plan&, const BackwardArgs&);
+};
+
+const std::vector<Level>& levels() {
+    static const std::vector<Level> all = [] {
+        std::vector<Level> found;
+#if defined(__x86_64__)
+        __builtin_cpu_init();
+        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        if (avx512) found.push_back({"avx512", avx512::forward, avx512::backward});
+        if (avx2) found.push_back({"avx2", avx2::forward, avx2::backward});
+#endif
+        found.push_back({"baseline", baseline::forward, baseline::backward});
+        return found;
+    }();
+    return all;
+}
+
+const Level* find(const std::string& name) {
+    for (const Level& level : levels())
+        if (level.name == name) return &level;
+    return nullptr;
+}
+
+std::atomic<const Level*>& current() {
+    static std::atomic<const Level*> level = [] {
+        const char* wanted = std::getenv("FASTATTN_CPU_ISA");
+        const Level* named = wanted ? find(wanted) : nullptr;
+        return named ? named : &levels().front();
+    }();
+    return level;
+}
+
+}  // namespace
+
+std::vector<std::string> isa_levels() {
+    std::vector<std::string> names;
+    for (const Level& level : levels()) names.emplace_back(level.name);
+    return names;
+}
+
+std::string isa() { return current().load()->name; }
+
+void set_isa(const std::string& name) {
+    const Level* level = find(name);
+    if (!level) {
+        std::string known;
+        for (const std::string& n : isa_levels()) known += (known.empty() ? "" : ", ") + n;
+        throw std::invalid_argument("this CPU has no instruction-set level '" + name + "'; it has: " + known);
+    }
+    current().store(level);
+}
+
+void forward(const Plan& plan, const ForwardArgs& args) { current().load()->forward(plan, args); }
+void backward(const Plan& plan, const BackwardArgs& args) { current().load()->backward(plan, args); }
+
+}  // namespace fastattn

@@ -1,0 +1,131 @@
+// How the work is split, and the buffers of one sample.
+#pragma once
+
+#include <omp.h>
+
+#include "attention_backward.h"
+#include "nchw.h"
+#include "nhwc.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// The threads that work on one sample, each on its own channels.
+struct Team {
+    int rank, size;
+    int first, step;  // thread of rank 0, and threads between ranks
+    bool shared;      // some sample of this round has several threads: every thread takes part in every barrier
+
+    void sync() const {
+        if (shared) {
+#pragma omp barrier
+        }
+    }
+};
+
+// The channels of one of `size` workers, in whole cache lines while there are enough of them.
+inline Range slice(int channels, int rank, int size) {
+    int unit = 16;
+    while (unit > 1 && channels < unit * size) unit /= 2;
+    const int64_t units = (channels + unit - 1) / unit;
+    const auto edge = [&](int64_t r) { return static_cast<int>(std::min<int64_t>(channels, units * r / size * unit)); };
+    return {edge(rank), edge(rank + 1)};
+}
+
+// Threads worth waking for this much work
+inline int useful_threads(const Plan& plan, int threads) {
+    const int64_t work = plan.batch * plan.channels * plan.pixels;
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / 8192)));
+}
+
+// f(sample, team): one sample a thread while that keeps all threads busy, then one round in which teams share the rest.
+template <class F>
+inline void for_samples(int batch, int thread, int threads, F&& f) {
+    const int whole = batch / threads * threads, rest = batch - whole;
+    for (int b = thread; b < whole; b += threads) f(b, Team{0, 1, thread, 1, false});
+    if (!rest) return;
+    if (whole) {
+#pragma omp barrier
+    }
+    const int team = thread % rest;
+    f(whole + team, Team{thread / rest, (threads - team + rest - 1) / rest, team, rest, true});
+}
+
+// f(passes, element type) for the plan's memory format and dtype
+template <class F>
+inline void with_passes(const Plan& plan, F&& f) {
+    const auto call = [&](auto element) {
+        using T = typename decltype(element)::type;
+        if (plan.channels_last) f(Type<Nhwc<T>>{}, element);
+        else f(Type<Nchw<T>>{}, element);
+    };
+    with_element(plan.dtype, call);
+}
+
+// Buffers of one sample, shared by its team
+struct Sample {
+    float *mean_h, *mean_w;  // [H][C], [W][C]
+    float* y;                // [N][C]
+    int32_t* argmax;         // [N][C], null unless max pooling
+    AttentionRows rows;
+    Axis h, w;
+    float *y_mean, *y_m2;  // [C]
+    float* g;              // [C], channel gate
+
+    static int64_t size(const Plan& plan) {
+        const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
+        return plan.saved_size + (gates + 3) * plan.channels + 32 * 16;
+    }
+
+    // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
+    Sample(const Plan& plan, const Params& p, Bump& bump, float* saved, bool keep_convolution) {
+        const int64_t C = plan.channels;
+        const auto keep = [&](int64_t rows) {
+            if (!saved) return bump.take(rows * C);
+            float* piece = saved;
+            saved += rows * C;
+            return piece;
+        };
+        const auto axis = [&](int length, const float* mean, const float* weight, const float* bias) {
+            float* u = bump.take(length * C);
+            float* a = keep_convolution ? bump.take(length * C) : u;
+            return Axis{length, mean, u, a, bump.take(C), bump.take(C), bump.take(C), bump.take(C), weight, bias};
+        };
+        if (plan.spatial) {
+            mean_h = keep(plan.height);
+            mean_w = keep(plan.width);
+        }
+        argmax = nullptr;
+        if (plan.channel) {
+            y = keep(plan.pooled);
+            if (plan.max_pool) argmax = reinterpret_cast<int32_t*>(keep(plan.pooled));
+            rows.o = keep(1);
+            rows.top = keep(1);
+            rows.inverse = keep(1);
+        }
+        h = w = Axis{};
+        if (plan.spatial) {
+            h = axis(plan.height, mean_h, p.norm_h_weight, p.norm_h_bias);
+            w = axis(plan.width, mean_w, p.norm_w_weight, p.norm_w_bias);
+        }
+        y_mean = bump.take(C);
+        y_m2 = bump.take(C);
+        g = plan.channel ? bump.take(C) : nullptr;
+    }
+};
+
+// g = gate(o) for the channels of `range`
+inline void channel_gate(const Plan& plan, Range range, const float* o, float* g) {
+    if (!plan.softmax_gate) {
+        for_lanes(range.begin, range.end, [&](int c, auto m) { store(g + c, sigmoid(load(o + c, m)), m); });
+        return;
+    }
+    V top = splat(-__builtin_inff());
+    for_lanes(0, plan.channels, [&](int c, auto m) { top = max(top, splat(largest(load(o + c, m), lanes(m)))); });
+    const auto share = [&](int c, auto m) { return exp2((load(o + c, m) - top) * kLog2e); };
+    V total{};
+    for_lanes(0, plan.channels, [&](int c, auto m) { total += keep(share(c, m), m); });
+    const V inverse = splat(1.0f / sum(total));
+    for_lanes(range.begin, range.end, [&](int c, auto m) { store(g + c, share(c, m) * inverse, m); });
+}
+
+}  // namespace fastattn
