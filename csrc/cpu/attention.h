@@ -48,7 +48,7 @@ inline void pooled_statistics(const Plan& plan, Range range, const float* y, flo
     });
 }
 
-inline void project(const Plan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
+INLINE_BODY inline void project(const Plan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);
@@ -127,7 +127,7 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
 }
 
 // o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`. scratch: N * L floats, and 4 * C + 64
-inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, float* scratch) {
+INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     int expanded = -1;  // head that was done by expansion
@@ -151,16 +151,20 @@ inline void attend(const Plan& plan, Range range, const Projections& p, const At
             });
         }
         V denominator[L] = {}, output[L] = {};
-        for_lanes(first, first + size, [&](int c, auto m) {
-            V s[L];
-            logits(scratch, p.k + c, C, N, m, s);
-            const V v = load(p.v + c, m);
-            for (int r = 0; r < L; ++r) {
-                const V e = keep(exp2(s[r] - top[r]), m);
-                denominator[r] += e;
-                output[r] += e * v;
-            }
-        });
+        const auto reduce = [&](auto weight) {
+            for_lanes(first, first + size, [&](int c, auto m) {
+                V s[L];
+                logits(scratch, p.k + c, C, N, m, s);
+                const V v = load(p.v + c, m);
+                for (int r = 0; r < L; ++r) {
+                    const V e = keep(weight(s[r], r), m);
+                    denominator[r] += e;
+                    output[r] += e * v;
+                }
+            });
+        };
+        if (bounded) reduce([&](V s, int) { return exp2_bounded(s); });
+        else reduce([&](V s, int r) { return exp2(s - top[r]); });
         const Tail tail(rows);
         const V inverse = 1.0f / sum_rows(denominator);
         V tops;

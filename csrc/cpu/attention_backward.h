@@ -82,7 +82,7 @@ inline bool attend_backward_by_expansion(const Plan& plan, const Projections& p,
 }
 
 // dq [N][C] for the rows of `range`; adds to the partials, which start at zero
-inline void attend_backward(const Plan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+INLINE_BODY inline void attend_backward(const Plan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
                             const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
@@ -135,7 +135,7 @@ inline void attend_backward(const Plan& plan, Range range, const Projections& p,
 
 // From dq, and the workers' partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
 // channel for the GroupNorm, and parameter gradients (null: not needed).
-inline void project_backward(const Plan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
+INLINE_BODY inline void project_backward(const Plan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
                              const TeamPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, Params* grads) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;

@@ -20,11 +20,12 @@ public:
 
     void sample(int index, Team team, float* shared, float* own, const TeamPartials& partials, Params* grads) const {
         const int64_t C = plan_.channels, offset = index * C * plan_.pixels;
-        const T *x = static_cast<const T*>(args_.x) + offset, *d = static_cast<const T*>(args_.grad_out) + offset;
+        const T *input = static_cast<const T*>(args_.x) + offset, *grad_out = static_cast<const T*>(args_.grad_out) + offset;
         const Range range = slice(plan_.channels, team.rank, team.size);
         Bump bump(shared), mine(own);
         Sample s(plan_, params_, bump, const_cast<float*>(args_.saved) + index * plan_.saved_size, true);  // read only
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
+        const typename Passes::Map *x = passes.fetch(input, range, 0), *d = passes.fetch(grad_out, range, 1);
         const bool average = plan_.channel && plan_.spatial && !plan_.max_pool;
 
         Gathered sums;
@@ -46,13 +47,13 @@ public:
         }
         passes.gather(d, x, range, s.h.a, s.w.a, sums);
         if (plan_.channel) attention(range, team, s, sums, bump, mine, partials, dy, grads);
-        if (plan_.spatial) gates(range, team, s, x, sums, dy, bump, grads);
+        if (plan_.spatial) gates(range, team, s, input, sums, dy, bump, grads);
         if (!args_.grad_x) return;
 
         T* dx = static_cast<T*>(args_.grad_x) + offset;
         const InputGradient in{s.g, plan_.max_pool ? nullptr : dy, plan_.spatial ? sums.r_h : nullptr, plan_.spatial ? sums.r_w : nullptr};
         passes.input_gradient(d, range, s.h.a, s.w.a, in, dx);
-        if (s.argmax) maxima_gradient(range, d, s, in, dy, dx);
+        if (s.argmax) maxima_gradient(range, grad_out, s, in, dy, dx);
     }
 
 private:

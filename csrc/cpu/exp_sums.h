@@ -35,7 +35,7 @@ inline int taylor_cells(float reach, Span b) {
 }
 
 // value[k][i] = sum_j w[k][j] exp(a[j] b[i]) and slope[k][i], its derivative in b[i], for k = 0, 1. A NaN in b stays one.
-inline void exp_sums(const float* a, const float* const w[2], int count, const float* b, Span span_b, int cells, int queries,
+INLINE_BODY inline void exp_sums(const float* a, const float* const w[2], int count, const float* b, Span span_b, int cells, int queries,
                      float* const value[2], float* const slope[2]) {
     const float width = 2.0f * span_b.reach() / cells;
     for (int cell = 0; cell < cells; ++cell) {

@@ -8,6 +8,8 @@ constexpr int64_t kCachedBytes = 1 << 20;  // a sample above this size is walked
 
 template <class Passes, class T>
 class Forward {
+    using Map = typename Passes::Map;
+
 public:
     Forward(const Plan& plan, const Params& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
@@ -17,12 +19,13 @@ public:
     }
 
     void sample(int index, Team team, float* shared, float* own) const {
-        const T* x = static_cast<const T*>(args_.x) + index * plan_.channels * plan_.pixels;
+        const T* input = static_cast<const T*>(args_.x) + index * plan_.channels * plan_.pixels;
         T* out = static_cast<T*>(args_.out) + index * plan_.channels * plan_.pixels;
         Bump bump(shared), mine(own);
         Sample s(plan_, params_, bump, args_.saved ? args_.saved + index * plan_.saved_size : nullptr, false);
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
         const Range range = slice(plan_.channels, team.rank, team.size);
+        const Map* x = passes.fetch(input, range, 0);
 
         if (plan_.spatial && !team.shared && plan_.channels / 4 >= L && plan_.channels * plan_.pixels * int64_t{sizeof(T)} > kCachedBytes) {
             for (int i = 0; i < 4; ++i) gate_and_pool(passes, x, {i * plan_.channels / 4, (i + 1) * plan_.channels / 4}, team, s);
@@ -41,7 +44,7 @@ public:
     }
 
 private:
-    void gate_and_pool(const Passes& passes, const T* x, Range range, Team team, const Sample& s) const {
+    void gate_and_pool(const Passes& passes, const Map* x, Range range, Team team, const Sample& s) const {
         if (plan_.spatial) {
             passes.axis_means(x, range, s.mean_h, s.mean_w);
             convolve(plan_, params_, range, s.h);

@@ -28,7 +28,7 @@ inline int radius(const Plan& plan, int c, int n) {
 }
 
 // u = conv(mean) + bias, and its statistics per channel
-inline void convolve(const Plan& plan, const Params& p, Range range, const Axis& axis) {
+INLINE_BODY inline void convolve(const Plan& plan, const Params& p, Range range, const Axis& axis) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -101,7 +101,7 @@ inline void for_groups(const Plan& plan, Range range, F&& f) {
 }
 
 // a = gate(GroupNorm(u)); the channel statistics of all groups that `range` touches must be there
-inline void normalize_and_gate(const Plan& plan, Range range, const Axis& axis) {
+INLINE_BODY inline void normalize_and_gate(const Plan& plan, Range range, const Axis& axis) {
     const int64_t C = plan.channels;
     for_groups(plan, range, [&](Range part, Range group) {
         float mean, rstd;
@@ -140,7 +140,7 @@ struct AxisGradient {
 };
 
 // da -> dû (gradient of the normalised convolution output), with its sums per channel
-inline void gate_backward(const Plan& plan, Range range, const Axis& axis, const AxisGradient& grad) {
+INLINE_BODY inline void gate_backward(const Plan& plan, Range range, const Axis& axis, const AxisGradient& grad) {
     const int64_t C = plan.channels;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
         const V center = load(axis.center + c, m), rstd = load(axis.rstd + c, m), weight = load(axis.weight + c, m);
@@ -167,7 +167,7 @@ inline void gate_backward(const Plan& plan, Range range, const Axis& axis, const
 }
 
 // dû -> gradient of the axis mean times `scale`; accumulates the gradients of taps and bias. `du` [length][C] is room to work in.
-inline void convolve_backward(const Plan& plan, const Params& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
+INLINE_BODY inline void convolve_backward(const Plan& plan, const Params& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
                               float* du, Params* param_grads) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;

@@ -36,6 +36,8 @@ private:
 template <class T>
 class Nchw {
 public:
+    using Map = T;
+
     Nchw(const Plan& plan, float* scratch) : plan_(plan), scratch_(scratch) {}
 
     static int64_t scratch_size(const Plan& plan) {
@@ -47,8 +49,10 @@ public:
         return 2 * BlockGates::size(plan) + std::max(std::max(means, pool), std::max(gather, input)) + 256;
     }
 
+    const T* fetch(const T* x, Range, int) const { return x; }
+
     // mean_h [H][C], mean_w [W][C]
-    void axis_means(const T* x, Range range, float* mean_h, float* mean_w) const {
+    INLINE_BODY void axis_means(const T* x, Range range, float* mean_h, float* mean_w) const {
         const int H = plan_.height, W = plan_.width, C = plan_.channels, wp = round_up(W, L);
         Bump bump(scratch_);
         float* rows = bump.take(L * H + L);  // [channel][H]
@@ -78,7 +82,7 @@ public:
     }
 
     // y [N][C] = pool(x * a_h * a_w), and with max pooling the place in the plane of each maximum, argmax [N][C]
-    void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
+    INLINE_BODY void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
         const int C = plan_.channels, W = plan_.width, N = plan_.pooled, ph = plan_.pooled_h;
         const int used_w = plan_.pooled_w * plan_.window_w;
         Bump bump(scratch_);
@@ -115,7 +119,7 @@ public:
     }
 
     // out = x * (a_h * (a_w * g))
-    void gated_product(const T* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
+    INLINE_BODY void gated_product(const T* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
         const int H = plan_.height, W = plan_.width;
         Bump bump(scratch_);
         BlockGates gates(plan_, bump);
@@ -139,7 +143,7 @@ public:
     }
 
     // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each column's
-    void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
+    INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
         const int C = plan_.channels, H = plan_.height, W = plan_.width, wp = round_up(W, L);
         const int ph = out.s_h ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         const int used_h = ph * plan_.window_h, used_w = ph ? pw * plan_.window_w : 0;
@@ -205,7 +209,7 @@ public:
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
-    void input_gradient(const T* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    INLINE_BODY void input_gradient(const T* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
         const int C = plan_.channels, H = plan_.height, W = plan_.width, N = plan_.pooled;
         const int hp = round_up(H, L), wp = round_up(W, L), np = round_up(N, L);
         const int ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;

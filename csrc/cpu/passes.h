@@ -55,6 +55,9 @@ struct InputGradient {
     const float *m_h, *m_w;  // [H][C], [W][C], gradient of each pixel of a row or column
 };
 
+// A class of passes has a type Map and `const Map* fetch(const T* x, Range, int slot)`: what its passes read in place of x
+// (slot 0) and of the output's gradient (slot 1). It is x itself, or a worker's own copy in a better layout.
+
 constexpr int kMaxVectors = 4;  // of a row that are kept in registers
 
 // f(w0, number of vectors, mask of the last one) for blocks of columns of [0, width).

@@ -5,7 +5,7 @@
 
 #include "attention_backward.h"
 #include "nchw.h"
-#include "nhwc.h"
+#include "narrow.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -56,6 +56,7 @@ inline void with_passes(const Plan& plan, F&& f) {
     const auto call = [&](auto element) {
         using T = typename decltype(element)::type;
         if (plan.channels_last) f(Type<Nhwc<T>>{}, element);
+        else if (Narrow<T>::serves(plan)) f(Type<Narrow<T>>{}, element);
         else f(Type<Nchw<T>>{}, element);
     };
     with_element(plan.dtype, call);

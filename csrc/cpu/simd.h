@@ -9,6 +9,9 @@
 #include <immintrin.h>
 #endif
 
+// On a function whose body is loops over lambdas: all of them are inlined, so that what they capture stays in registers.
+#define INLINE_BODY __attribute__((flatten))
+
 namespace fastattn::FASTATTN_ISA {
 
 #if defined(__AVX512F__)

@@ -7,9 +7,8 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-// 2^x with relative error below 3e-7; NaN stays NaN, the result is kept within [2^-126, 2^127].
-inline V exp2(V x) {
-    x = min(splat(127.0f), max(splat(-126.0f), x));
+// 2^x for |x| <= 126 with relative error below 3e-7; NaN stays NaN.
+inline V exp2_bounded(V x) {
 #if defined(__AVX512F__)
     const V whole = _mm512_roundscale_ps(x, 0);
 #elif defined(__AVX2__)
@@ -36,6 +35,9 @@ inline V exp2(V x) {
     return x == x ? scaled : x;
 #endif
 }
+
+// 2^x, kept within [2^-126, 2^126]
+inline V exp2(V x) { return exp2_bounded(min(splat(126.0f), max(splat(-126.0f), x))); }
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
