@@ -1,0 +1,61 @@
+"""`python -m fastattn info`: versions, the state of the extension, and who serves what.
+`python -m fastattn report RESULT.json -o DIR`: benchmark results as tables and plots."""
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import __version__, available_backends, backends, get_backend, native
+
+USAGE = "usage: python -m fastattn info | report RESULT.json -o DIR"
+
+
+def info() -> str:
+    """Return what a bug report needs: versions, devices, backends, and why those that cannot serve cannot."""
+    state, detail = native.status()
+    if state == "ok":
+        isa = native.extension()
+        detail = f"instruction set {isa.isa()} of {', '.join(isa.isa_levels())}"
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "not installed"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = [
+        f"fastattn   {__version__}",
+        f"python     {platform.python_version()}, {platform.platform()}",
+        f"torch      {torch.__version__}, {torch.get_num_threads()} threads",
+        f"triton     {triton}",
+        f"GPU        {', '.join(devices) or 'none'}",
+        f"extension  {state}: {detail}",
+        f"backend    {get_backend()} (FASTATTN_BACKEND={os.environ.get('FASTATTN_BACKEND', '')})",
+        f"available  {', '.join(available_backends())}",
+    ]
+    for device in ("cpu", "cuda") if devices else ("cpu",):
+        for operation in backends.OPERATIONS:
+            call = backends.Call(operation, device)
+            lines.append(f"{operation} on {device}, float32: {backends.choose('auto', *call)}")
+            reasons = {name: backends.unsupported_reasons(name, call) for name in backends.BACKENDS}
+            lines += [f"  not {name}: {'; '.join(why)}" for name, why in reasons.items() if why]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command and return its exit status."""
+    if argv == ["info"]:
+        print(info())
+        return 0
+    if argv[:1] == ["report"] and importlib.util.find_spec("fastattn.report"):
+        from .report import main as report
+
+        return report(argv[1:]) or 0
+    print(USAGE, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

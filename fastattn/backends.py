@@ -1,0 +1,184 @@
+"""Which backend serves a call, and why the others do not.
+
+Every backend answers `unsupported_reasons(name, call)`; an empty list means that it serves the call. Dispatch, the error
+of a named backend that cannot serve, `explain` and `python -m fastattn info` all read that answer.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from . import native
+
+OPERATIONS = ("scsa", "smsa", "pcsa")
+
+
+class Call(NamedTuple):
+    """What decides on a backend; hashable, so that an answer is found once."""
+
+    operation: str
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    param_dtype: torch.dtype = torch.float32
+    autocast: bool = False
+    recombination: bool = False
+    dropout: bool = False
+    transformed: bool = False
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fast_path_reasons(call: Call) -> list[str]:
+    """What no fast path serves."""
+    reasons = []
+    if call.dtype not in native.DTYPES:
+        reasons.append(f"x is {_name(call.dtype)}; the fast paths take float32, bfloat16 and float16")
+    elif call.param_dtype is not call.dtype and not (call.autocast and call.param_dtype in native.DTYPES):
+        reasons.append(f"x is {_name(call.dtype)} and the parameters are {_name(call.param_dtype)}, outside of autocast")
+    if call.recombination:
+        reasons.append('down_sample_mode="recombination" has no fast path')
+    if call.dropout:
+        reasons.append("dropout on the attention while training has no fast path")
+    if call.transformed:
+        reasons.append("torch.func transforms (vmap, grad, jvp) have no fast path")
+    return reasons
+
+
+def _native_reasons(call: Call) -> list[str]:
+    state, detail = native.status()
+    reasons = [] if state == "ok" else [f"the extension fastattn._native: {state}: {detail}"]
+    if call.device != "cpu":
+        reasons.append(f"x is on {call.device}; native serves the CPU")
+    return reasons + _fast_path_reasons(call)
+
+
+def _triton_reasons(call: Call) -> list[str]:
+    return [f"fastattn.kernels has no {call.operation} kernel", *_fast_path_reasons(call)]
+
+
+def _cuda_reasons(call: Call) -> list[str]:
+    return [f"fastattn._native has no CUDA {call.operation} kernel", *_fast_path_reasons(call)]
+
+
+# in the order in which "auto" asks
+BACKENDS = {
+    "native": _native_reasons,
+    "cuda": _cuda_reasons,
+    "triton": _triton_reasons,
+    "reference": lambda call: [],
+}
+
+
+def unsupported_reasons(name: str, call: Call) -> list[str]:
+    """Return why a backend does not serve a call; empty if it does."""
+    return BACKENDS[name](call)
+
+
+def choose(wanted: str, *call) -> str:
+    """Return the backend that serves the call of these `Call` fields.
+
+    ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve.
+    """
+    return _choose(wanted, *call)
+
+
+# what torch.compiler.assume_constant_result does, without its import of Dynamo: the arguments decide, and are guarded
+choose._dynamo_marked_constant = True
+
+
+@functools.cache
+def _choose(wanted: str, *fields) -> str:
+    call = Call(*fields)
+    _check_name(wanted)
+    if wanted == "auto":
+        return next(name for name in BACKENDS if not unsupported_reasons(name, call))
+    reasons = unsupported_reasons(wanted, call)
+    if reasons:
+        raise RuntimeError(f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons))
+    return wanted
+
+
+def _check_name(name: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(('auto', *BACKENDS))}")
+
+
+class _Scope(threading.local):
+    """What `use_backend` set in this thread: unlike a ContextVar, Dynamo can also set it inside a compiled region."""
+
+    def __init__(self):  # Dynamo guards attributes of the instance, not of the class
+        self.backend: str | None = None
+
+
+_scope = _Scope()
+_default = os.environ.get("FASTATTN_BACKEND") or "auto"
+
+
+def get_backend() -> str:
+    """Return the name that calls without a `backend` argument follow."""
+    return _scope.backend or _default
+
+
+def set_backend(name: str) -> None:
+    """Make every later call without a `backend` argument follow `name`, in all threads; ValueError if it is unknown."""
+    global _default
+    _check_name(name)
+    _default = name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make calls inside the block, in this thread, follow `name`, over `set_backend`; ValueError if it is unknown."""
+    _check_name(name)
+    before, _scope.backend = _scope.backend, name
+    try:
+        yield
+    finally:
+        _scope.backend = before
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the backends that serve some operation on this machine, in the order in which "auto" asks them."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    calls = [Call(operation, device) for operation in OPERATIONS for device in devices]
+    return tuple(name for name in BACKENDS if any(not unsupported_reasons(name, call) for call in calls))
+
+
+def explain(what, x: torch.Tensor, **options) -> str:
+    """Say which backend serves a module or an operation (by name) on x, and why each other one does not.
+
+    `options` are those of the operation's functional that matter here: `down_sample_mode`, `attn_drop_ratio`,
+    `training`, `backend`; a module brings its own.
+    """
+    dtype = x.dtype
+    if not isinstance(what, str):
+        options = {**vars(what), **options}
+        dtype = next(what.parameters()).dtype
+        what = what.operation.name
+    if what not in OPERATIONS:
+        raise ValueError(f"unknown operation {what!r}: expected one of {', '.join(OPERATIONS)}")
+    call = Call(
+        what,
+        x.device.type,
+        x.dtype,
+        dtype,
+        torch.is_autocast_enabled(x.device.type),
+        options.get("down_sample_mode") == "recombination",
+        bool(options.get("training") and options.get("attn_drop_ratio")),
+    )
+    wanted = options.get("backend") or get_backend()
+    try:
+        chosen = f"served by {choose(wanted, *call)} (asked for: {wanted})"
+    except RuntimeError as error:
+        chosen = str(error)
+    lines = [f"{what} on {call.device}, {_name(call.dtype)}: {chosen}"]
+    for name in BACKENDS:
+        lines.append(f"  {name}: {'; '.join(unsupported_reasons(name, call)) or 'can serve'}")
+    return "\n".join(lines)

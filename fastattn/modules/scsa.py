@@ -1,0 +1,155 @@
+"""SCSA and its parts SMSA and PCSA (arXiv 2407.05128), with the authors' constructors and state dicts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..functional import check_channel, check_spatial, run
+from ..ops import scsa as ops
+
+_CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
+_SPATIAL = (
+    *((name, "weight") for name in _CONVS),
+    *((name, "bias") for name in _CONVS),
+    *((name, kind) for name in ("norm_h", "norm_w") for kind in ("weight", "bias")),
+)
+_CHANNEL = (("norm", "weight"), ("norm", "bias"), ("q", "weight"), ("k", "weight"), ("v", "weight"))
+_BIASES = (("q", "bias"), ("k", "bias"), ("v", "bias"))
+
+
+class _Attention(nn.Module):
+    """What the three modules share. A subclass names its operation and, in `_slots`, the order of its parameters."""
+
+    operation: ops.Operation
+    _slots: tuple[tuple[str, str], ...]
+
+    def _add_spatial(self, kernel_sizes: Sequence[int]) -> None:
+        check_spatial(self.dim, kernel_sizes, self.gate_layer)
+        self.group_kernel_sizes = tuple(kernel_sizes)
+        group = self.dim // 4
+        for name, size in zip(_CONVS, kernel_sizes, strict=True):
+            setattr(self, name, nn.Conv1d(group, group, size, padding=size // 2, groups=group))
+        self.norm_h = nn.GroupNorm(4, self.dim)
+        self.norm_w = nn.GroupNorm(4, self.dim)
+
+    def _add_channel(self, head_num: int, window_size: int, qkv_bias: bool, mode: str, drop: float) -> None:
+        check_channel(self.dim, head_num, window_size, mode, self.gate_layer, drop)
+        self.head_num, self.window_size, self.qkv_bias = head_num, window_size, qkv_bias
+        self.down_sample_mode, self.attn_drop_ratio = mode, drop
+        if mode == "recombination":
+            self.conv_d = nn.Conv2d(self.dim * window_size**2, self.dim, 1, bias=False)
+        self.norm = nn.GroupNorm(1, self.dim)
+        for name in "qkv":
+            setattr(self, name, nn.Conv2d(self.dim, self.dim, 1, bias=qkv_bias, groups=self.dim))
+
+    def _params(self) -> list[Tensor]:
+        """Return the parameters in the operation's order."""
+        modules = self._modules
+        try:  # twice as fast as attributes
+            return [modules[name]._parameters[kind] for name, kind in self._slots]
+        except KeyError:  # computed: pruned, parametrized, a data-parallel replica
+            return [getattr(modules[name], kind) for name, kind in self._slots]
+
+    def forward(self, x: Tensor) -> Tensor:
+        recombination = self.down_sample_mode == "recombination"
+        return run(
+            self.operation,
+            x,
+            self.dim,
+            self._params(),
+            (self.head_num, self.window_size, self.down_sample_mode, self.gate_layer),
+            self.conv_d.weight if recombination else None,
+            self.attn_drop_ratio if self.training else 0.0,
+        )
+
+    def _channel_repr(self) -> str:
+        return (
+            f"head_num={self.head_num}, window_size={self.window_size}, qkv_bias={self.qkv_bias}, "
+            f"down_sample_mode={self.down_sample_mode!r}, attn_drop_ratio={self.attn_drop_ratio}"
+        )
+
+
+class SMSA(_Attention):
+    """Shared multi-semantic spatial attention: x (B, dim, H, W) gated by its rows and columns (arXiv 2407.05128, eq. 1-6).
+
+    ValueError unless `dim` is divisible by 4 and `group_kernel_sizes` are four odd numbers; in forward, for an input
+    that is not real floating point of shape (B, dim, H, W).
+    """
+
+    operation = ops.SMSA
+    _slots = _SPATIAL
+
+    def __init__(self, dim: int, group_kernel_sizes: Sequence[int] = (3, 5, 7, 9), gate_layer: str = "sigmoid"):
+        super().__init__()
+        self.dim, self.gate_layer = dim, gate_layer
+        self._add_spatial(group_kernel_sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(ops.SMSA, x, self.dim, self._params(), (self.gate_layer,))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, group_kernel_sizes={self.group_kernel_sizes}, gate_layer={self.gate_layer!r}"
+
+
+class PCSA(_Attention):
+    """Progressive channel self-attention: x (B, dim, H, W) gated by its channels (arXiv 2407.05128, eq. 7-13).
+
+    ValueError unless `dim` is divisible by `head_num`, for an unknown mode or gate, and for `window_size=-1` with
+    `down_sample_mode="recombination"`; in forward, for an input that is not real floating point of shape
+    (B, dim, H, W) or whose H or W is below `window_size`.
+    """
+
+    operation = ops.PCSA
+
+    def __init__(
+        self,
+        dim: int,
+        head_num: int = 1,
+        window_size: int = 7,
+        qkv_bias: bool = False,
+        down_sample_mode: str = "avg_pool",
+        attn_drop_ratio: float = 0.0,
+        gate_layer: str = "sigmoid",
+    ):
+        super().__init__()
+        self.dim, self.gate_layer = dim, gate_layer
+        self._add_channel(head_num, window_size, qkv_bias, down_sample_mode, attn_drop_ratio)
+        self._slots = _CHANNEL + (_BIASES if qkv_bias else ())
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, {self._channel_repr()}, gate_layer={self.gate_layer!r}"
+
+
+class SCSA(_Attention):
+    """Spatial and channel synergistic attention: SMSA, then PCSA, on x (B, dim, H, W) (arXiv 2407.05128, eq. 1-13).
+
+    `fuse_bn`, `norm_cfg` and `act_cfg` are accepted and have no effect, as in the released module. Raises what SMSA
+    and PCSA raise.
+    """
+
+    operation = ops.SCSA
+
+    def __init__(
+        self,
+        dim: int,
+        head_num: int = 1,
+        window_size: int = 7,
+        group_kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        qkv_bias: bool = False,
+        fuse_bn: bool = False,
+        norm_cfg: Any = None,
+        act_cfg: Any = None,
+        down_sample_mode: str = "avg_pool",
+        attn_drop_ratio: float = 0.0,
+        gate_layer: str = "sigmoid",
+    ):
+        super().__init__()
+        self.dim, self.gate_layer = dim, gate_layer
+        self._add_spatial(group_kernel_sizes)
+        self._add_channel(head_num, window_size, qkv_bias, down_sample_mode, attn_drop_ratio)
+        self._slots = _SPATIAL + _CHANNEL + (_BIASES if qkv_bias else ())
+
+    def extra_repr(self) -> str:
+        kernels = f"group_kernel_sizes={self.group_kernel_sizes}"
+        return f"{self.dim}, {self._channel_repr()}, {kernels}, gate_layer={self.gate_layer!r}"

@@ -1,0 +1,1 @@
+"""Operations registered with torch.library: schemas, fakes and autograd over the backends' kernels."""

@@ -1,0 +1,125 @@
+"""The registered operations `fastattn::{scsa,smsa,pcsa}_{forward,backward}`.
+
+`params` is one flat list: the weights of the four convolutions, their four biases, weight and bias of norm_h and of
+norm_w (SMSA), then weight and bias of norm, the weights of q, k and v, and their biases if there are any (PCSA).
+`saved` is what backward needs besides x and params: float32 (B, floats per sample), or (0,) where nothing is saved.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+_LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
+_SERVERS = {"native": native}  # a backend's forward and backward
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return x if it lies densely as NCHW or as channels_last, else the one copy that does, in the format it is closer to."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    channels_last = 1 == x.stride(1) < x.stride(3)
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+class Operation:
+    """One operation: its two registered operators, their fakes, and autograd around them."""
+
+    def __init__(self, name: str, *, spatial: bool, channel: bool):
+        self.name, self.spatial, self.channel = name, spatial, channel
+        options = "int head_num, int window_size, str down_sample_mode, str gate_layer" if channel else "str gate_layer"
+        _LIBRARY.define(
+            f"{name}_forward(Tensor x, Tensor[] params, {options}, bool save, str backend) -> (Tensor out, Tensor saved)"
+        )
+        _LIBRARY.define(
+            f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, bool need_x, "
+            "bool need_params, str backend) -> (Tensor grad_x, Tensor[] grad_params)"
+        )
+        for direction in ("forward", "backward"):
+            _LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), "CPU")
+            torch.library.register_fake(f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=_LIBRARY)
+        self.forward = getattr(torch.ops.fastattn, f"{name}_forward").default
+        self.backward = getattr(torch.ops.fastattn, f"{name}_backward").default
+
+    def saved_size(self, x: Tensor, options: tuple) -> int:
+        """Return how many floats per sample forward saves for backward."""
+        _, channels, height, width = x.shape
+        size = height + width if self.spatial else 0
+        if self.channel:
+            _, window, mode, _ = options
+            pixels = 1 if window == -1 else (height // window) * (width // window)
+            size += pixels * (2 if mode == "max_pool" and window != -1 else 1) + 3
+        return channels * size
+
+    def _forward(self, x, params, *rest):
+        save, backend = rest[-2:]
+        return _SERVERS[backend].forward(self, dense(x), params, rest[:-2], save)
+
+    def _backward(self, grad_out, x, saved, params, *rest):
+        need_x, need_params, backend = rest[-3:]
+        x = dense(x)
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        grad_out = grad_out.contiguous(memory_format=layout)
+        return _SERVERS[backend].backward(self, grad_out, x, saved, params, rest[:-3], need_x, need_params)
+
+    def _fake_forward(self, x, params, *rest):
+        *options, save, _ = rest
+        saved = (x.shape[0], self.saved_size(x, options)) if save else (0,)
+        return torch.empty_like(dense(x)), x.new_empty(saved, dtype=torch.float32)
+
+    def _fake_backward(self, grad_out, x, saved, params, *rest):
+        *_, need_x, need_params, _ = rest
+        grad_x = torch.empty_like(dense(x)) if need_x else x.new_empty(0)
+        return grad_x, [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params if need_params]
+
+    def __call__(self, x: Tensor, params: Sequence[Tensor], options: tuple, backend: str) -> Tensor:
+        """Run the operation on a backend, recording a graph only where a gradient is wanted."""
+        x = dense(x)
+        if torch.is_grad_enabled() and (x.requires_grad or any([p.requires_grad for p in params])):
+            return _Recorded.apply(self, options, backend, x, *params)
+        return self.forward(x, params, *options, False, backend)[0]
+
+
+class _Recorded(torch.autograd.Function):
+    """Autograd outside of the registered operators, which costs less than inside (see `_Once` for double backward)."""
+
+    @staticmethod
+    def forward(ctx, operation, options, backend, x, *params):
+        out, saved = operation.forward(x, params, *options, True, backend)
+        ctx.operation, ctx.options, ctx.backend = operation, options, backend
+        ctx.save_for_backward(x, saved, *params)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        x, saved, *params = ctx.saved_tensors
+        need_x, *need_params = ctx.needs_input_grad[3:]
+        grad_x, grad_params = ctx.operation.backward(
+            grad_out, x, saved, params, *ctx.options, need_x, any(need_params), ctx.backend
+        )
+        grads = [grad_x, *(grad_params or params)]
+        grads = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[3:], strict=True)]
+        if torch.is_grad_enabled():  # create_graph=True
+            wanted = [g for g in grads if g is not None]
+            once = iter(_Once.apply(len(wanted), *wanted, grad_out, x, *params))
+            grads = [g if g is None else next(once) for g in grads]
+        return None, None, None, *grads
+
+
+class _Once(torch.autograd.Function):
+    """Pass gradients through, and refuse to be differentiated."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("double backward is not supported by fastattn's fast paths; use backend='reference'")
+
+
+SCSA = Operation("scsa", spatial=True, channel=True)
+SMSA = Operation("smsa", spatial=True, channel=False)
+PCSA = Operation("pcsa", spatial=False, channel=True)

@@ -1,0 +1,70 @@
+"""PCSA, the progressive channel self-attention of SCSA (arXiv 2407.05128, equations 7-13), in eager PyTorch.
+
+    y = GroupNorm1(pool(s))                    (B, C, H', W'), N = H' * W'
+    q, k, v = per-channel scale (and bias) of y, as (B, heads, d, N) with d = C / heads
+    A = softmax(q k^T / sqrt(d))               over channels, (B, heads, d, d)
+    g = gate(mean_N(A v))                      (B, C, 1, 1)
+    out = g * s
+
+The scale is the released module's sqrt(C / heads) where the paper prints sqrt(C), and GroupNorm1 is its addition.
+A softmax gate runs over the channels.
+
+What the fast paths use, each exact up to rounding:
+
+- The mean commutes with attention, mean_N(A v) = A mean_N(v): one matrix-vector product, and A v is never formed.
+- q k^T is a sum of N outer products, so a row of A is formed from q_i and k, reduced by an online softmax against
+  mean_N(v), and forgotten: C x C is never stored. Backward forms the rows again.
+- For SCSA the pooled s is a pooling of x weighted by a_h and a_w (see `smsa`), and out = x * (a_h * g) * a_w: s is
+  not stored either. With the sums of x * a_w over each row's windows and of x * a_h over each column's windows,
+  gathered in the pass that gathers R1 and R2 of `smsa`, dg = sum_h(a_h * R1), dy follows, and the gradients of a_h
+  and a_w follow from these sums alone.
+- Max pooling passes its gradient to the first maximum of each window in row-major order, as torch does.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compress(s: Tensor, window_size: int, down_sample_mode: str, conv_d_weight: Tensor | None) -> Tensor:
+    """Pool s (B, C, H, W) to (B, C, H // window, W // window), or to one pixel with window -1 (equation 7)."""
+    if window_size == -1:
+        return s.mean(dim=(2, 3), keepdim=True)
+    if down_sample_mode == "avg_pool":
+        return F.avg_pool2d(s, window_size)
+    if down_sample_mode == "max_pool":
+        return F.max_pool2d(s, window_size)
+    rows = s.shape[2] - s.shape[2] % window_size
+    columns = s.shape[3] - s.shape[3] % window_size
+    return F.conv2d(F.pixel_unshuffle(s[:, :, :rows, :columns], window_size), conv_d_weight)
+
+
+def pcsa(
+    x: Tensor,
+    norm: Sequence[Tensor],
+    qkv_weights: Sequence[Tensor],
+    qkv_biases: Sequence[Tensor] | None = None,
+    *,
+    head_num: int = 1,
+    window_size: int = 7,
+    down_sample_mode: str = "avg_pool",
+    gate_layer: str = "sigmoid",
+    conv_d_weight: Tensor | None = None,
+    attn_drop_ratio: float = 0.0,
+    training: bool = False,
+) -> Tensor:
+    """Gate the channels of x (B, C, H, W) by self-attention among them (arXiv 2407.05128, equations 7-13); shapes in
+    `fastattn.functional`."""
+    channels = x.shape[1]
+    y = torch.group_norm(compress(x, window_size, down_sample_mode, conv_d_weight), 1, *norm)  # [B, C, H', W']
+    q, k, v = (
+        F.conv2d(y, weight, bias, groups=channels).unflatten(1, (head_num, channels // head_num)).flatten(3)
+        for weight, bias in zip(qkv_weights, qkv_biases or (None, None, None), strict=True)
+    )  # each [B, heads, d, N]
+    attention = (q @ k.transpose(-2, -1) * (channels // head_num) ** -0.5).softmax(dim=-1)  # [B, heads, d, d]
+    attention = F.dropout(attention, attn_drop_ratio, training)
+    logits = (attention @ v).mean(dim=-1).reshape(-1, channels, 1, 1)
+    gate = torch.softmax(logits, dim=1) if gate_layer == "softmax" else logits.sigmoid()
+    return gate * x

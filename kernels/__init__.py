@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, one operation per file; imported when a call first needs one."""
