@@ -1,7 +1,8 @@
 """Which backend serves a call, and why the others do not.
 
-Every backend answers `unsupported_reasons(name, call)`; an empty list means that it serves the call. Dispatch, the error
-of a named backend that cannot serve, `explain` and `python -m fastattn info` all read that answer.
+Every backend answers `unsupported_reasons(name, call)`; an empty list means that it serves the call.
+Dispatch, the error of a named backend that cannot serve, `explain` and `python -m fastattn info` all read
+that answer.
 """
 
 import functools
@@ -41,7 +42,9 @@ def _fast_path_reasons(call: Call) -> list[str]:
     if call.dtype not in native.DTYPES:
         reasons.append(f"x is {_name(call.dtype)}; the fast paths take float32, bfloat16 and float16")
     elif call.param_dtype is not call.dtype and not (call.autocast and call.param_dtype in native.DTYPES):
-        reasons.append(f"x is {_name(call.dtype)} and the parameters are {_name(call.param_dtype)}, outside of autocast")
+        reasons.append(
+            f"x is {_name(call.dtype)} and the parameters are {_name(call.param_dtype)}, outside of autocast"
+        )
     if call.recombination:
         reasons.append('down_sample_mode="recombination" has no fast path')
     if call.dropout:
@@ -89,8 +92,9 @@ def choose(wanted: str, *call) -> str:
     return _choose(wanted, *call)
 
 
-# what torch.compiler.assume_constant_result does, without its import of Dynamo: the arguments decide, and are guarded
-choose._dynamo_marked_constant = True
+# what torch.compiler.assume_constant_result does, without its import of Dynamo: the arguments
+# decide, and are guarded
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -101,7 +105,9 @@ def _choose(wanted: str, *fields) -> str:
         return next(name for name in BACKENDS if not unsupported_reasons(name, call))
     reasons = unsupported_reasons(wanted, call)
     if reasons:
-        raise RuntimeError(f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons))
+        raise RuntimeError(
+            f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons)
+        )
     return wanted
 
 
@@ -111,7 +117,7 @@ def _check_name(name: str) -> None:
 
 
 class _Scope(threading.local):
-    """What `use_backend` set in this thread: unlike a ContextVar, Dynamo can also set it inside a compiled region."""
+    """What `use_backend` set in this thread; not a ContextVar, which compiled code cannot set."""
 
     def __init__(self):  # Dynamo guards attributes of the instance, not of the class
         self.backend: str | None = None
@@ -127,7 +133,7 @@ def get_backend() -> str:
 
 
 def set_backend(name: str) -> None:
-    """Make every later call without a `backend` argument follow `name`, in all threads; ValueError if it is unknown."""
+    """Make calls without a `backend` argument follow `name`, in all threads; ValueError if it is unknown."""
     global _default
     _check_name(name)
     _default = name
@@ -135,7 +141,7 @@ def set_backend(name: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Make calls inside the block, in this thread, follow `name`, over `set_backend`; ValueError if it is unknown."""
+    """Make this thread's calls in the block follow `name`, over `set_backend`; ValueError if unknown."""
     _check_name(name)
     before, _scope.backend = _scope.backend, name
     try:
@@ -145,7 +151,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the backends that serve some operation on this machine, in the order in which "auto" asks them."""
+    """Return the backends that serve some operation on this machine, in the order of "auto"."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     calls = [Call(operation, device) for operation in OPERATIONS for device in devices]
     return tuple(name for name in BACKENDS if any(not unsupported_reasons(name, call) for call in calls))

@@ -1,8 +1,8 @@
 """The operations on plain tensors: validation, the choice of a backend, and the call.
 
-Shapes: x (B, C, H, W); four convolution weights (C/4, 1, k) with odd k and four biases (C/4); norm_h, norm_w and norm are
-(weight, bias) pairs of (C); the weights of q, k and v (C, 1, 1, 1) and their optional biases (C); conv_d_weight
-(C, C * window_size**2, 1, 1), for `down_sample_mode="recombination"` alone.
+Shapes: x (B, C, H, W); four convolution weights (C/4, 1, k) with odd k and four biases (C/4); norm_h, norm_w
+and norm are (weight, bias) pairs of (C); the weights of q, k and v (C, 1, 1, 1) and their optional biases
+(C); conv_d_weight (C, C * window_size**2, 1, 1), for `down_sample_mode="recombination"` alone.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,10 @@ def smsa(
     gate_layer: str = "sigmoid",
     backend: str | None = None,
 ) -> Tensor:
-    """Gate x (B, C, H, W) by its rows and its columns: SMSA (arXiv 2407.05128, equations 1-6).
+    """Gate x (B, C, H, W) by its rows and its columns: SMSA (arXiv 2407.05128, eq. 1-6).
 
-    ValueError for bad shapes, dtypes or options; RuntimeError where a named backend cannot serve, with its reasons.
+    ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
+    serve.
     """
     channels = norm_h[0].shape[0]
     check_spatial(channels, [w.shape[-1] for w in conv_weights], gate_layer)
@@ -54,9 +55,10 @@ def pcsa(
     training: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Gate the channels of x (B, C, H, W) by self-attention among them: PCSA (arXiv 2407.05128, equations 7-13).
+    """Gate the channels of x (B, C, H, W) by self-attention among them: PCSA (arXiv 2407.05128, eq. 7-13).
 
-    ValueError for bad shapes, dtypes or options; RuntimeError where a named backend cannot serve, with its reasons.
+    ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
+    serve.
     """
     channels = norm[0].shape[0]
     options = (head_num, window_size, down_sample_mode, gate_layer)
@@ -64,7 +66,9 @@ def pcsa(
     params = [*norm, *qkv_weights, *(qkv_biases or ())]
     _check_params(params, _channel_shapes(channels, qkv_biases))
     _check_conv_d(conv_d_weight, channels, window_size, down_sample_mode)
-    return run(ops.PCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend)
+    return run(
+        ops.PCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend
+    )
 
 
 def scsa(
@@ -86,9 +90,10 @@ def scsa(
     training: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Gate x (B, C, H, W) by its rows and columns, then by its channels: SCSA (arXiv 2407.05128, equations 1-13).
+    """Gate x (B, C, H, W) by its rows and columns, then by its channels: SCSA (arXiv 2407.05128, eq. 1-13).
 
-    ValueError for bad shapes, dtypes or options; RuntimeError where a named backend cannot serve, with its reasons.
+    ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
+    serve.
     """
     channels = norm[0].shape[0]
     options = (head_num, window_size, down_sample_mode, gate_layer)
@@ -97,7 +102,9 @@ def scsa(
     params = [*conv_weights, *conv_biases, *norm_h, *norm_w, *norm, *qkv_weights, *(qkv_biases or ())]
     _check_params(params, _spatial_shapes(channels, conv_weights) + _channel_shapes(channels, qkv_biases))
     _check_conv_d(conv_d_weight, channels, window_size, down_sample_mode)
-    return run(ops.SCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend)
+    return run(
+        ops.SCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend
+    )
 
 
 def run(
@@ -112,7 +119,8 @@ def run(
 ) -> Tensor:
     """Check x, choose a backend and call it: what the functions above and the modules share.
 
-    `params` and `options` are flat, as in `fastattn.ops.scsa`, and have been checked; `dropout` is 0 unless training.
+    `params` and `options` are flat, as in `fastattn.ops.scsa`, and have been checked; `dropout` is 0 unless
+    training.
     """
     window = options[1] if operation.channel else 1
     _check_input(x, channels, window)
@@ -166,7 +174,12 @@ def check_spatial(channels: int, kernel_sizes: Sequence[int], gate_layer: str) -
 
 
 def check_channel(
-    channels: int, head_num: int, window_size: int, down_sample_mode: str, gate_layer: str, attn_drop_ratio: float
+    channels: int,
+    head_num: int,
+    window_size: int,
+    down_sample_mode: str,
+    gate_layer: str,
+    attn_drop_ratio: float,
 ) -> None:
     """ValueError unless these are options of PCSA."""
     if head_num < 1 or channels < 1 or channels % head_num:
@@ -174,7 +187,9 @@ def check_channel(
     if window_size < 1 and window_size != -1:
         raise ValueError(f"window_size must be positive, or -1 for a global average, got {window_size}")
     if down_sample_mode not in DOWN_SAMPLE_MODES:
-        raise ValueError(f"down_sample_mode must be one of {', '.join(DOWN_SAMPLE_MODES)}, got {down_sample_mode!r}")
+        raise ValueError(
+            f"down_sample_mode must be one of {', '.join(DOWN_SAMPLE_MODES)}, got {down_sample_mode!r}"
+        )
     if window_size == -1 and down_sample_mode == "recombination":
         raise ValueError('down_sample_mode="recombination" needs a window: window_size=-1 leaves none')
     if gate_layer not in GATE_LAYERS:
@@ -192,7 +207,9 @@ def _check_input(x: Tensor, channels: int, window: int) -> None:
     if found != channels:
         raise ValueError(f"x has {found} channels, expected {channels}")
     if height < window or width < window:
-        raise ValueError(f"x is {height} x {width}, smaller than the {window} x {window} window: nothing is left to pool")
+        raise ValueError(
+            f"x is {height} x {width}, smaller than the {window} x {window} window: nothing is left to pool"
+        )
     if height < 1 or width < 1:
         raise ValueError(f"x is {height} x {width}: there is nothing to attend to")
 
@@ -216,4 +233,6 @@ def _check_conv_d(weight, channels, window_size, down_sample_mode):
     expected = (channels, channels * window_size**2, 1, 1) if down_sample_mode == "recombination" else None
     found = None if weight is None else tuple(weight.shape)
     if found != expected:
-        raise ValueError(f"conv_d_weight of shape {found}, expected {expected} with down_sample_mode={down_sample_mode!r}")
+        raise ValueError(
+            f"conv_d_weight of shape {found}, expected {expected} with down_sample_mode={down_sample_mode!r}"
+        )

@@ -1,7 +1,7 @@
 """The compiled extension `fastattn._native`: loading it, and calling it with raw pointers.
 
-The extension links against no torch, so everything it is told is checked here: dense tensors of the dtypes it knows,
-and parameters of the sizes that the plan was made for.
+The extension links against no torch, so everything it is told is checked here: dense tensors of the dtypes it
+knows, and parameters of the sizes that the plan was made for.
 """
 
 import functools
@@ -21,7 +21,7 @@ _data_ptr, _is_contiguous, _numel = Tensor.data_ptr, Tensor.is_contiguous, Tenso
 
 @functools.cache
 def _load():
-    """Return (module or None, state, detail); torch is imported before, so that both share one OpenMP runtime."""
+    """Return (module or None, state, detail); torch comes first, so that both share one OpenMP runtime."""
     try:
         return importlib.import_module("fastattn._native"), "ok", ""
     except ModuleNotFoundError as error:
@@ -30,10 +30,20 @@ def _load():
     except Exception as error:  # whatever a broken build raises is its cause, and the reference serves
         return None, "failed to load", f"{type(error).__name__}: {error}"
     folders = map(Path, sys.modules[__package__].__path__)
-    others = [file.name for folder in folders for file in folder.glob("_native*") if file.suffix in (".so", ".pyd")]
+    others = [
+        file.name for folder in folders for file in folder.glob("_native*") if file.suffix in (".so", ".pyd")
+    ]
     if others:
-        return None, "failed to load", f"{others[0]} was built for another Python; this one loads {EXTENSION_SUFFIXES[0]}"
-    return None, "not built", "no C++ compiler was found when fastattn was installed, or the build was skipped"
+        return (
+            None,
+            "failed to load",
+            f"{others[0]} was built for another Python; this one loads {EXTENSION_SUFFIXES[0]}",
+        )
+    return (
+        None,
+        "not built",
+        "no C++ compiler was found when fastattn was installed, or the build was skipped",
+    )
 
 
 def status() -> tuple[str, str]:
@@ -51,7 +61,7 @@ def extension():
 
 @functools.lru_cache(maxsize=512)
 def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channels_last):
-    """Make the extension's plan for one signature; ValueError if the parameters' sizes do not belong together."""
+    """Make the extension's plan for one signature; ValueError if the parameters' sizes do not fit it."""
     batch, channels, height, width = shape
     group = channels // 4
     kernels = tuple(n // group for n in numels[:4]) if spatial else (0, 0, 0, 0)
@@ -59,7 +69,9 @@ def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channe
     qkv_bias = channel and len(numels) == len(expected) + 8
     expected += (channels,) * (5 * channel + 3 * qkv_bias)
     if numels != expected:
-        raise ValueError(f"parameters of {numels} elements do not fit x of shape {tuple(shape)}: expected {expected}")
+        raise ValueError(
+            f"parameters of {numels} elements do not fit x of shape {tuple(shape)}: expected {expected}"
+        )
     head_num, window, mode, gate = options if channel else (1, -1, "avg_pool", *options)
     return extension().Plan(
         spatial,
@@ -84,21 +96,31 @@ def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channe
 def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple):
     """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
     dtype = params[0].dtype
-    uniform = (dtype is x.dtype or dtype is torch.float32) and [p.dtype for p in params].count(dtype) == len(params)
+    uniform = (dtype is x.dtype or dtype is torch.float32) and [p.dtype for p in params].count(dtype) == len(
+        params
+    )
     if not uniform or not all(map(_is_contiguous, params)):
         dtype = dtype if uniform else torch.float32
         params = [p.to(dtype).contiguous() for p in params]
     numels = tuple(map(_numel, params))
     channels_last = not x.is_contiguous()
-    plan = _plan(operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last)
+    plan = _plan(
+        operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last
+    )
     return plan, params
 
 
-def forward(operation, x: Tensor, params: Sequence[Tensor], options: tuple, save: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    operation, x: Tensor, params: Sequence[Tensor], options: tuple, save: bool
+) -> tuple[Tensor, Tensor]:
     """Run the forward of an operation on a dense CPU tensor x (B, C, H, W); return (out, saved)."""
     plan, params = _prepare(operation, x, params, options)
     out = torch.empty_like(x)
-    saved = torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32) if save else torch.empty_like(_NOTHING)
+    saved = (
+        torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32)
+        if save
+        else torch.empty_like(_NOTHING)
+    )
     plan.forward(
         x.data_ptr(),
         out.data_ptr(),

@@ -9,7 +9,7 @@ namespace fastattn::FASTATTN_ISA {
 
 // Of one sample, [C] each; `team` data, every worker fills its own channels.
 struct AttentionRows {
-    float *o, *top, *inverse;  // attention output, logit maximum (base 2), 1 / softmax denominator
+    float *o, *top, *inverse;  // attention output, logit maximum (base 2), 1 / sum of 2^(logit - maximum)
 };
 
 // A worker's own copies, for all channels.
@@ -54,18 +54,18 @@ INLINE_BODY inline void project(const Plan& plan, const Params& p, const float* 
     merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);
     const float q_factor = logit_scale(plan) * kLog2e;
     for_lanes(0, plan.channels, [&](int c, auto m) {
-        const V scale = out.rstd * load(p.norm_weight + c, m), shift = load(p.norm_bias + c, m) - out.mean * scale;
+        const V scale = out.rstd * load(p.norm_weight + c, m), bias = load(p.norm_bias + c, m);
         const V wq = load(p.q_weight + c, m) * q_factor, wk = load(p.k_weight + c, m);
-        const V q1 = scale * wq, q0 = shift * wq + load(p.q_bias + c, m) * q_factor;
-        const V k1 = scale * wk, k0 = shift * wk + load(p.k_bias + c, m);
+        const V q1 = scale * wq, q0 = bias * wq + load(p.q_bias + c, m) * q_factor;
+        const V k1 = scale * wk, k0 = bias * wk + load(p.k_bias + c, m);
         V norm{};
         for (int n = 0; n < N; ++n) {
-            const V e = load(y + n * C + c, m), k = e * k1 + k0;
+            const V e = load(y + n * C + c, m) - out.mean, k = e * k1 + k0;
             store(out.q + n * C + c, e * q1 + q0, m);
             store(out.k + n * C + c, k, m);
             norm += k * k;
         }
-        const V normalized = load(mean + c, m) * scale + shift;
+        const V normalized = (load(mean + c, m) - out.mean) * scale + bias;
         store(out.v + c, normalized * load(p.v_weight + c, m) + load(p.v_bias + c, m), m);
         store(out.bound + c, norm, m);
     });
@@ -87,13 +87,22 @@ inline void fetch_rows(const Plan& plan, const float* q, int i, int rows, float*
     for (int n = 0; n < plan.pooled; ++n) store(block + n * L, load(q + int64_t{n} * plan.channels + i, tail));
 }
 
-// s[r] = base-2 logits of row r for the channels at k; acc over pixels
-template <class M>
-inline void logits(const float* q_block, const float* k, int64_t stride, int pixels, M m, V (&s)[L]) {
-    for (int r = 0; r < L; ++r) s[r] = V{};
-    for (int n = 0; n < pixels; ++n) {
-        const V kn = load(k + n * stride, m);
-        for (int r = 0; r < L; ++r) s[r] += kn * q_block[n * L + r];
+// s[r] = base-2 logits of R rows for the channels at k, summed over pixels in parts so that rounding does not grow with their number
+template <int R, class M>
+inline void logits(const float* q_block, const float* k, int64_t stride, int pixels, M m, V (&s)[R]) {
+    constexpr int kPart = 32;
+    const auto add = [&](int begin, int end, V(&sum)[R]) {
+        for (int n = begin; n < end; ++n) {
+            const V kn = load(k + n * stride, m);
+            for (int r = 0; r < R; ++r) sum[r] += kn * q_block[n * L + r];
+        }
+    };
+    for (int r = 0; r < R; ++r) s[r] = V{};
+    add(0, std::min(kPart, pixels), s);
+    for (int n = kPart; n < pixels; n += kPart) {
+        V part[R] = {};
+        add(n, std::min(n + kPart, pixels), part);
+        for (int r = 0; r < R; ++r) s[r] += part[r];
     }
 }
 
@@ -126,8 +135,8 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
     return true;
 }
 
-// o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`. scratch: N * L floats, and 4 * C + 64
-INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, float* scratch) {
+// o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`; the maximum is sought where it is needed or kept. scratch: N * L floats, and 4 * C + 64
+INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, bool save, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     int expanded = -1;  // head that was done by expansion
@@ -135,40 +144,47 @@ INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections&
         if (N == 1 && i == std::max(range.begin, first) && attend_by_expansion(p, first, size, range, out, scratch)) expanded = first;
         if (expanded == first) return;
         fetch_rows(plan, p.q, i, rows, scratch);
-        V top[L];
         // |logit| <= |q_i| max |k_j|: where that is small no maximum has to be subtracted
         V q_norm{}, k_norm{};
         for (int n = 0; n < N; ++n) q_norm += load(scratch + n * L) * load(scratch + n * L);
         for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
         const bool bounded = largest(q_norm) * largest(k_norm) <= 60.0f * 60.0f && sum(q_norm) == sum(q_norm);
-        for (int r = 0; r < L; ++r) top[r] = V{};
-        if (!bounded) {
-            for (int r = 0; r < L; ++r) top[r] = splat(-__builtin_inff());
-            for_lanes(first, first + size, [&](int c, auto m) {
-                V s[L];
-                logits(scratch, p.k + c, C, N, m, s);
-                for (int r = 0; r < L; ++r) top[r] = max(top[r], splat(largest(s[r], lanes(m))));
-            });
-        }
-        V denominator[L] = {}, output[L] = {};
+        V top[L], denominator[L], output[L];
+        for (int r = 0; r < L; ++r) top[r] = denominator[r] = output[r] = V{};
+        // f(logits of R rows, first of these rows, first channel, lanes): sums of R rows stay in registers
+        constexpr int R = L / 2;
+        const auto for_logits = [&](auto&& f) {
+            for (int r0 = 0; r0 < L; r0 += R)
+                for_lanes(first, first + size, [&](int c, auto m) {
+                    V s[R];
+                    logits(scratch + r0, p.k + c, C, N, m, s);
+                    f(s, r0, c, m);
+                });
+        };
         const auto reduce = [&](auto weight) {
-            for_lanes(first, first + size, [&](int c, auto m) {
-                V s[L];
-                logits(scratch, p.k + c, C, N, m, s);
+            for_logits([&](const V(&s)[R], int r0, int c, auto m) {
                 const V v = load(p.v + c, m);
-                for (int r = 0; r < L; ++r) {
-                    const V e = keep(weight(s[r], r), m);
-                    denominator[r] += e;
-                    output[r] += e * v;
+                for (int r = 0; r < R; ++r) {
+                    const V e = keep(weight(s[r], r0 + r), m);
+                    denominator[r0 + r] += e;
+                    output[r0 + r] += e * v;
                 }
             });
         };
-        if (bounded) reduce([&](V s, int) { return exp2_bounded(s); });
-        else reduce([&](V s, int r) { return exp2(s - top[r]); });
+        if (!bounded || save) {
+            for (int r = 0; r < L; ++r) top[r] = splat(-__builtin_inff());
+            for_logits([&](const V(&s)[R], int r0, int, auto m) {
+                for (int r = 0; r < R; ++r) top[r0 + r] = max(top[r0 + r], lanes(m) == L ? s[r] : splat(largest(s[r], lanes(m))));
+            });
+            for (int r = 0; r < L; ++r) top[r] = splat(largest(top[r]));
+            reduce([&](V s, int r) { return exp2(s - top[r]); });
+        } else {
+            reduce([](V s, int) { return exp2_bounded(s); });
+        }
         const Tail tail(rows);
-        const V inverse = 1.0f / sum_rows(denominator);
         V tops;
         for (int r = 0; r < L; ++r) tops[r] = top[r][0];
+        const V inverse = 1.0f / sum_rows(denominator);
         store(out.inverse + i, inverse, tail);
         store(out.o + i, sum_rows(output) * inverse, tail);
         store(out.top + i, tops, tail);

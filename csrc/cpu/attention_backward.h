@@ -50,7 +50,8 @@ inline bool attend_backward_by_expansion(const Plan& plan, const Projections& p,
     const Span span_a = span(a, size), span_b = span(b, count);
     const int row_cells = taylor_cells(span_k.reach(), span_b);
     const int channel_cells = taylor_cells(span_b.reach(), span_a);
-    if (!row_cells || !channel_cells) return false;
+    const bool peaked = 2.0f * span_k.reach() * std::max(-span_b.low, span_b.high) > __builtin_logf(static_cast<float>(size));
+    if (!row_cells || !channel_cells || peaked) return false;  // v - o would cancel in a row that is nearly one-hot
 
     // dq_i = scale * sum_j t_ij (k_j - middle), t_ij = softmax_ij d_o_i (v_j - o_i); the rows of t sum to zero
     const float* by_value[2] = {ones, v};
@@ -97,11 +98,26 @@ INLINE_BODY inline void attend_backward(const Plan& plan, Range range, const Pro
         float* dq_block = scratch + N * L;   // [N][L]
         fetch_rows(plan, p.q, i, rows, q);
         std::fill(dq_block, dq_block + N * L, 0.0f);
-        float top[L] = {}, weight[L] = {}, o[L] = {};
+        float top[L], weight[L], o[L], o_rest[L] = {};  // o + o_rest is the attention output to more than fp32
         const Tail tail(rows);
+        const V inverse = load(saved.inverse + i, tail);
         store(top, load(saved.top + i, tail));
-        store(weight, load(saved.inverse + i, tail) * load(d_o + i, tail));
+        store(weight, inverse * load(d_o + i, tail));
         store(o, load(saved.o + i, tail));
+        if (!(largest(inverse) <= 0.5f)) {  // a row is nearly one-hot: v - o cancels there
+            V denominator[L] = {}, rest[L] = {};
+            for_lanes(first, first + size, [&](int c, auto m) {
+                V s[L];
+                logits(q, p.k + c, C, N, m, s);
+                const V v = load(p.v + c, m);
+                for (int r = 0; r < L; ++r) {
+                    const V e = keep(exp2(s[r] - top[r]), m);
+                    denominator[r] += e;
+                    rest[r] += e * (v - o[r]);
+                }
+            });
+            store(o_rest, sum_rows(rest) / sum_rows(denominator));
+        }
         for_lanes(first, first + size, [&](int c, auto m) {
             V t[L];
             logits(q, p.k + c, C, N, m, t);
@@ -110,7 +126,7 @@ INLINE_BODY inline void attend_backward(const Plan& plan, Range range, const Pro
             for (int r = 0; r < L; ++r) {
                 const V e = exp2(t[r] - top[r]) * weight[r];
                 dv += e;
-                t[r] = keep(e * (v - o[r]), m);
+                t[r] = keep(e * (v - o[r] - o_rest[r]), m);
             }
             store(out.v + c, dv, m);
             for (int n = 0; n < N; ++n) {

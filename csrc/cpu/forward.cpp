@@ -36,7 +36,7 @@ public:
             team.sync();
             Projections p(plan_, mine);
             project(plan_, params_, s.y, s.y_mean, s.y_m2, p);
-            attend(plan_, range, p, s.rows, mine.take(attention_scratch(plan_)));
+            attend(plan_, range, p, s.rows, args_.saved != nullptr, mine.take(attention_scratch(plan_)));
             if (plan_.softmax_gate) team.sync();
             channel_gate(plan_, range, s.rows.o, s.g);
         }

@@ -110,21 +110,17 @@ INLINE_BODY inline void normalize_and_gate(const Plan& plan, Range range, const 
         std::fill(axis.rstd + part.begin, axis.rstd + part.end, rstd);
     });
     for_lanes(range.begin, range.end, [&](int c, auto m) {
-        const V scale = load(axis.rstd + c, m) * load(axis.weight + c, m);
-        const V shift = load(axis.bias + c, m) - load(axis.center + c, m) * scale;
-        const float* u = axis.u + c;
+        const V center = load(axis.center + c, m), scale = load(axis.rstd + c, m) * load(axis.weight + c, m), bias = load(axis.bias + c, m);
         float* a = axis.a + c;
+        const auto logit = [&](int i) { return (load(axis.u + i * C + c, m) - center) * scale + bias; };
         if (!plan.softmax_gate) {
-            for (int i = 0; i < axis.length; ++i) store(a + i * C, sigmoid(load(u + i * C, m) * scale + shift), m);
+            for (int i = 0; i < axis.length; ++i) store(a + i * C, sigmoid(logit(i)), m);
             return;
         }
         V top = splat(-__builtin_inff()), total{};
+        for (int i = 0; i < axis.length; ++i) top = max(top, logit(i));
         for (int i = 0; i < axis.length; ++i) {
-            const V z = load(u + i * C, m) * scale + shift;
-            top = max(top, z);  // z where either is NaN
-        }
-        for (int i = 0; i < axis.length; ++i) {
-            const V e = exp2((load(u + i * C, m) * scale + shift - top) * kLog2e);
+            const V e = exp(logit(i) - top);
             total += e;
             store(a + i * C, e, m);
         }

@@ -21,8 +21,8 @@ public:
     INLINE_BODY void axis_means(const T* x, Range range, float* mean_h, float* mean_w) const {
         const int H = plan_.height, W = plan_.width;
         const int64_t C = plan_.channels, line = W * stride_;
-        for_stripes(range, [&](int c, auto k, auto m) {
-            const auto rows = [&](int h, auto count) {
+        const auto rows = [&](int h, auto count) {
+            for_stripes(range, [&](int c, auto k, auto m) {
                 V row[count.value][k.value] = {};
                 const T* p = at(x, h, 0, c);
                 float* col = mean_w + c;
@@ -38,11 +38,11 @@ public:
                     });
                 for (int r = 0; r < count.value; ++r)
                     each<k.value>(m, [&](int v, auto lanes) { store(mean_h + (h + r) * C + c + v * L, row[r][v] * (1.0f / W), lanes); });
-            };
-            int h = 0;
-            for (; h + 4 <= H; h += 4) rows(h, std::integral_constant<int, 4>{});
-            for (; h < H; ++h) rows(h, std::integral_constant<int, 1>{});
-        });
+            });
+        };
+        int h = 0;
+        for (; h + 4 <= H; h += 4) rows(h, std::integral_constant<int, 4>{});
+        for (; h < H; ++h) rows(h, std::integral_constant<int, 1>{});
     }
 
     // y [N][C] = pool(x * a_h * a_w), and with max pooling the place in the plane of each maximum, argmax [N][C]
@@ -50,9 +50,9 @@ public:
         if (argmax) return max_pool(x, range, a_h, a_w, y, argmax);
         const int64_t C = plan_.channels;
         const float scale = 1.0f / (plan_.window_h * plan_.window_w);
-        for_stripes(range, [&](int c, auto k, auto m) {
-            for (int n = 0; n < plan_.pooled; ++n) {
-                const int h0 = n / plan_.pooled_w * plan_.window_h, w0 = n % plan_.pooled_w * plan_.window_w;
+        for (int n = plan_.pooled - 1; n >= 0; --n) {  // backwards: the last rows are still in cache
+            const int h0 = n / plan_.pooled_w * plan_.window_h, w0 = n % plan_.pooled_w * plan_.window_w;
+            for_stripes(range, [&](int c, auto k, auto m) {
                 V total[k.value] = {};
                 for (int h = h0; h < h0 + plan_.window_h; ++h) {
                     V row[k.value] = {};
@@ -62,14 +62,14 @@ public:
                     each<k.value>(m, [&](int v, auto lanes) { total[v] += row[v] * gate(a_h, h, c + v * L, lanes); });
                 }
                 each<k.value>(m, [&](int v, auto lanes) { store(y + n * C + c + v * L, total[v] * scale, lanes); });
-            }
-        });
+            });
+        }
     }
 
     // out = x * (a_w * (a_h * g))
     INLINE_BODY void gated_product(const T* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
-        for_stripes(range, [&](int c, auto k, auto m) {
-            for (int h = 0; h < plan_.height; ++h) {
+        for (int h = 0; h < plan_.height; ++h)
+            for_stripes(range, [&](int c, auto k, auto m) {
                 V a[k.value];
                 each<k.value>(m, [&](int v, auto lanes) {
                     a[v] = gate(a_h, h, c + v * L, lanes) * (g ? load(g + c + v * L, lanes) : splat(1.0f));
@@ -80,40 +80,36 @@ public:
                     each<k.value>(m, [&](int v, auto lanes) {
                         store(d + v * L, load(p + v * L, lanes) * (gate(a_w, w, c + v * L, lanes) * a[v]), lanes);
                     });
-            }
-        });
+            });
     }
 
     // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each column's
     INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
         const int H = plan_.height, used_h = out.s_h ? plan_.pooled_h * plan_.window_h : 0;
-        for_stripes<2>(range, [&](int c, auto k, auto m) {
-            int h = 0;
-            const auto until = [&](int end, bool windows) {
-                const auto rows = [&](auto count) {
-                    gather_rows<count.value, k.value>(d, x, a_h, a_w, out, c, m, h, windows);
-                    h += count.value;
-                };
-                while (end - h >= 4) rows(std::integral_constant<int, 4>{});
-                if (end - h == 3) rows(std::integral_constant<int, 3>{});
-                if (end - h == 2) rows(std::integral_constant<int, 2>{});
-                if (end - h == 1) rows(std::integral_constant<int, 1>{});
+        int h = 0;
+        const auto until = [&](int end, bool windows) {
+            const auto rows = [&](auto count) {
+                for_stripes<2>(range, [&](int c, auto k, auto m) { gather_rows<count.value, k.value>(d, x, a_h, a_w, out, c, m, h, windows); });
+                h += count.value;
             };
-            while (h < used_h) until(h + plan_.window_h, true);
-            until(H, false);
-        });
+            while (end - h >= 4) rows(std::integral_constant<int, 4>{});
+            if (end - h == 3) rows(std::integral_constant<int, 3>{});
+            if (end - h == 2) rows(std::integral_constant<int, 2>{});
+            if (end - h == 1) rows(std::integral_constant<int, 1>{});
+        };
+        while (h < used_h) until(h + plan_.window_h, true);
+        until(H, false);
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
     INLINE_BODY void input_gradient(const T* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
         const int W = plan_.width, ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         const int64_t C = plan_.channels;
-        for_stripes(range, [&](int c, auto k, auto m) {
-            V g[k.value];
-            each<k.value>(m, [&](int v, auto lanes) { g[v] = in.g ? load(in.g + c + v * L, lanes) : splat(1.0f); });
-            for (int h = 0; h < plan_.height; ++h) {
-                V a[k.value], offset[k.value], shift[k.value];
+        for (int h = plan_.height - 1; h >= 0; --h)  // backwards: the last rows are still in cache
+            for_stripes(range, [&](int c, auto k, auto m) {
+                V g[k.value], a[k.value], offset[k.value], shift[k.value];
                 each<k.value>(m, [&](int v, auto lanes) {
+                    g[v] = in.g ? load(in.g + c + v * L, lanes) : splat(1.0f);
                     a[v] = gate(a_h, h, c + v * L, lanes);
                     offset[v] = in.m_h ? load(in.m_h + h * C + c + v * L, lanes) : V{};
                 });
@@ -135,8 +131,7 @@ public:
                 }
                 for (V& v : shift) v = V{};
                 columns(W);
-            }
-        });
+            });
     }
 
 private:

@@ -122,7 +122,7 @@ inline void channel_gate(const Plan& plan, Range range, const float* o, float* g
     }
     V top = splat(-__builtin_inff());
     for_lanes(0, plan.channels, [&](int c, auto m) { top = max(top, splat(largest(load(o + c, m), lanes(m)))); });
-    const auto share = [&](int c, auto m) { return exp2((load(o + c, m) - top) * kLog2e); };
+    const auto share = [&](int c, auto m) { return exp(load(o + c, m) - top); };
     V total{};
     for_lanes(0, plan.channels, [&](int c, auto m) { total += keep(share(c, m), m); });
     const V inverse = splat(1.0f / sum(total));

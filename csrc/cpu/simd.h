@@ -101,7 +101,12 @@ inline void store_half(void* p, Half v, Tail t) {
     uint16_t lanes[8];
     std::memcpy(lanes, &v, sizeof lanes);
     uint16_t* d = static_cast<uint16_t*>(p);
-    for (int i = 0; i < t.n; ++i) d[i] = lanes[i];
+    if (t.n >= 4) {
+        std::memcpy(d, lanes, 8);
+        std::memcpy(d + t.n - 4, lanes + t.n - 4, 8);
+    } else {
+        for (int i = 0; i < t.n; ++i) d[i] = lanes[i];
+    }
 }
 inline U widen(Half v) { return reinterpret_cast<U>(_mm256_cvtepu16_epi32(v)); }
 inline Half narrow(U v) {

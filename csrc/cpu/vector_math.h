@@ -7,21 +7,27 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-// 2^x for |x| <= 126 with relative error below 3e-7; NaN stays NaN.
-inline V exp2_bounded(V x) {
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+inline V round(V x) {
 #if defined(__AVX512F__)
-    const V whole = _mm512_roundscale_ps(x, 0);
+    return _mm512_roundscale_ps(x, 0);
 #elif defined(__AVX2__)
-    const V whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-    const V whole = (x + 0x1.8p23f) - 0x1.8p23f;
+    return (x + 0x1.8p23f) - 0x1.8p23f;
 #endif
-    const V f = x - whole;
-    V p = splat(0.001339086336353527f);
-    p = p * f + 0.009676031918255982f;
-    p = p * f + 0.05550357114222094f;
-    p = p * f + 0.2402210748530968f;
-    p = p * f + 0.6931471880262273f;
+}
+
+// 2^(whole + f) for an integer |whole| <= 126 and |f| <= 0.5, with relative error below 1e-7; NaN stays NaN.
+inline V exp2_parts(V whole, V f) {
+    V p = splat(0.00015461444724808513f);
+    p = p * f + 0.0013400428177711937f;
+    p = p * f + 0.00961805667843204f;
+    p = p * f + 0.05550327226669895f;
+    p = p * f + 0.24022650922289554f;
+    p = p * f + 0.6931472067028329f;
     p = p * f + 1.0f;
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, whole);
@@ -31,16 +37,25 @@ inline V exp2_bounded(V x) {
 #else
     const V finite = whole == whole ? whole : V{};
     const I exponent = __builtin_convertvector(finite, I) << 23;
-    const V scaled = reinterpret_cast<V>(reinterpret_cast<I>(p) + exponent);
-    return x == x ? scaled : x;
+    return p == p ? reinterpret_cast<V>(reinterpret_cast<I>(p) + exponent) : p;
 #endif
+}
+
+inline V exp2_bounded(V x) {  // |x| <= 126
+    const V whole = round(x);
+    return exp2_parts(whole, x - whole);
 }
 
 // 2^x, kept within [2^-126, 2^126]
 inline V exp2(V x) { return exp2_bounded(min(splat(126.0f), max(splat(-126.0f), x))); }
 
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
+// e^x, kept within [e^-87, e^87]; the argument is reduced in two parts, so that a large one loses nothing
+inline V exp(V x) {
+    x = min(splat(87.0f), max(splat(-87.0f), x));
+    const V whole = round(x * kLog2e);
+    const V f = (x - whole * 0.693145751953125f) - whole * 1.42860677e-6f;
+    return exp2_parts(whole, f * kLog2e);
+}
 
 inline V reciprocal(V x) {  // for normal x
 #if defined(__AVX512F__)
@@ -51,7 +66,7 @@ inline V reciprocal(V x) {  // for normal x
 #endif
 }
 
-inline V sigmoid(V z) { return reciprocal(1.0f + exp2(min(splat(125.0f), -kLog2e * z))); }
+inline V sigmoid(V z) { return reciprocal(1.0f + exp(-z)); }
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

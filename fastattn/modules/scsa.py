@@ -19,10 +19,18 @@ _BIASES = (("q", "bias"), ("k", "bias"), ("v", "bias"))
 
 
 class _Attention(nn.Module):
-    """What the three modules share. A subclass names its operation and, in `_slots`, the order of its parameters."""
+    """What the modules share; a subclass names its operation and the order of its parameters (`_slots`)."""
 
     operation: ops.Operation
     _slots: tuple[tuple[str, str], ...]
+    dim: int
+    head_num: int
+    window_size: int
+    group_kernel_sizes: tuple[int, ...]
+    qkv_bias: bool
+    down_sample_mode: str
+    attn_drop_ratio: float
+    gate_layer: str
 
     def _add_spatial(self, kernel_sizes: Sequence[int]) -> None:
         check_spatial(self.dim, kernel_sizes, self.gate_layer)
@@ -45,7 +53,7 @@ class _Attention(nn.Module):
 
     def _params(self) -> list[Tensor]:
         """Return the parameters in the operation's order."""
-        modules = self._modules
+        modules: dict[str, Any] = self._modules
         try:  # twice as fast as attributes
             return [modules[name]._parameters[kind] for name, kind in self._slots]
         except KeyError:  # computed: pruned, parametrized, a data-parallel replica
@@ -71,16 +79,18 @@ class _Attention(nn.Module):
 
 
 class SMSA(_Attention):
-    """Shared multi-semantic spatial attention: x (B, dim, H, W) gated by its rows and columns (arXiv 2407.05128, eq. 1-6).
+    """Shared multi-semantic spatial attention: gates x (B, dim, H, W) by rows and columns (arXiv 2407.05128).
 
-    ValueError unless `dim` is divisible by 4 and `group_kernel_sizes` are four odd numbers; in forward, for an input
-    that is not real floating point of shape (B, dim, H, W).
+    ValueError unless `dim` is divisible by 4 and `group_kernel_sizes` are four odd numbers; in forward, for
+    an input that is not real floating point of shape (B, dim, H, W).
     """
 
     operation = ops.SMSA
     _slots = _SPATIAL
 
-    def __init__(self, dim: int, group_kernel_sizes: Sequence[int] = (3, 5, 7, 9), gate_layer: str = "sigmoid"):
+    def __init__(
+        self, dim: int, group_kernel_sizes: Sequence[int] = (3, 5, 7, 9), gate_layer: str = "sigmoid"
+    ):
         super().__init__()
         self.dim, self.gate_layer = dim, gate_layer
         self._add_spatial(group_kernel_sizes)
@@ -93,10 +103,10 @@ class SMSA(_Attention):
 
 
 class PCSA(_Attention):
-    """Progressive channel self-attention: x (B, dim, H, W) gated by its channels (arXiv 2407.05128, eq. 7-13).
+    """Progressive channel self-attention: gates the channels of x (B, dim, H, W) (arXiv 2407.05128).
 
-    ValueError unless `dim` is divisible by `head_num`, for an unknown mode or gate, and for `window_size=-1` with
-    `down_sample_mode="recombination"`; in forward, for an input that is not real floating point of shape
+    ValueError unless `dim` is divisible by `head_num`, for an unknown mode or gate, and for `window_size=-1`
+    with `down_sample_mode="recombination"`; in forward, for an input that is not real floating point of shape
     (B, dim, H, W) or whose H or W is below `window_size`.
     """
 
@@ -122,10 +132,10 @@ class PCSA(_Attention):
 
 
 class SCSA(_Attention):
-    """Spatial and channel synergistic attention: SMSA, then PCSA, on x (B, dim, H, W) (arXiv 2407.05128, eq. 1-13).
+    """Spatial and channel synergistic attention: SMSA, then PCSA, on x (B, dim, H, W) (arXiv 2407.05128).
 
-    `fuse_bn`, `norm_cfg` and `act_cfg` are accepted and have no effect, as in the released module. Raises what SMSA
-    and PCSA raise.
+    `fuse_bn`, `norm_cfg` and `act_cfg` are accepted and have no effect, as in the released module. Raises
+    what SMSA and PCSA raise.
     """
 
     operation = ops.SCSA

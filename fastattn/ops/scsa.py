@@ -1,8 +1,11 @@
 """The registered operations `fastattn::{scsa,smsa,pcsa}_{forward,backward}`.
 
-`params` is one flat list: the weights of the four convolutions, their four biases, weight and bias of norm_h and of
-norm_w (SMSA), then weight and bias of norm, the weights of q, k and v, and their biases if there are any (PCSA).
-`saved` is what backward needs besides x and params: float32 (B, floats per sample), or (0,) where nothing is saved.
+`params` is one flat list: the weights of the four convolutions, their four biases, weight and bias of norm_h
+and of norm_w (SMSA), then weight and bias of norm, the weights of q, k and v, and their biases if there are
+any (PCSA).
+
+`saved` is what backward needs besides x and params: float32 (B, floats per sample), or (0,) where nothing is
+saved.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ _SERVERS = {"native": native}  # a backend's forward and backward
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return x if it lies densely as NCHW or as channels_last, else the one copy that does, in the format it is closer to."""
+    """Return x if it lies densely as NCHW or channels_last, else its one copy, in the nearer format."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     channels_last = 1 == x.stride(1) < x.stride(3)
@@ -29,17 +32,20 @@ class Operation:
 
     def __init__(self, name: str, *, spatial: bool, channel: bool):
         self.name, self.spatial, self.channel = name, spatial, channel
-        options = "int head_num, int window_size, str down_sample_mode, str gate_layer" if channel else "str gate_layer"
+        options = "int head_num, int window_size, str down_sample_mode, " * channel + "str gate_layer"
         _LIBRARY.define(
-            f"{name}_forward(Tensor x, Tensor[] params, {options}, bool save, str backend) -> (Tensor out, Tensor saved)"
+            f"{name}_forward(Tensor x, Tensor[] params, {options}, bool save, str backend) "
+            "-> (Tensor out, Tensor saved)"
         )
         _LIBRARY.define(
-            f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, bool need_x, "
-            "bool need_params, str backend) -> (Tensor grad_x, Tensor[] grad_params)"
+            f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, "
+            "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor[] grad_params)"
         )
         for direction in ("forward", "backward"):
             _LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), "CPU")
-            torch.library.register_fake(f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=_LIBRARY)
+            torch.library.register_fake(
+                f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=_LIBRARY
+            )
         self.forward = getattr(torch.ops.fastattn, f"{name}_forward").default
         self.backward = getattr(torch.ops.fastattn, f"{name}_backward").default
 
@@ -65,25 +71,26 @@ class Operation:
         return _SERVERS[backend].backward(self, grad_out, x, saved, params, rest[:-3], need_x, need_params)
 
     def _fake_forward(self, x, params, *rest):
-        *options, save, _ = rest
-        saved = (x.shape[0], self.saved_size(x, options)) if save else (0,)
+        saved = (x.shape[0], self.saved_size(x, rest[:-2])) if rest[-2] else (0,)
         return torch.empty_like(dense(x)), x.new_empty(saved, dtype=torch.float32)
 
     def _fake_backward(self, grad_out, x, saved, params, *rest):
         *_, need_x, need_params, _ = rest
         grad_x = torch.empty_like(dense(x)) if need_x else x.new_empty(0)
-        return grad_x, [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params if need_params]
+        return grad_x, [
+            torch.empty_like(p, memory_format=torch.contiguous_format) for p in params if need_params
+        ]
 
     def __call__(self, x: Tensor, params: Sequence[Tensor], options: tuple, backend: str) -> Tensor:
         """Run the operation on a backend, recording a graph only where a gradient is wanted."""
         x = dense(x)
-        if torch.is_grad_enabled() and (x.requires_grad or any([p.requires_grad for p in params])):
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
             return _Recorded.apply(self, options, backend, x, *params)
         return self.forward(x, params, *options, False, backend)[0]
 
 
 class _Recorded(torch.autograd.Function):
-    """Autograd outside of the registered operators, which costs less than inside (see `_Once` for double backward)."""
+    """Autograd around the registered operators, which costs less than inside of them."""
 
     @staticmethod
     def forward(ctx, operation, options, backend, x, *params):
@@ -117,7 +124,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("double backward is not supported by fastattn's fast paths; use backend='reference'")
+        raise RuntimeError(
+            "double backward is not supported by fastattn's fast paths; use backend='reference'"
+        )
 
 
 SCSA = Operation("scsa", spatial=True, channel=True)

@@ -6,18 +6,19 @@
     g = gate(mean_N(A v))                      (B, C, 1, 1)
     out = g * s
 
-The scale is the released module's sqrt(C / heads) where the paper prints sqrt(C), and GroupNorm1 is its addition.
-A softmax gate runs over the channels.
+The scale is the released module's sqrt(C / heads) where the paper prints sqrt(C), and GroupNorm1 is its
+addition. A softmax gate runs over the channels.
 
 What the fast paths use, each exact up to rounding:
 
-- The mean commutes with attention, mean_N(A v) = A mean_N(v): one matrix-vector product, and A v is never formed.
-- q k^T is a sum of N outer products, so a row of A is formed from q_i and k, reduced by an online softmax against
-  mean_N(v), and forgotten: C x C is never stored. Backward forms the rows again.
-- For SCSA the pooled s is a pooling of x weighted by a_h and a_w (see `smsa`), and out = x * (a_h * g) * a_w: s is
-  not stored either. With the sums of x * a_w over each row's windows and of x * a_h over each column's windows,
-  gathered in the pass that gathers R1 and R2 of `smsa`, dg = sum_h(a_h * R1), dy follows, and the gradients of a_h
-  and a_w follow from these sums alone.
+- The mean commutes with attention, mean_N(A v) = A mean_N(v): one matrix-vector product, and A v is never
+  formed.
+- q k^T is a sum of N outer products, so a row of A is formed from q_i and k, reduced by an online softmax
+  against mean_N(v), and forgotten: C x C is never stored. Backward forms the rows again.
+- For SCSA the pooled s is a pooling of x weighted by a_h and a_w (see `smsa`), and out = x * (a_h * g) * a_w:
+  s is not stored either. With the sums of x * a_w over each row's windows and of x * a_h over each column's
+  windows, gathered in the pass that gathers R1 and R2 of `smsa`, dg = sum_h(a_h * R1), dy follows, and the
+  gradients of a_h and a_w follow from these sums alone.
 - Max pooling passes its gradient to the first maximum of each window in row-major order, as torch does.
 """
 
@@ -29,13 +30,14 @@ from torch import Tensor
 
 
 def compress(s: Tensor, window_size: int, down_sample_mode: str, conv_d_weight: Tensor | None) -> Tensor:
-    """Pool s (B, C, H, W) to (B, C, H // window, W // window), or to one pixel with window -1 (equation 7)."""
+    """Pool s (B, C, H, W) to (B, C, H // window, W // window), or to one pixel with window -1 (eq. 7)."""
     if window_size == -1:
         return s.mean(dim=(2, 3), keepdim=True)
     if down_sample_mode == "avg_pool":
         return F.avg_pool2d(s, window_size)
     if down_sample_mode == "max_pool":
         return F.max_pool2d(s, window_size)
+    assert conv_d_weight is not None
     rows = s.shape[2] - s.shape[2] % window_size
     columns = s.shape[3] - s.shape[3] % window_size
     return F.conv2d(F.pixel_unshuffle(s[:, :, :rows, :columns], window_size), conv_d_weight)
@@ -55,10 +57,11 @@ def pcsa(
     attn_drop_ratio: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Gate the channels of x (B, C, H, W) by self-attention among them (arXiv 2407.05128, equations 7-13); shapes in
-    `fastattn.functional`."""
+    """Gate the channels of x (B, C, H, W) by self-attention (eq. 7-13); shapes in `fastattn.functional`."""
     channels = x.shape[1]
-    y = torch.group_norm(compress(x, window_size, down_sample_mode, conv_d_weight), 1, *norm)  # [B, C, H', W']
+    y = torch.group_norm(
+        compress(x, window_size, down_sample_mode, conv_d_weight), 1, norm[0], norm[1]
+    )  # [B, C, H', W']
     q, k, v = (
         F.conv2d(y, weight, bias, groups=channels).unflatten(1, (head_num, channels // head_num)).flatten(3)
         for weight, bias in zip(qkv_weights, qkv_biases or (None, None, None), strict=True)

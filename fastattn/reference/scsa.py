@@ -26,8 +26,7 @@ def scsa(
     attn_drop_ratio: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Gate x (B, C, H, W) by rows and columns, then by channels (arXiv 2407.05128, equations 1-13); shapes in
-    `fastattn.functional`."""
+    """Gate x (B, C, H, W) by rows and columns, then channels (eq. 1-13); shapes in `fastattn.functional`."""
     s = smsa(x, conv_weights, conv_biases, norm_h, norm_w, gate_layer=gate_layer)
     return pcsa(
         s,

@@ -1,0 +1,1 @@
+"""Benchmarks of fastattn: `pytest benchmarks/ --benchmark-only`."""

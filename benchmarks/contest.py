@@ -1,0 +1,104 @@
+"""A contest: rivals that do the same work, each checked, then timed in turns, then reported one by one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from torch import Tensor
+
+from tests.helpers import assert_accurate
+
+from .interleave import Rival, Timing, interleave, speedup
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """||found - truth|| / ||truth||."""
+    return float((found.double() - truth).norm() / truth.norm())
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the clocks run: rounds of the interleaved timing, their length, and pytest-benchmark's own
+    rounds."""
+
+    rounds: int = 24
+    round_seconds: float = 0.005
+    budget_seconds: float = 12.0
+    pedantic_rounds: int = 5
+
+
+SMOKE_EFFORT = Effort(rounds=3, round_seconds=0.001, budget_seconds=2.0, pedantic_rounds=2)
+
+
+@dataclass
+class Contest:
+    """The rivals' timings; a rival whose result is wrong, or that does not run, is left out and says why."""
+
+    timings: dict[str, Timing] = field(default_factory=dict)
+    rivals: dict[str, Rival] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def admit(
+        self,
+        rival: Rival,
+        answers: Callable[[], Mapping[str, Tensor]],
+        truth: Mapping[str, Tensor],
+        eager: Mapping[str, Tensor],
+    ) -> None:
+        """Let a rival take part if its answers are right: compared with the float64 truth, on eager's own
+        error."""
+        try:
+            with rival.context():
+                found = {name: tensor.detach().clone() for name, tensor in answers().items()}
+        except Exception as error:
+            self.broken[rival.name] = f"{type(error).__name__}: {error}"
+            return
+        try:
+            assert_accurate(found, truth, eager)
+        except AssertionError as error:
+            self.wrong[rival.name] = str(error).partition("\n")[0]
+            return
+        self.errors[rival.name] = max(relative_error(found[name], right) for name, right in truth.items())
+        self.rivals[rival.name] = rival
+
+    def run(self, effort: Effort) -> None:
+        if self.rivals:
+            self.timings = interleave(
+                list(self.rivals.values()),
+                rounds=effort.rounds,
+                round_seconds=effort.round_seconds,
+                budget_seconds=effort.budget_seconds,
+            )
+
+    def facts(self, name: str) -> dict[str, object]:
+        """What the result file says about a rival beside its time."""
+        raise NotImplementedError
+
+    def report(self, benchmark, name: str, effort: Effort, suite: str) -> None:
+        """Give a rival's numbers to pytest-benchmark; fail for a wrong result, and for a rival that does
+        not run."""
+        if name in self.wrong:
+            pytest.fail(f"{name} is wrong, so it is not timed: {self.wrong[name]}", pytrace=False)
+        if name in self.broken:
+            # Inductor needs a compiler on the machine; its absence is no fault of the package.
+            give_up = pytest.skip if name == "compile" else pytest.fail
+            give_up(f"{name} does not run: {self.broken[name]}")
+        rival, timing = self.rivals[name], self.timings[name]
+        with rival.context():
+            benchmark.pedantic(
+                rival.call, rounds=effort.pedantic_rounds, iterations=timing.calls, warmup_rounds=1
+            )
+        ratios = {other: speedup(self.timings, name, other) for other in self.timings if other != name}
+        benchmark.extra_info.update(
+            self.facts(name),
+            suite=suite,
+            rival=name,
+            least_ms=timing.least * 1e3,
+            median_ms=timing.median * 1e3,
+            rounds=len(timing.rounds),
+            calls_per_round=timing.calls,
+            relative_error=self.errors[name],
+            speedup={over: {"least": ratio.least, "median": ratio.median} for over, ratio in ratios.items()},
+        )

@@ -1,0 +1,139 @@
+"""The figures that the project set itself for SCSA, computed from what the benchmarks recorded."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+from typing import Any
+
+from .shapes import COPY_SHAPE, FIVE_SHAPES, FORWARD, MEMORY_FORMATS, SAVED_SHAPE, TRAINING
+
+Record = Mapping[str, Any]
+FAST = "native"  # the fast path on a CPU
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One case's part of a figure: by the least rounds, and by the median."""
+
+    case: str
+    least: float
+    median: float
+
+
+SPEEDUPS = (
+    (FORWARD, "eager", 12.0),
+    (FORWARD, "compile", 8.0),
+    (TRAINING, "eager", 8.0),
+    (TRAINING, "compile", 5.0),
+)
+COPIES = 4.0
+SHARES = (("resnet50", 0.97), ("mobilenetv2_100", 0.88))
+BFLOAT16 = 1.0
+SAVED = 1.1
+
+
+def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row for each figure: what, asked, measured; None is measured where not all of its cases ran."""
+    shares = [
+        share_row(records, model, layout, asked) for model, asked in SHARES for layout in MEMORY_FORMATS
+    ]
+    return [
+        *(speedup_row(records, work, over, asked) for work, over, asked in SPEEDUPS),
+        *(copy_row(records, layout) for layout in MEMORY_FORMATS),
+        *shares,
+        bfloat16_row(records),
+        saved_row(records),
+    ]
+
+
+def speedup_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
+    title = f"SCSA {work}, five shapes in both formats, geometric mean"
+    samples = five_shapes(records, over, suite="module", rival=FAST, work=work, dtype="float32")
+    return row(title, f"times {over}'s speed", ">=", asked, samples)
+
+
+def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
+    found = select(records, suite="copy", rival=FAST, format=layout, shape=list(COPY_SHAPE))
+    samples = [Sample("", 1 / sample.least, 1 / sample.median) for sample in ratios(found, "copy")]
+    title = f"SCSA forward, {describe_shape(COPY_SHAPE)}, {layout}"
+    return row(title, "times the time of out.copy_(x)", "<=", COPIES, samples, cases=1)
+
+
+def share_row(records: Sequence[Record], model: str, layout: str, asked: float) -> dict[str, Any]:
+    batch = [
+        record
+        for record in select(records, suite="model", model=model, format=layout)
+        if record["shape"][0] == 8
+    ]
+    fast, eager = (ratios(select(batch, rival=rival), "plain") for rival in (FAST, "eager"))
+    entry = row(f"{model} + SCSA, batch 8, {layout}", "of plain images/s", ">=", asked, fast, cases=1)
+    return entry | {"eager": eager[0].least if eager else None}
+
+
+def bfloat16_row(records: Sequence[Record]) -> dict[str, Any]:
+    title = "SCSA forward in bfloat16, five shapes in both formats, geometric mean"
+    samples = five_shapes(records, "float32", suite="precision", rival="bfloat16")
+    return row(title, "times float32's speed", ">=", BFLOAT16, samples)
+
+
+def saved_row(records: Sequence[Record]) -> dict[str, Any]:
+    found = select(
+        records, suite="module", rival=FAST, work=TRAINING, shape=list(SAVED_SHAPE), dtype="float32"
+    )
+    sizes = [record["saved_for_backward_bytes"] / record["bytes_of_x"] for record in found]
+    samples = [Sample(describe(record), size, size) for record, size in zip(found, sizes, strict=True)]
+    title = f"SCSA, saved for backward, {describe_shape(SAVED_SHAPE)}, parameters left out"
+    return row(title, "times the size of x", "<=", SAVED, samples, cases=2)
+
+
+def row(
+    what: str,
+    unit: str,
+    relation: str,
+    asked: float,
+    samples: Sequence[Sample],
+    cases: int = 2 * len(FIVE_SHAPES),
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "what": what,
+        "unit": unit,
+        "relation": relation,
+        "asked": asked,
+        "measured": None,
+    }
+    if len(samples) < cases:
+        return entry
+    measured = geometric_mean([sample.least for sample in samples])
+    worst = min(samples, key=lambda sample: sample.least if relation == ">=" else -sample.least)
+    entry |= {
+        "measured": measured,
+        "median": geometric_mean([sample.median for sample in samples]),
+        "met": measured >= asked if relation == ">=" else measured <= asked,
+        "worst": {"value": worst.least, "case": worst.case} if len(samples) > 1 else None,
+    }
+    return entry
+
+
+def five_shapes(records: Sequence[Record], over: str, **wanted: object) -> list[Sample]:
+    shapes = [list(shape) for shape in FIVE_SHAPES]
+    return ratios([record for record in select(records, **wanted) if record["shape"] in shapes], over)
+
+
+def ratios(records: Iterable[Record], over: str) -> list[Sample]:
+    return [
+        Sample(describe(r), r["speedup"][over]["least"], r["speedup"][over]["median"])
+        for r in records
+        if over in r["speedup"]
+    ]
+
+
+def select(records: Iterable[Record], **wanted: object) -> list[Record]:
+    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
+
+
+def describe_shape(shape: Iterable[int]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
+
+def describe(record: Record) -> str:
+    return f"{describe_shape(record['shape'])} {record['format']}"

@@ -1,0 +1,118 @@
+"""Ratios of times that stay fair while the machine drifts: the rivals take turns, round by round.
+
+pytest-benchmark runs one benchmark after another, so a clock that changes in between lands in the ratio. Here
+every round times each rival once, in rotating order, and a ratio is taken between times of the same rounds.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from statistics import median
+
+MAX_CALLS = 10_000
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to do the work: `call` does it once; `context` surrounds each round, outside of the clock."""
+
+    name: str
+    call: Callable[[], object]
+    context: Callable[[], AbstractContextManager] = nullcontext
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one rival, one number for each round, and the calls that each round averaged."""
+
+    rounds: tuple[float, ...]
+    calls: int
+
+    @property
+    def least(self) -> float:
+        return min(self.rounds)
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times: of the least rounds, and the median of the ratios inside each round."""
+
+    least: float
+    median: float
+
+
+def interleave(
+    rivals: Sequence[Rival],
+    *,
+    rounds: int = 20,
+    round_seconds: float = 0.005,
+    budget_seconds: float = 10.0,
+    clock: Callable[[], float] = time.perf_counter,
+    synchronize: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Time the rivals in turns and return their timings by name.
+
+    A round calls a rival as often as fills `round_seconds` (at least once), after calls outside of the clock
+    that warm it up (twice, before the first round) and, for rivals faster than a round, bring its own data
+    back into the caches (once, each round). Rounds stop early, but never before three, once `budget_seconds`
+    are spent. `synchronize` waits for the device before the clock is read. Raises ValueError without rivals
+    or rounds, and where two share a name.
+    """
+    names = [rival.name for rival in rivals]
+    if not names or rounds < 1:
+        raise ValueError("nothing to time: at least one rival and one round are needed")
+    if len(set(names)) != len(names):
+        raise ValueError(f"two rivals share a name: {names}")
+
+    def timed(rival: Rival, calls: int) -> float:
+        call = rival.call
+        synchronize()
+        start = clock()
+        for _ in range(calls):
+            call()
+        synchronize()
+        return (clock() - start) / calls
+
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        began = clock()
+        calls = {rival.name: calibrate(rival, round_seconds, timed) for rival in rivals}
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(rounds):
+            if turn >= 3 and clock() - began > budget_seconds:
+                break
+            for place in range(len(rivals)):
+                rival = rivals[(turn + place) % len(rivals)]
+                with rival.context():
+                    if calls[rival.name] > 1:
+                        rival.call()
+                    found[rival.name].append(timed(rival, calls[rival.name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(tuple(found[name]), calls[name]) for name in names}
+
+
+def calibrate(rival: Rival, round_seconds: float, timed: Callable[[Rival, int], float]) -> int:
+    """Warm a rival up and return how many of its calls fill a round."""
+    with rival.context():
+        rival.call()
+        rival.call()
+        seconds = timed(rival, 1)
+        if seconds * 4 < round_seconds:  # one call of a short one says little
+            seconds = timed(rival, 4)
+    return max(1, min(MAX_CALLS, round(round_seconds / max(seconds, 1e-9))))
+
+
+def speedup(timings: Mapping[str, Timing], of: str, over: str) -> Ratio:
+    """How many times faster the rival `of` is than the rival `over`."""
+    pairs = zip(timings[over].rounds, timings[of].rounds, strict=True)
+    return Ratio(timings[over].least / timings[of].least, median(slow / fast for slow, fast in pairs))

@@ -1,0 +1,67 @@
+"""What is measured beside time: bytes that have to move, memory at its peak, memory kept for backward."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .shapes import FORWARD
+
+
+def bytes_moved_at_least(x: Tensor, work: str) -> int:
+    """Bytes of main memory that any implementation moves: x read and out written; backward reads x and the
+    gradient of out and writes the gradient of x."""
+    return x.numel() * x.element_size() * (2 if work == FORWARD else 5)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that PyTorch's CPU allocator held during one call, above those it held before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+        result = call()  # kept until the profile ends
+    held = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.device_type() == torch.autograd.DeviceType.CPU:
+            held += event.nbytes()
+            peak = max(peak, held)
+    del result
+    return peak
+
+
+def saved_bytes(forward: Callable[[], Tensor], leave_out: Iterable[Tensor]) -> int:
+    """Bytes that one forward call keeps for backward, each storage once, without those of the tensors left
+    out."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()
+    for tensor in leave_out:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    del out
+    return sum(kept.values())
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what is freed, so that no rival is charged for pages it gets anew at each call; say
+    whether.
+
+    By default glibc gives large blocks back to the system when they are freed. Whether a rival then pays for
+    fresh, zeroed pages at every call depends on the order of its sizes (measured: eager SCSA's forward at
+    8x64x56x56 took 2.7 times as long, that of torch.compile not a bit longer), which says nothing about the
+    implementations.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # from malloc.h
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, (1 << 31) - 1))

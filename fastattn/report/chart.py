@@ -1,0 +1,100 @@
+"""A bar chart of a result; matplotlib is imported when the first one is drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .result import records
+from .tables import CASE, cases, in_order, number
+
+COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f"}
+OTHER_COLOR = "#4f7f52"
+ROW_INCHES, PANEL_INCHES = 0.52, 0.9
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Groups of bars: label -> rival -> length."""
+
+    title: str
+    groups: dict[str, dict[str, float]]
+    relative: bool = False
+
+
+def draw(result: dict[str, Any], path: str | Path) -> None:
+    """Write a PNG: how many times faster than eager each rival is, case by case, and the models' images per
+    second.
+
+    Raises ImportError without matplotlib, OSError where the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    except ImportError as error:
+        raise ImportError("the chart needs matplotlib: pip install 'fastattn[report]'") from error
+
+    panels = module_panels(result) + model_panels(result)
+    sizes = [PANEL_INCHES + ROW_INCHES * len(panel.groups) for panel in panels] or [2.0]
+    figure = Figure(figsize=(9, sum(sizes) + 0.4), layout="constrained")
+    axes = figure.subplots(len(sizes), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for axis, panel in zip(axes, panels, strict=False):
+        fill(axis, panel)
+    if not panels:
+        axes[0].text(0.5, 0.5, "this result has no bars to draw", ha="center")
+        axes[0].set_axis_off()
+    machine = result.get("machine_info", {})
+    figure.suptitle(
+        f"{machine.get('cpu', 'unknown CPU')}, threads: {machine.get('threads', '?')}", fontsize=10
+    )
+    figure.savefig(path, format="png", dpi=150)
+
+
+def module_panels(result: dict[str, Any]) -> list[Panel]:
+    """One panel for forward and one for training: speed over eager."""
+    found = [r for r in records(result, "module") if r["rival"] != "eager" and "eager" in r["speedup"]]
+    panels = []
+    for work, dtype in dict.fromkeys((r["work"], r["dtype"]) for r in found):
+        some = [r for r in found if (r["work"], r["dtype"]) == (work, dtype)]
+        groups: dict[str, dict[str, float]] = {}
+        for members in cases(some, lambda r: (*r["shape"], r["format"])):
+            first = next(iter(members.values()))
+            label = f"{CASE['shape'](first)}\n{first['format']}"
+            groups[label] = {name: r["speedup"]["eager"]["least"] for name, r in members.items()}
+        panels.append(Panel(f"SCSA {work}, {dtype}: times eager's speed", groups, relative=True))
+    return panels
+
+
+def model_panels(result: dict[str, Any]) -> list[Panel]:
+    """One panel for all models: images per second."""
+    groups: dict[str, dict[str, float]] = {}
+    for members in cases(records(result, "model"), lambda r: (r["model"], r["shape"][0], r["format"])):
+        first = next(iter(members.values()))
+        label = f"{first['model']}, batch {first['shape'][0]}\n{first['format']}"
+        groups[label] = {name: r["images_per_s"] for name, r in members.items()}
+    return [Panel("Whole models with SCSA: images per second", groups)] if groups else []
+
+
+def fill(axis, panel: Panel) -> None:
+    """Horizontal bars, a number at the end of each."""
+    names = in_order(name for values in panel.groups.values() for name in values)
+    height = 0.8 / max(1, len(names))
+    for place, name in enumerate(names):
+        present = [(row, values[name]) for row, values in enumerate(panel.groups.values()) if name in values]
+        bars = axis.barh(
+            [row - 0.4 + height * (place + 0.5) for row, _ in present],
+            [value for _, value in present],
+            height,
+            label=name,
+            color=COLORS.get(name, OTHER_COLOR),
+        )
+        axis.bar_label(
+            bars, [number(value) + "×" * panel.relative for _, value in present], padding=2, fontsize=7
+        )
+    if panel.relative:
+        axis.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(panel.groups)), list(panel.groups), fontsize=7)
+    axis.set_ylim(len(panel.groups) - 0.5, -0.5)  # the first on top
+    axis.margins(x=0.12)
+    axis.set_title(panel.title, fontsize=9, loc="left")
+    axis.tick_params(axis="x", labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)

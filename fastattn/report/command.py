@@ -1,0 +1,85 @@
+"""`python -m fastattn report`: write the tables and the chart of a result file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .chart import draw
+from .result import ResultError, load
+from .tables import model_table, module_table, summary_table, tables, to_markdown
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def write_report(result: dict[str, Any], directory: str | Path) -> list[Path]:
+    """Write report.md and report.png into a directory, made if it is missing, and return their paths.
+
+    Raises OSError where the directory cannot be written, ImportError without matplotlib.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text, chart = directory / "report.md", directory / "report.png"
+    draw(result, chart)
+    parts = ["# Measured results\n", f"![speed by case]({chart.name})\n", *map(to_markdown, tables(result))]
+    text.write_text("\n".join(parts), encoding="utf-8")
+    return [text, chart]
+
+
+def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None:
+    """Replace what stands between the markers of a README by the result's tables; `source` names the result
+    file.
+
+    Raises ResultError where a marker is missing, OSError where the file cannot be read or written.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ResultError(f"{path} lacks the markers {BEGIN} and {END}")
+    shown = [
+        table for table in (summary_table(result), model_table(result), module_table(result)) if table.rows
+    ]
+    parts = [f"{BEGIN}\n", f"Generated from `{source}`.\n", *map(to_markdown, shown), f"{END}"]
+    path.write_text(before + "\n".join(parts) + after, encoding="utf-8")
+
+
+def source_name(result: str, readme: str) -> str:
+    """The result file as a reader of the README finds it: relative to it, or by its name alone where it is
+    elsewhere."""
+    path, root = Path(result).resolve(), Path(readme).resolve().parent
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 on success, 2 with a message on standard error where an input or an output
+    fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastattn report", description="Tables and a chart of a result file."
+    )
+    parser.add_argument(
+        "result", help="JSON file from `pytest benchmarks/ --benchmark-only --benchmark-json=FILE`"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="write report.md and report.png into this directory"
+    )
+    parser.add_argument(
+        "--readme", metavar="FILE", help="replace the tables between the markers of this README"
+    )
+    options = parser.parse_args(argv)
+    if not options.output and not options.readme:
+        parser.error("nothing to do: give -o DIR, --readme FILE, or both")
+    try:
+        result = load(options.result)
+        if options.output:
+            for path in write_report(result, options.output):
+                print(path)
+        if options.readme:
+            update_readme(result, options.readme, source_name(options.result, options.readme))
+            print(options.readme)
+    except (ResultError, OSError, ImportError) as error:
+        print(f"fastattn report: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,111 @@
+"""What the tests share: inputs, one run of a module, and the one assertion on its numbers."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mkldnn
+
+import fastattn
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MODULES = {"scsa": fastattn.SCSA, "smsa": fastattn.SMSA, "pcsa": fastattn.PCSA}
+
+# An error may be this many times eager's own in the same dtype, or this large, whichever is more: 1e-5 is the
+# room that float32 has where eager is lucky, and far below what rounding the result to bfloat16 or float16
+# costs.
+TIMES_EAGER = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 2, torch.float16: 2}
+FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+# Relative to its neighbours, below this a float64 tensor is zero in exact arithmetic.
+ZERO = 1e-11
+
+
+def named(value: object) -> str:
+    """Return a short test id for a dtype, a memory format or anything else."""
+    return (
+        str(value)
+        .removeprefix("torch.")
+        .replace("contiguous_format", "nchw")
+        .replace("channels_last", "nhwc")
+    )
+
+
+def make(name: str, dim: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options) -> nn.Module:
+    """Return a module with random parameters, so that no gradient is hidden by a one or a zero."""
+    generator = torch.Generator().manual_seed(seed)
+    module = MODULES[name](dim, **options)
+    with torch.no_grad():
+        for key, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in key:
+                noise = noise * 0.2 + (1 if key.endswith("weight") else 0)
+            elif key.startswith("conv_d"):
+                noise = noise / parameter.shape[1] ** 0.5
+            parameter.copy_(noise)
+    return module.to(dtype)
+
+
+def draw(
+    *shape: int, dtype: torch.dtype = torch.float32, memory_format=torch.contiguous_format, seed: int = 1
+) -> Tensor:
+    """Return normal numbers with a mean that differs from channel to channel, as after a convolution."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator) + 0.5 * torch.randn(shape[1], 1, 1, generator=generator)
+    return x.to(dtype).contiguous(memory_format=memory_format)
+
+
+def run(module: nn.Module, x: Tensor, grad_out: Tensor, backend: str) -> dict[str, Tensor]:
+    """Return the output, the input gradient and every parameter gradient of one pass, by name."""
+    x = x.detach().requires_grad_()
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    # oneDNN never comes back from building some float16 depthwise convolutions (4 groups, kernel 15, length
+    # 34)
+    usable = mkldnn.flags(enabled=x.dtype != torch.float16, allow_tf32=None)
+    with fastattn.use_backend(backend), usable:
+        out = module(x)
+        gradients = torch.autograd.grad(out, [x, *parameters], grad_out)
+    return dict(zip(("out", "grad_x", *names), (out.detach(), *gradients), strict=True))
+
+
+def assert_accurate(
+    got: Mapping[str, Tensor], truth: Mapping[str, Tensor], *eager: Mapping[str, Tensor]
+) -> None:
+    """Assert that every tensor's relative error against the float64 truth is within its dtype's tolerance.
+
+    Eager's own error is the largest of several runs that differ in the order of their sums alone.
+    A tensor that is zero in exact arithmetic is compared absolutely, on the scale (greatest root mean square)
+    of its neighbours: of the gradients for a gradient.
+    """
+    assert got.keys() == truth.keys() == eager[0].keys()
+    rms = {name: _rms(tensor) for name, tensor in truth.items()}
+    wrong = []
+    for name, exact in truth.items():
+        neighbours = max(
+            [value for other, value in rms.items() if (other == "out") == (name == "out")], default=0.0
+        )
+        scale = rms[name] if rms[name] > ZERO * neighbours else (neighbours or 1.0)
+        dtype = got[name].dtype
+        assert got[name].shape == exact.shape, name
+        assert dtype == eager[0][name].dtype, name
+        error, *eager_errors = (_rms(run[name].double() - exact) / scale for run in (got, *eager))
+        eager_error = max(eager_errors)
+        limit = max(FLOOR[dtype], TIMES_EAGER[dtype] * eager_error)
+        if not error <= limit:
+            wrong.append(f"{name}: error {error:.2e}, allowed {limit:.2e}, eager's {eager_error:.2e}")
+    assert not wrong, "; ".join(wrong)
+
+
+def check(module: nn.Module, x: Tensor, backend: str = "native") -> dict[str, Tensor]:
+    """Assert that a backend's output and gradients are accurate, in x's memory format, and return them."""
+    grad_out = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x.dtype)
+    truth = run(copy.deepcopy(module).double(), x.double(), grad_out.double(), "reference")
+    eager = [run(module, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
+    got = run(module, x, grad_out, backend)
+    assert_accurate(got, truth, *eager)
+    return got
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0

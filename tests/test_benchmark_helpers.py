@@ -1,0 +1,259 @@
+"""The benchmarks' own machinery: taking turns under a fake clock, correctness before time, figures from
+records."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from benchmarks.contest import Contest, Effort
+from benchmarks.figures import summary
+from benchmarks.interleave import Ratio, Rival, Timing, interleave, speedup
+from benchmarks.measures import bytes_moved_at_least, peak_bytes, saved_bytes
+from benchmarks.shapes import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    COPY_SHAPE,
+    FIVE_SHAPES,
+    FORWARD,
+    MEMORY_FORMATS,
+    SAVED_SHAPE,
+    TRAINING,
+    model_cases,
+    module_cases,
+)
+
+
+class FakeClock:
+    """Time that passes only when a rival works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def rival(self, name: str, seconds: float | Callable[[], float], **options) -> Rival:
+        def work() -> None:
+            self.log.append(name)
+            self.now += seconds() if callable(seconds) else seconds
+
+        return Rival(name, work, **options)
+
+
+def test_each_round_times_every_rival_and_rotates_who_begins() -> None:
+    clock = FakeClock()
+    rivals = [clock.rival(name, 1.0) for name in "abc"]
+    interleave(rivals, rounds=3, round_seconds=0.5, budget_seconds=1e9, clock=clock)
+    warming, rounds = clock.log[:9], clock.log[9:]
+    assert warming == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    assert rounds == [*"abc", *"bca", *"cab"]
+
+
+def test_times_are_per_call_and_short_rivals_are_called_until_a_round_is_full() -> None:
+    clock = FakeClock()
+    rivals = [clock.rival("slow", 2.0), clock.rival("fast", 0.25)]
+    timings = interleave(rivals, rounds=4, round_seconds=1.0, budget_seconds=1e9, clock=clock)
+    assert timings["slow"] == Timing((2.0,) * 4, calls=1)
+    assert timings["fast"] == Timing((0.25,) * 4, calls=4)
+
+
+def test_a_drift_that_hits_both_rivals_leaves_their_ratio_alone() -> None:
+    clock = FakeClock()
+
+    def drifting(seconds: float) -> Callable[[], float]:
+        return lambda: seconds * (1 + clock.now / 100)
+
+    rivals = [clock.rival("slow", drifting(3.0)), clock.rival("fast", drifting(1.0))]
+    timings = interleave(rivals, rounds=20, round_seconds=0.1, budget_seconds=1e9, clock=clock)
+    assert max(timings["slow"].rounds) > 2 * min(timings["slow"].rounds)
+    assert speedup(timings, "fast", "slow").median == pytest.approx(3.0, rel=0.05)
+
+
+def test_one_disturbed_round_moves_neither_the_least_nor_the_median() -> None:
+    timings = {"fast": Timing((1.0, 1.0, 1.0), 1), "slow": Timing((4.0, 400.0, 4.0), 1)}
+    assert speedup(timings, "fast", "slow") == Ratio(least=4.0, median=4.0)
+    assert speedup(timings, "slow", "fast") == Ratio(least=0.25, median=0.25)
+
+
+def test_the_budget_ends_the_rounds_but_not_before_three() -> None:
+    clock = FakeClock()
+    rivals = [clock.rival("a", 10.0), clock.rival("b", 10.0)]
+    assert len(interleave(rivals, rounds=50, budget_seconds=0.0, clock=clock)["a"].rounds) == 3
+    clock = FakeClock()
+    timings = interleave([clock.rival("a", 10.0)], rounds=50, budget_seconds=100.0, clock=clock)
+    assert len(timings["a"].rounds) == 8  # three calls warmed up: 30 s of the 100
+
+
+def test_contexts_surround_the_rounds_outside_of_the_clock() -> None:
+    clock = FakeClock()
+
+    @contextmanager
+    def expensive():
+        clock.now += 100.0
+        clock.log.append("enter")
+        yield
+        clock.now += 100.0
+
+    rivals = [clock.rival("a", 1.0, context=expensive), clock.rival("b", 1.0)]
+    timings = interleave(rivals, rounds=3, round_seconds=0.5, budget_seconds=1e9, clock=clock)
+    assert timings["a"].rounds == timings["b"].rounds == (1.0,) * 3
+    assert clock.log.count("enter") == 4
+
+
+def test_the_device_is_waited_for_before_each_reading_of_the_clock() -> None:
+    clock = FakeClock()
+    pending = [0.0]
+
+    def launch() -> None:
+        pending[0] += 1.0
+
+    def wait() -> None:
+        clock.now += pending[0]
+        pending[0] = 0.0
+
+    timings = interleave([Rival("a", launch)], rounds=2, round_seconds=1.0, clock=clock, synchronize=wait)
+    assert timings["a"].rounds == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "rounds"),
+    [((), 5), (("a",), 0), (("a", "a"), 5)],
+    ids=["no rival", "no round", "one name twice"],
+)
+def test_interleave_refuses(names: tuple[str, ...], rounds: int) -> None:
+    clock = FakeClock()
+    with pytest.raises(ValueError, match="rival"):
+        interleave([clock.rival(name, 1.0) for name in names], rounds=rounds, clock=clock)
+
+
+class Square(Contest):
+    """Rivals that square a number, one of them wrongly and one not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x = torch.arange(1.0, 5.0)
+        truth, eager = {"out": x.double() ** 2}, {"out": x**2}
+        for name, compute in {"right": lambda: x * x, "wrong": lambda: x + x, "compile": self.fail}.items():
+            self.admit(Rival(name, compute), lambda compute=compute: {"out": compute()}, truth, eager)
+        self.run(Effort(rounds=1, round_seconds=0.0, pedantic_rounds=1))
+
+    def fail(self) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    def facts(self, name: str) -> dict[str, object]:
+        return {"shape": [4]}
+
+
+class FakeBenchmark:
+    def __init__(self) -> None:
+        self.extra_info: dict[str, object] = {}
+        self.calls = 0
+
+    def pedantic(self, call, *, rounds: int, iterations: int, warmup_rounds: int) -> None:
+        self.calls += 1
+        call()
+
+
+def test_a_wrong_rival_fails_and_is_never_timed() -> None:
+    contest, benchmark = Square(), FakeBenchmark()
+    assert set(contest.timings) == {"right"}
+    with pytest.raises(pytest.fail.Exception, match=r"wrong is wrong.*out: error"):
+        contest.report(benchmark, "wrong", Effort(), "module")
+    with pytest.raises(pytest.skip.Exception, match="no compiler"):
+        contest.report(benchmark, "compile", Effort(), "module")
+    assert benchmark.calls == 0
+    contest.report(benchmark, "right", Effort(), "module")
+    assert benchmark.extra_info["rival"] == "right"
+    assert benchmark.extra_info["speedup"] == {}
+    assert benchmark.calls == 1
+
+
+def test_saved_bytes_count_each_storage_once_and_leave_parameters_out() -> None:
+    x = torch.randn(8, 4, requires_grad=True)
+    weight = torch.randn(4, requires_grad=True)
+    assert saved_bytes(lambda: (x * weight) * x, []) == (32 + 4 + 32) * 4
+    assert saved_bytes(lambda: (x * weight) * x, [weight]) == (32 + 32) * 4
+
+
+def test_peak_bytes_sees_what_is_held_at_once() -> None:
+    x = torch.ones(1 << 20)
+    x.sin()
+    size = x.numel() * 4
+    assert size <= peak_bytes(lambda: x.sin()) < 1.1 * size
+    assert 2 * size <= peak_bytes(lambda: x.sin().cos()) < 2.1 * size
+
+
+def test_bytes_moved_at_least() -> None:
+    x = torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16)
+    assert bytes_moved_at_least(x, FORWARD) == 2 * 240
+    assert bytes_moved_at_least(x, TRAINING) == 5 * 240
+
+
+def test_selections_grow() -> None:
+    smoke, default, full = (len(list(module_cases(s))) for s in ("smoke", "default", "full"))
+    assert smoke < default == 2 * 2 * len(FIVE_SHAPES) < full == 12 * 2 * 2 * 2
+    assert {str(case) for case in model_cases("default")} <= {str(case) for case in model_cases("full")}
+
+
+def test_case_names_are_unique() -> None:
+    names = [str(case) for case in module_cases("full")]
+    assert len(set(names)) == len(names)
+
+
+def record(**facts) -> dict:
+    usual = {"suite": "module", "rival": "native", "work": FORWARD, "dtype": "float32", "format": CONTIGUOUS}
+    return usual | facts
+
+
+def both(least: float) -> dict[str, float]:
+    return {"least": least, "median": least / 2}
+
+
+def all_records() -> list[dict]:
+    found = []
+    for shape, layout in itertools.product(FIVE_SHAPES, MEMORY_FORMATS):
+        case = {"shape": list(shape), "format": layout}
+        over = {"eager": both(16.0 if layout == CONTIGUOUS else 9.0), "compile": both(8.0)}
+        found.append(record(**case, speedup=over))
+        sizes = {"saved_for_backward_bytes": 104, "bytes_of_x": 100}
+        found.append(record(**case, work=TRAINING, speedup=over, **sizes))
+        found.append(
+            record(
+                **case, suite="precision", rival="bfloat16", dtype="bfloat16", speedup={"float32": both(1.5)}
+            )
+        )
+    for layout in MEMORY_FORMATS:
+        found.append(record(suite="copy", shape=list(COPY_SHAPE), format=layout, speedup={"copy": both(0.2)}))
+        for model, batch in itertools.product(("resnet50", "mobilenetv2_100"), (8, 32)):
+            case = {"suite": "model", "model": model, "shape": [batch, 3, 224, 224], "format": layout}
+            found.append(record(**case, speedup={"plain": both(0.98 if batch == 8 else 0.5)}))
+            found.append(record(**case, rival="eager", speedup={"plain": both(0.8)}))
+    return found
+
+
+def test_summary_of_a_whole_run() -> None:
+    rows = summary(all_records())
+    assert all(row["measured"] is not None for row in rows)
+    forward = rows[0]
+    assert forward["measured"] == pytest.approx(12.0)
+    assert forward["median"] == pytest.approx(6.0)
+    assert forward["worst"]["value"] == 9.0
+    assert CHANNELS_LAST in forward["worst"]["case"]
+    measured = {(row["what"], row["unit"]): (row["measured"], row["met"]) for row in rows}
+    copies = [value for (what, _), value in measured.items() if "(8, 256, 56, 56)" in what]
+    assert copies == [(pytest.approx(5.0), False)] * 2
+    shares = [row for row in rows if "batch 8" in row["what"]]
+    assert [row["measured"] for row in shares] == [pytest.approx(0.98)] * 4
+    assert [row["eager"] for row in shares] == [0.8] * 4
+    saved = next(row for row in rows if "saved for backward" in row["what"])
+    assert (saved["measured"], saved["met"]) == (pytest.approx(1.04), True)
+    assert str(SAVED_SHAPE) in saved["what"]
+
+
+def test_summary_measures_nothing_from_a_part_of_the_cases() -> None:
+    some = [r for r in all_records() if r["format"] == CONTIGUOUS and r["suite"] == "module"]
+    assert [row["measured"] for row in summary(some)] == [None] * len(summary([]))

@@ -1,0 +1,150 @@
+"""fastattn.models: where the attention goes, what it adds, and that every backend agrees in a whole model."""
+
+import pytest
+import torch
+from torch import nn
+
+import fastattn
+
+pytest.importorskip("timm")
+
+from fastattn import models
+
+
+def parameters_in_millions(model: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+# The paper's Table 2, in millions; for MobileNetV2 the paper prints 3.51 and 3.63.
+@pytest.mark.parametrize(
+    ("name", "without", "with_scsa"),
+    [("resnet50", 25.56, 25.62), ("resnet101", 44.55, 44.68), ("mobilenetv2_100", 3.50, 3.62)],
+)
+def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: float) -> None:
+    with torch.device("meta"):
+        assert round(parameters_in_millions(models.create(name)), 2) == without
+        assert round(parameters_in_millions(models.create(name, attention="scsa")), 2) == with_scsa
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "widths"),
+    [
+        pytest.param("resnet50", 16, {64, 128, 256, 512}, id="bottlenecks: the middle channels"),
+        pytest.param("resnet18", 8, {64, 128, 256, 512}, id="basic blocks: the first convolution's channels"),
+        pytest.param(
+            "mobilenetv2_100", 17, {32, 96, 144, 192, 384, 576, 960}, id="inverted residuals: hidden channels"
+        ),
+    ],
+)
+def test_every_block_has_one_attention_of_its_width(name: str, blocks: int, widths: set[int]) -> None:
+    with torch.device("meta"):
+        model = models.create(name, attention="scsa")
+    found = [module for module in model.modules() if isinstance(module, fastattn.SCSA)]
+    assert len(found) == blocks
+    assert {module.norm.num_channels for module in found} == widths
+
+
+def modules_in_order(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
+    """The leaf modules and the attentions of a model in the order in which they run."""
+    order: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, fastattn.SCSA) or not any(True for _ in module.children()):
+            module.register_forward_hook(lambda module, args, out: order.append(module))
+    with torch.no_grad():
+        model(x)
+    return order
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        pytest.param(
+            "resnet50", "layer2.1.act2.act", "layer2.1.conv3", id="between the ReLU and the last 1x1"
+        ),
+        pytest.param("resnet18", "layer2.1.act1.act", "layer2.1.conv2", id="before the second convolution"),
+        pytest.param("mobilenetv2_100", "blocks.0.0.bn1", "blocks.0.0.conv_pw", id="first inverted residual"),
+        pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
+    ],
+)
+def test_placement(name: str, before: str, after: str) -> None:
+    model = models.create(name, attention="scsa").eval()
+    parts = dict(model.named_modules())
+    order = [
+        part
+        for part in modules_in_order(model, torch.randn(1, 3, 224, 224))
+        if not isinstance(part, nn.Identity)
+    ]
+    # MobileNetV2's activation is a part of its normalisation, which hooks report after it.
+    at = next(i for i, part in enumerate(order) if part is parts[after])
+    assert isinstance(order[at - 1], fastattn.SCSA)
+    assert order[at - 2] in (parts[before], getattr(parts[before], "act", None))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050"])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
+def test_backends_agree_in_a_whole_model(name: str, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = models.create(name, attention="scsa", num_classes=10).eval().to(memory_format=memory_format)
+    for module in model.modules():  # or a block's output would hardly depend on its attention
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    x = torch.randn(2, 3, 224, 224).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        with fastattn.use_backend("reference"):
+            eager = model(x)
+            truth = model.double()(x.double())
+        model.float()
+        with fastattn.use_backend("auto"):
+            fast = model(x)
+
+    def error(found: torch.Tensor) -> float:
+        return float((found.double() - truth).norm() / truth.norm())
+
+    assert error(fast) <= max(1e-5, 2 * error(eager))
+
+
+def test_state_dict_keeps_the_backbone_and_the_attentions_own_names() -> None:
+    with torch.device("meta"):
+        plain, ours = models.create("resnet18"), models.create("resnet18", attention="scsa")
+    added = set(ours.state_dict()) - set(plain.state_dict())
+    assert set(plain.state_dict()) <= set(ours.state_dict())
+    own = {f"layer1.0.act1.attention.{name}" for name in fastattn.SCSA(64).state_dict()}
+    assert {name for name in added if name.startswith("layer1.0.")} == own
+
+
+def test_attention_kwargs_reach_the_attention() -> None:
+    with torch.device("meta"):
+        model = models.create(
+            "resnet18", attention="scsa", attention_kwargs={"head_num": 4, "qkv_bias": True}
+        )
+    assert "layer1.0.act1.attention.q.bias" in model.state_dict()
+
+
+def test_attention_may_be_any_callable_of_the_channels() -> None:
+    with torch.device("meta"):
+        model = models.create("resnet18", attention=nn.BatchNorm2d)
+    assert model.layer4[0].act1.attention.num_features == 512
+
+
+def test_attention_follows_the_backbones_dtype() -> None:
+    model = models.create("mobilenetv2_035", attention="scsa", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["resnet51", "no_such_model", "vgg16"])
+def test_unknown_backbone_names_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown backbone '{name}'.*mobilenetv2_100.*resnet50"):
+        models.create(name, attention="scsa")
+
+
+def test_unknown_attention_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown attention 'selfish'.*pcsa, scsa, smsa"):
+        models.create("resnet18", attention="selfish")
+
+
+def test_maps_smaller_than_the_window_raise() -> None:
+    model = models.create("resnet18", attention="scsa").eval()
+    with torch.no_grad(), pytest.raises(ValueError, match="window"):
+        model(torch.randn(1, 3, 64, 64))

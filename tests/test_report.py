@@ -1,0 +1,231 @@
+"""Reports: tables on the screen and in Markdown, the chart, the README's part, and files that are no
+results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastattn import report
+from fastattn.report import Table, load, tables, to_markdown, to_text, update_readme, write_report
+
+
+def benchmark(rival: str, least_ms: float, over: dict[str, float], **facts) -> dict:
+    usual = {
+        "suite": "module",
+        "work": "forward",
+        "dtype": "float32",
+        "format": "contiguous",
+        "shape": [8, 64, 56, 56],
+    }
+    info = usual | {
+        "rival": rival,
+        "least_ms": least_ms,
+        "median_ms": least_ms,
+        "gb_per_s": 1.25,
+        "images_per_s": 8e3 / least_ms,
+    }
+    info["speedup"] = {name: {"least": ratio, "median": ratio} for name, ratio in over.items()}
+    return {"name": f"test[{rival}]", "extra_info": info | facts}
+
+
+@pytest.fixture
+def result() -> dict:
+    model = {"suite": "model", "model": "resnet50", "shape": [8, 3, 224, 224]}
+    return {
+        "machine_info": {"cpu": "Some CPU", "threads": 2, "isa": "avx2", "versions": {"torch": "2.11.0"}},
+        "commit_info": {"id": "0123456789abcdef"},
+        "benchmarks": [
+            benchmark("eager", 4.0, {"compile": 0.5, "native": 0.05}),
+            benchmark("compile", 2.0, {"eager": 2.0, "native": 0.1}),
+            benchmark("native", 0.2, {"eager": 20.0, "compile": 10.0}),
+            benchmark("native", 0.6, {"eager": 15.0}, work="forward + backward"),
+            benchmark("copy", 1.0, {"native": 1 / 3}, suite="copy"),
+            benchmark("native", 3.0, {"copy": 1 / 3}, suite="copy"),
+            benchmark("plain", 100.0, {"eager": 1.25, "native": 1.02}, **model),
+            benchmark("native", 102.0, {"plain": 0.98}, **model),
+        ],
+        "fastattn": {
+            "schema": 1,
+            "selection": "default",
+            "summary": [
+                {
+                    "what": "SCSA forward",
+                    "unit": "times eager's speed",
+                    "relation": ">=",
+                    "asked": 12,
+                    "measured": 20.04,
+                    "median": 19.0,
+                    "met": True,
+                    "worst": {"value": 11.5, "case": "(8, 512, 7, 7) contiguous"},
+                },
+                {
+                    "what": "copy",
+                    "unit": "times",
+                    "relation": "<=",
+                    "asked": 4,
+                    "measured": 5.0,
+                    "median": 5.0,
+                    "met": False,
+                },
+                {"what": "saved", "unit": "times x", "relation": "<=", "asked": 1.1, "measured": None},
+            ],
+        },
+    }
+
+
+@pytest.fixture
+def result_file(result: dict, tmp_path: Path) -> Path:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    return path
+
+
+def by_title(result: dict) -> dict[str, Table]:
+    return {table.title: table for table in tables(result)}
+
+
+def test_summary_says_asked_measured_missed_and_what_was_not_measured(result: dict) -> None:
+    table = by_title(result)["Asked and measured"]
+    assert table.rows[0] == (
+        "SCSA forward",
+        "times eager's speed",
+        "≥ 12",
+        "20.0",
+        "19.0",
+        "worst 11.5: (8, 512, 7, 7) contiguous",
+    )
+    assert table.rows[1][2:4] == ("≤ 4", "5.00 (missed)")
+    assert table.rows[2][3] == "not measured"
+    assert "Some CPU" in table.notes[0]
+    assert "0123456789ab" in table.notes[0]
+
+
+def test_module_table_has_a_row_for_each_case_and_a_column_for_each_rival(result: dict) -> None:
+    table = by_title(result)["SCSA as a module"]
+    first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (first["eager ms"], first["compile ms"], first["native ms"]) == ("4.00", "2.00", "0.200")
+    assert (first["native vs eager"], first["native vs compile"]) == ("20.0×", "10.0×")
+    assert (second["work"], second["eager ms"], second["native vs eager"]) == (
+        "forward + backward",
+        "-",
+        "15.0×",
+    )
+
+
+def test_the_copy_table_compares_times(result: dict) -> None:
+    table = by_title(result)["SCSA beside out.copy_(x)"]
+    assert dict(zip(table.columns, table.rows[0], strict=True))["native time / copy time"] == "3.00×"
+
+
+def test_model_table_gives_the_share_of_the_plain_model(result: dict) -> None:
+    table = by_title(result)["Whole models"]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["plain images/s"], row["native images/s"], row["native / plain"]) == ("80.0", "78.4", "0.980")
+
+
+def test_tables_without_rows_are_left_out(result: dict) -> None:
+    assert "SCSA in two precisions" not in by_title(result)
+
+
+def test_text_and_markdown_hold_the_same_cells(result: dict) -> None:
+    for table in tables(result):
+        text, markdown = to_text(table), to_markdown(table)
+        for cell in (*table.columns, *(cell for row in table.rows for cell in row), *table.notes):
+            assert cell in text
+            assert cell in markdown
+        widths = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
+        assert widths == {len(table.columns) + 1}
+
+
+def test_command_writes_markdown_and_a_png(
+    result_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    directory = tmp_path / "new" / "report"
+    assert report.main([str(result_file), "-o", str(directory)]) == 0
+    markdown = (directory / "report.md").read_text()
+    assert "20.0×" in markdown
+    assert "](report.png)" in markdown
+    assert (directory / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert str(directory / "report.md") in capsys.readouterr().out
+
+
+def test_a_chart_of_nothing_is_still_a_chart(result: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result["benchmarks"] = []
+    write_report(result, tmp_path)
+    assert (tmp_path / "report.png").stat().st_size > 0
+
+
+def test_readme_is_replaced_between_its_markers_and_nowhere_else(result_file: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
+    for _ in range(2):  # the second time changes nothing
+        assert report.main([str(result_file), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results: begin -->\n")
+    assert text.endswith("<!-- results: end -->\nafter\n")
+    assert "old" not in text
+    assert text.count("### Asked and measured") == 1
+    assert str(tmp_path) not in text
+
+
+def test_readme_without_markers_is_left_alone(result: dict, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(report.ResultError, match="lacks the markers"):
+        update_readme(result, readme, "result.json")
+    assert readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("", "is empty", id="empty"),
+        pytest.param('{"benchmarks": [', "cut short", id="truncated"),
+        pytest.param('{"benchmarks": []}', "no result", id="pytest-benchmark's, of another project"),
+        pytest.param("[1, 2]", "no result", id="another JSON"),
+        pytest.param('{"benchmarks": [], "fastattn": {"schema": 99}}', "schema 99", id="another schema"),
+        pytest.param(
+            '{"benchmarks": [{"name": "b", "extra_info": {"suite": "module"}}], "fastattn": {"schema": 1}}',
+            "b lacks rival",
+            id="incomplete",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(report.ResultError, match=message):
+        load(path)
+    assert report.main([str(path), "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_and_an_output_that_cannot_be_written(
+    result_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(tmp_path / "none.json"), "-o", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert report.main([str(result_file), "-o", str(result_file / "below a file")]) == 2
+    assert "below a file" in capsys.readouterr().err
+
+
+def test_nothing_to_do_is_said(result_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main([str(result_file)])
+    assert "give -o DIR" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_command_names_the_extra(
+    result_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert report.main([str(result_file), "-o", str(tmp_path / "out")]) == 2
+    assert "fastattn[report]" in capsys.readouterr().err
