@@ -42,11 +42,11 @@ def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
     params, options = flat(module), OPTIONS[name]
     for save in (True, False):
-        torch.library.opcheck(module.operation.forward, (x, params, *options, save, "native"))
-    out, saved = module.operation.forward(x, params, *options, True, "native")
+        torch.library.opcheck(module.operation.forward_op, (x, params, *options, save, "native"))
+    out, saved = module.operation.forward_op(x, params, *options, True, "native")
     for need_x, need_params in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            module.operation.backward, (out, x, saved, params, *options, need_x, need_params, "native")
+            module.operation.backward_op, (out, x, saved, params, *options, need_x, need_params, "native")
         )
 
 
@@ -220,7 +220,7 @@ def test_nothing_is_saved_without_gradients():
     module, x = make("scsa", 16).requires_grad_(False), draw(2, 16, 14, 14)
     out = module(x)
     assert out.grad_fn is None
-    assert module.operation.forward(x, flat(module), *OPTIONS["scsa"], False, "native")[1].numel() == 0
+    assert module.operation.forward_op(x, flat(module), *OPTIONS["scsa"], False, "native")[1].numel() == 0
 
 
 @pytest.mark.usefixtures("native")
@@ -318,4 +318,30 @@ def test_operator_refuses_parameters_of_other_sizes():
     params = flat(module)
     for bad in (params[:-1], [params[0][:2], *params[1:]], flat(make("scsa", 32))):
         with pytest.raises(ValueError, match="do not fit x"):
-            module.operation.forward(x, bad, *OPTIONS["scsa"], False, "native")
+            module.operation.forward_op(x, bad, *OPTIONS["scsa"], False, "native")
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, but must not go wrong in silence
+def test_whoever_watches_sees_the_registered_operator():
+    """Unwatched calls leave the dispatcher out; a dispatch mode, the profiler and a tracer must not notice."""
+    module, x = make("scsa", 16), draw(2, 16, 14, 14).requires_grad_()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(x).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"fastattn::scsa_forward", "fastattn::scsa_backward"} <= names
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(func.name())
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    with Recorder():
+        module(x).sum().backward()
+    assert {"fastattn::scsa_forward", "fastattn::scsa_backward"} <= seen
+    with torch.no_grad():
+        graph = str(torch.jit.trace(module, x.detach(), check_trace=False).graph)
+    assert "fastattn::scsa_forward" in graph

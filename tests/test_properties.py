@@ -21,11 +21,12 @@ kernel = st.sampled_from((1, 3, 5, 7, 9, 11, 15))
 def calls(draw_from):
     """Draw the shape of x and every option of SCSA that goes with it.
 
-    A channel group has two channels and four values along an axis at least. With less, GroupNorm takes out
-    what the convolution does, and its gradients are what eps leaves; test_native.py has such maps.
+    A channel group has two channels and 16 values along an axis at least. With less, GroupNorm takes out most of
+    what the convolution does, and the error of a gradient is a matter of luck: test_native.py compares such maps
+    with eager over many draws.
     """
     dim = 4 * draw_from(st.integers(2, 24))
-    least = max(1, 16 // dim)
+    least = max(1, -(-64 // dim))
     height, width = draw_from(st.integers(least, 34)), draw_from(st.integers(least, 34))
     window = draw_from(st.sampled_from([-1, *range(1, min(height, width, 9) + 1)]))
     return {

@@ -177,15 +177,14 @@ INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections&
                 for (int r = 0; r < R; ++r) top[r0 + r] = max(top[r0 + r], lanes(m) == L ? s[r] : splat(largest(s[r], lanes(m))));
             });
             for (int r = 0; r < L; ++r) top[r] = splat(largest(top[r]));
-            reduce([&](V s, int r) { return exp2(s - top[r]); });
-        } else {
-            reduce([](V s, int) { return exp2_bounded(s); });
         }
+        if (bounded) reduce([](V s, int) { return exp2_bounded(s); });
+        else reduce([&](V s, int r) { return exp2(s - top[r]); });
         const Tail tail(rows);
         V tops;
         for (int r = 0; r < L; ++r) tops[r] = top[r][0];
         const V inverse = 1.0f / sum_rows(denominator);
-        store(out.inverse + i, inverse, tail);
+        store(out.inverse + i, bounded ? inverse * exp2(tops) : inverse, tail);
         store(out.o + i, sum_rows(output) * inverse, tail);
         store(out.top + i, tops, tail);
     });

@@ -37,11 +37,12 @@ inline int useful_threads(const Plan& plan, int threads) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / 8192)));
 }
 
-// f(sample, team): one sample a thread while that keeps all threads busy, then one round in which teams share the rest.
+// f(sample, team): the same number of samples for every thread, then one round in which teams share the rest.
+// A thread's samples are neighbours and the last comes first, as the operator before left them in that core's cache.
 template <class F>
 inline void for_samples(int batch, int thread, int threads, F&& f) {
-    const int whole = batch / threads * threads, rest = batch - whole;
-    for (int b = thread; b < whole; b += threads) f(b, Team{0, 1, thread, 1, false});
+    const int each = batch / threads, whole = each * threads, rest = batch - whole;
+    for (int b = (thread + 1) * each - 1; b >= thread * each; --b) f(b, Team{0, 1, thread, 1, false});
     if (!rest) return;
     if (whole) {
 #pragma omp barrier
