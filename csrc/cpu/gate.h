@@ -153,6 +153,7 @@ INLINE_BODY inline void gate_backward(const Plan& plan, Range range, const Axis&
             s1 += dz * y;
             store(d + i * C, dz * weight, m);
         }
+        if (plan.softmax_gate) s0 *= 0.0f;  // zero but for rounding, or NaN
         store(grad.sum_dy + c, s0 * weight, m);
         store(grad.sum_dy_y + c, s1 * weight, m);
         if (grad.weight) {
@@ -178,12 +179,13 @@ INLINE_BODY inline void convolve_backward(const Plan& plan, const Params& p, Ran
         const int r = radius(plan, c, std::min(L, range.end - c));
         const V center = load(axis.center + c, m), rstd = load(axis.rstd + c, m);
         const V m0 = load(mean_dy + c, m), m1 = load(mean_dy_y + c, m) * rstd;
-        V total{};
+        V deviation{};
         for (int i = 0; i < n; ++i) {
-            const V e = rstd * (load(grad.da + i * C + c, m) - m0 - (load(axis.u + i * C + c, m) - center) * m1);
-            total += e;
-            store(du + i * C + c, e, m);
+            const V e = load(axis.u + i * C + c, m) - center;
+            deviation += e;
+            store(du + i * C + c, rstd * (load(grad.da + i * C + c, m) - m0 - e * m1), m);
         }
+        const V total = rstd * (load(grad.sum_dy + c, m) - m0 * static_cast<float>(n) - deviation * m1);  // of du
         const int64_t first = (middle - r) * C + c;  // of the taps in use
         for (int i = 0; i < n; ++i) {
             V s{};
