@@ -59,9 +59,9 @@ def modules_in_order(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
     ("name", "before", "after"),
     [
         pytest.param(
-            "resnet50", "layer2.1.act2.act", "layer2.1.conv3", id="between the ReLU and the last 1x1"
+            "resnet50", "layer2.1.act2", "layer2.1.conv3", id="between the ReLU and the last 1x1"
         ),
-        pytest.param("resnet18", "layer2.1.act1.act", "layer2.1.conv2", id="before the second convolution"),
+        pytest.param("resnet18", "layer2.1.act1", "layer2.1.conv2", id="before the second convolution"),
         pytest.param("mobilenetv2_100", "blocks.0.0.bn1", "blocks.0.0.conv_pw", id="first inverted residual"),
         pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
     ],
@@ -110,7 +110,7 @@ def test_state_dict_keeps_the_backbone_and_the_attentions_own_names() -> None:
         plain, ours = models.create("resnet18"), models.create("resnet18", attention="scsa")
     added = set(ours.state_dict()) - set(plain.state_dict())
     assert set(plain.state_dict()) <= set(ours.state_dict())
-    own = {f"layer1.0.act1.attention.{name}" for name in fastattn.SCSA(64).state_dict()}
+    own = {f"layer1.0.aa.{name}" for name in fastattn.SCSA(64).state_dict()}
     assert {name for name in added if name.startswith("layer1.0.")} == own
 
 
@@ -119,13 +119,13 @@ def test_attention_kwargs_reach_the_attention() -> None:
         model = models.create(
             "resnet18", attention="scsa", attention_kwargs={"head_num": 4, "qkv_bias": True}
         )
-    assert "layer1.0.act1.attention.q.bias" in model.state_dict()
+    assert "layer1.0.aa.q.bias" in model.state_dict()
 
 
 def test_attention_may_be_any_callable_of_the_channels() -> None:
     with torch.device("meta"):
         model = models.create("resnet18", attention=nn.BatchNorm2d)
-    assert model.layer4[0].act1.attention.num_features == 512
+    assert model.layer4[0].aa.num_features == 512
 
 
 def test_attention_follows_the_backbones_dtype() -> None:

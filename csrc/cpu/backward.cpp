@@ -52,7 +52,9 @@ public:
 
         T* dx = static_cast<T*>(args_.grad_x) + offset;
         const InputGradient in{s.g, plan_.max_pool ? nullptr : dy, plan_.spatial ? sums.r_h : nullptr, plan_.spatial ? sums.r_w : nullptr};
-        passes.input_gradient(d, range, s.h.a, s.w.a, in, dx);
+        const Share share = written_share<Passes>(plan_, range, team);
+        passes.input_gradient(d, share.channels, share.rows, s.h.a, s.w.a, in, dx);
+        if (s.argmax && Passes::kWritesByRows) team.sync();
         if (s.argmax) maxima_gradient(range, grad_out, s, in, dy, dx);
     }
 

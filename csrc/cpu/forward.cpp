@@ -4,7 +4,7 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kCachedBytes = 1 << 20;  // a sample above this size is walked group by group
+constexpr int64_t kCachedBytes = 1 << 20;  // a contiguous sample above this size is walked group by group
 
 template <class Passes, class T>
 class Forward {
@@ -27,11 +27,14 @@ public:
         const Range range = slice(plan_.channels, team.rank, team.size);
         const Map* x = passes.fetch(input, range, 0);
 
-        if (plan_.spatial && !team.shared && plan_.channels / 4 >= L && plan_.channels * plan_.pixels * int64_t{sizeof(T)} > kCachedBytes) {
-            for (int i = 0; i < 4; ++i) gate_and_pool(passes, x, {i * plan_.channels / 4, (i + 1) * plan_.channels / 4}, team, s);
-        } else {
+        const bool large = plan_.channels * plan_.pixels * int64_t{sizeof(T)} > kCachedBytes;
+        const bool by_groups = plan_.spatial && !plan_.channels_last && !team.shared && large && plan_.channels / 4 >= L / 2;
+        const auto group = [&](int i) { return Range{i * plan_.channels / 4, (i + 1) * plan_.channels / 4}; };
+
+        if (by_groups)
+            for (int i = 0; i < 4; ++i) gate_and_pool(passes, x, group(i), team, s);
+        else
             gate_and_pool(passes, x, range, team, s);
-        }
         if (plan_.channel) {
             team.sync();
             Projections p(plan_, mine);
@@ -40,7 +43,11 @@ public:
             if (plan_.softmax_gate) team.sync();
             channel_gate(plan_, range, s.rows.o, s.g);
         }
-        passes.gated_product(x, range, s.h.a, s.w.a, s.g, out);
+        const Share share = written_share<Passes>(plan_, range, team);
+        if (by_groups)  // the last group is still in cache
+            for (int i = 3; i >= 0; --i) passes.gated_product(x, group(i), share.rows, s.h.a, s.w.a, s.g, out);
+        else
+            passes.gated_product(x, share.channels, share.rows, s.h.a, s.w.a, s.g, out);
     }
 
 private:

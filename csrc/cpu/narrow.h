@@ -10,6 +10,7 @@ template <class T>
 class Narrow {
 public:
     using Map = float;
+    static constexpr bool kWritesByRows = false;
 
     static bool serves(const Plan& plan) { return plan.width <= 8 && plan.width <= L; }
     static int64_t scratch_size(const Plan& plan) { return 2 * map_size(plan) + 64; }
@@ -37,17 +38,17 @@ public:
     void gather(const float* d, const float* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
         for_blocks(range, [&](int c, int n) { block(c).gather(d + c * plan_.pixels, x + c * plan_.pixels, {c, c + n}, a_h, a_w, out); });
     }
-    void gated_product(const float* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
+    void gated_product(const float* x, Range range, Range rows, const float* a_h, const float* a_w, const float* g, T* out) const {
         for_blocks(range, [&](int c, int n) {
             float* map = maps_[0] + c * plan_.pixels;  // x itself: every element is read once before it is written
-            block(c).gated_product(x + c * plan_.pixels, {c, c + n}, a_h, a_w, g, map);
+            block(c).gated_product(x + c * plan_.pixels, {c, c + n}, rows, a_h, a_w, g, map);
             put(map, c, n, out);
         });
     }
-    void input_gradient(const float* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    void input_gradient(const float* d, Range range, Range rows, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
         for_blocks(range, [&](int c, int n) {
             float* map = maps_[0] + c * plan_.pixels;
-            block(c).input_gradient(d + c * plan_.pixels, {c, c + n}, a_h, a_w, in, map);
+            block(c).input_gradient(d + c * plan_.pixels, {c, c + n}, rows, a_h, a_w, in, map);
             put(map, c, n, dx);
         });
     }

@@ -37,6 +37,7 @@ template <class T>
 class Nchw {
 public:
     using Map = T;
+    static constexpr bool kWritesByRows = false;
 
     Nchw(const Plan& plan, float* scratch) : plan_(plan), scratch_(scratch) {}
 
@@ -119,7 +120,7 @@ public:
     }
 
     // out = x * (a_h * (a_w * g))
-    INLINE_BODY void gated_product(const T* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
+    INLINE_BODY void gated_product(const T* x, Range range, Range, const float* a_h, const float* a_w, const float* g, T* out) const {
         const int H = plan_.height, W = plan_.width;
         Bump bump(scratch_);
         BlockGates gates(plan_, bump);
@@ -209,7 +210,7 @@ public:
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
-    INLINE_BODY void input_gradient(const T* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    INLINE_BODY void input_gradient(const T* d, Range range, Range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
         const int C = plan_.channels, H = plan_.height, W = plan_.width, N = plan_.pooled;
         const int hp = round_up(H, L), wp = round_up(W, L), np = round_up(N, L);
         const int ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;

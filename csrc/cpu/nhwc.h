@@ -15,6 +15,9 @@ public:
     Nhwc(const Plan& plan, int64_t stride, int first) : plan_(plan), stride_(stride), first_(first) {}
     static int64_t scratch_size(const Plan&) { return 0; }
 
+    // A team divides the passes that write a map by rows: a line of the map, and its neighbour, then have one writer.
+    static constexpr bool kWritesByRows = true;
+
     const T* fetch(const T* x, Range, int) const { return x; }
 
     // mean_h [H][C], mean_w [W][C]
@@ -67,8 +70,8 @@ public:
     }
 
     // out = x * (a_w * (a_h * g))
-    INLINE_BODY void gated_product(const T* x, Range range, const float* a_h, const float* a_w, const float* g, T* out) const {
-        for (int h = 0; h < plan_.height; ++h)
+    INLINE_BODY void gated_product(const T* x, Range range, Range rows, const float* a_h, const float* a_w, const float* g, T* out) const {
+        for (int h = rows.begin; h < rows.end; ++h)
             for_stripes(range, [&](int c, auto k, auto m) {
                 V a[k.value];
                 each<k.value>(m, [&](int v, auto lanes) {
@@ -102,10 +105,10 @@ public:
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
-    INLINE_BODY void input_gradient(const T* d, Range range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    INLINE_BODY void input_gradient(const T* d, Range range, Range rows, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
         const int W = plan_.width, ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         const int64_t C = plan_.channels;
-        for (int h = plan_.height - 1; h >= 0; --h)  // backwards: the last rows are still in cache
+        for (int h = rows.end - 1; h >= rows.begin; --h)  // backwards: the last rows are still in cache
             for_stripes(range, [&](int c, auto k, auto m) {
                 V g[k.value], a[k.value], offset[k.value], shift[k.value];
                 each<k.value>(m, [&](int v, auto lanes) {

@@ -23,7 +23,7 @@ inline void with_element(DType dtype, F&& f) {
     }
 }
 
-struct Range {  // of channels
+struct Range {  // of channels or rows
     int begin, end;
 };
 
@@ -56,7 +56,8 @@ struct InputGradient {
 };
 
 // A class of passes has a type Map and `const Map* fetch(const T* x, Range, int slot)`: what its passes read in place of x
-// (slot 0) and of the output's gradient (slot 1). It is x itself, or a worker's own copy in a better layout.
+// (slot 0) and of the output's gradient (slot 1). It is x itself, or a worker's own copy in a better layout. The passes that write
+// a map take a range of channels and one of rows; rows are all rows unless the class has kWritesByRows.
 
 constexpr int kMaxVectors = 4;  // of a row that are kept in registers
 

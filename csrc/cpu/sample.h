@@ -31,6 +31,19 @@ inline Range slice(int channels, int rank, int size) {
     return {edge(rank), edge(rank + 1)};
 }
 
+// What a worker writes of a map of the sample. Waits for the team where that needs the others' results.
+struct Share {
+    Range channels, rows;
+};
+
+template <class Passes>
+inline Share written_share(const Plan& plan, Range range, Team team) {
+    if (!Passes::kWritesByRows || !team.shared) return {range, {0, plan.height}};
+    team.sync();
+    const auto edge = [&](int64_t rank) { return static_cast<int>(plan.height * rank / team.size); };
+    return {{0, plan.channels}, {edge(team.rank), edge(team.rank + 1)}};
+}
+
 // Threads worth waking for this much work
 inline int useful_threads(const Plan& plan, int threads) {
     const int64_t work = plan.batch * plan.channels * plan.pixels;

@@ -1,7 +1,6 @@
 """Where an attention sits inside a backbone: one function per family of timm models."""
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import nn
@@ -16,13 +15,12 @@ def place_in_resnet(model: nn.Module, make: MakeAttention) -> int:
 
     places = 0
     for block in list(model.modules()):
-        if isinstance(block, Bottleneck):
-            block.act2 = nn.Sequential(OrderedDict(act=block.act2, attention=make(block.conv2)))
-        elif isinstance(block, BasicBlock):
-            block.act1 = nn.Sequential(OrderedDict(act=block.act1, attention=make(block.conv1)))
-        else:
-            continue
-        places += 1
+        if isinstance(block, Bottleneck | BasicBlock):
+            attention = make(block.conv2 if isinstance(block, Bottleneck) else block.conv1)
+            # the slot of anti-aliasing, right behind that ReLU and empty in most models
+            empty = isinstance(block.aa, nn.Identity)
+            block.aa = attention if empty else nn.Sequential(attention, block.aa)
+            places += 1
     return places
 
 
