@@ -169,6 +169,21 @@ def test_large_logits_need_the_softmax_maximum(shape, scale):
         assert error <= max(1e-5, 2 * eager_error), name
 
 
+@pytest.mark.parametrize("options", [{}, {"head_num": 2, "qkv_bias": True}], ids=["one head", "two heads, bias"])
+@pytest.mark.parametrize("height", [7, 14, 21, 28], ids=lambda height: f"{height // 7 * 2} pixels left")
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.1, 0.5], ids=lambda scale: f"logits times {scale:g}")
+def test_small_logits_are_expanded(height, scale, options):
+    """Sums over channels by moments: their degree follows the largest possible logit, up to direct sums."""
+    module, x = make("pcsa", 72, **options), draw(3, 72, height, 15)
+    with torch.no_grad():
+        for parameter in (module.q.weight, module.q.bias):
+            if parameter is not None:
+                parameter.mul_(scale)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        check(module, x)
+
+
 def make_double(module):
     """Return a float64 copy."""
     return copy.deepcopy(module).double()

@@ -4,6 +4,7 @@
 
 #include "exp_sums.h"
 #include "gate.h"
+#include "monomials.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -135,13 +136,59 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
     return true;
 }
 
+// One head whose logits are all small, linear in its channels; false where they are not, or where direct sums are cheaper.
+inline bool attend_by_monomials(const Plan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& out,
+                                float* scratch) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
+    V k_norm{}, q_norm{};
+    for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
+    for_lanes(begin, end, [&](int c, auto m) {
+        V s{};
+        for (int n = 0; n < N; ++n) s += load(p.q + n * C + c, m) * load(p.q + n * C + c, m);
+        q_norm = max(s, q_norm);
+    });
+    const float bound = kLn2 * __builtin_sqrtf(largest(q_norm) * largest(k_norm));
+    if (!(bound < 1.0f)) return false;
+    const Monomials monomials(N, bound);
+    const int64_t expanded = int64_t{monomials.count} * (5 * size + 4 * (end - begin)), direct = int64_t{end - begin} * size * (N + 13);
+    if (!monomials.count || 2 * expanded > direct) return false;
+
+    V values[kMaxMonomials], sums[2][kMaxMonomials];
+    for (int i = 0; i < monomials.count; ++i) sums[0][i] = sums[1][i] = V{};
+    for_lanes(first, first + size, [&](int c, auto m) {
+        const V v = load(p.v + c, m);
+        monomials.evaluate(p.k + c, C, 1.0f, m, values, [&](int i, V e) {
+            sums[0][i] += keep(e, m);
+            sums[1][i] += keep(e, m) * v;
+        });
+    });
+    for (int i = 0; i < monomials.count; ++i) {
+        scratch[2 * i] = sum(sums[0][i]) * monomials.weight[i];
+        scratch[2 * i + 1] = sum(sums[1][i]) * monomials.weight[i];
+    }
+    for_lanes(begin, end, [&](int c, auto m) {
+        V denominator{}, output{};
+        monomials.evaluate(p.q + c, C, kLn2, m, values, [&](int i, V e) {
+            denominator += e * scratch[2 * i];
+            output += e * scratch[2 * i + 1];
+        });
+        store(out.inverse + c, 1.0f / denominator, m);
+        store(out.o + c, output / denominator, m);
+        store(out.top + c, V{}, m);
+    });
+    return true;
+}
+
 // o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`; the maximum is sought where it is needed or kept. scratch: N * L floats, and 4 * C + 64
 INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, bool save, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
-    int expanded = -1;  // head that was done by expansion
+    int expanded = -1;  // head that was done by an expansion
     for_row_blocks(plan, range, [&](int i, int rows, int first, int) {
-        if (N == 1 && i == std::max(range.begin, first) && attend_by_expansion(p, first, size, range, out, scratch)) expanded = first;
+        if (i == std::max(range.begin, first) && (N == 1 ? attend_by_expansion(p, first, size, range, out, scratch)
+                                                         : attend_by_monomials(plan, p, first, size, range, out, scratch)))
+            expanded = first;
         if (expanded == first) return;
         fetch_rows(plan, p.q, i, rows, scratch);
         // |logit| <= |q_i| max |k_j|: where that is small no maximum has to be subtracted

@@ -24,7 +24,7 @@ struct TeamPartials {
 
 // Floats of scratch for attend and attend_backward
 inline int64_t attention_scratch(const Plan& plan) {
-    return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * int64_t{round_up(plan.channels, 16)}) + 64;
+    return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * round_up(plan.channels, 16)) + 2 * kMaxMonomials;
 }
 
 // One head with one pixel; false where the expansion's bound does not hold.
