@@ -169,6 +169,9 @@ def test_unknown_command(capsys):
 def package_folder(monkeypatch, tmp_path):
     """Make the extension be looked for in an empty folder."""
     monkeypatch.setattr(fastattn, "__path__", [str(tmp_path)])
+    # an editable install's finder does not ask the package's path
+    finders = [f for f in sys.meta_path if not str(getattr(f, "__module__", "")).startswith("__editable__")]
+    monkeypatch.setattr(sys, "meta_path", finders)
     monkeypatch.delitem(sys.modules, "fastattn._native", raising=False)
     monkeypatch.delattr(fastattn, "_native", raising=False)
 

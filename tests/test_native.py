@@ -63,6 +63,8 @@ CASES = {
     "kernels out of order": (2, 16, 10, 9, {"group_kernel_sizes": (9, 1, 5, 3)}),
     "kernels longer than the map": (2, 16, 8, 9, {"group_kernel_sizes": (17, 19, 21, 31)}),
     "batch of five": (5, 16, 8, 10, {}),
+    "larger than a megabyte": (2, 72, 70, 61, {}),
+    "larger than a megabyte, narrow": (2, 72, 600, 7, {}),
 }
 ACCEPTED = {
     "smsa": {"group_kernel_sizes", "gate_layer"},

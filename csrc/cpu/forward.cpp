@@ -28,7 +28,8 @@ public:
         const Map* x = passes.fetch(input, range, 0);
 
         const bool large = plan_.channels * plan_.pixels * int64_t{sizeof(T)} > kCachedBytes;
-        const bool by_groups = plan_.spatial && !plan_.channels_last && !team.shared && large && plan_.channels / 4 >= L / 2;
+        const bool planes = !plan_.channels_last && static_cast<const void*>(x) == input;  // one after another, where they were
+        const bool by_groups = large && planes && plan_.spatial && !team.shared && plan_.channels / 4 >= L / 2;
         const auto group = [&](int i) { return Range{i * plan_.channels / 4, (i + 1) * plan_.channels / 4}; };
 
         if (by_groups)

@@ -36,7 +36,6 @@ public:
         next_ += (floats + 15) / 16 * 16;
         return p;
     }
-    int64_t used(const float* memory) const { return next_ - memory; }
 
 private:
     float* next_;
