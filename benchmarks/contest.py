@@ -79,7 +79,7 @@ class Contest:
     def report(self, benchmark, name: str, effort: Effort, suite: str) -> None:
         """Give a rival's numbers to pytest-benchmark; fail for a wrong result and for a rival that does not run,
         skip where that is the compiler's."""
-        # Inductor is not the package: where it finds no compiler, or rounds more than the tolerance allows, it is left out.
+        # Inductor is not the package: left out where it finds no compiler, or rounds more than the tolerance allows
         give_up = pytest.skip if name == "compile" else pytest.fail
         if name in self.wrong:
             give_up(f"{name} is wrong, so it is not timed: {self.wrong[name]}")
