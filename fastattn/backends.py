@@ -6,6 +6,8 @@ that answer.
 """
 
 import functools
+import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from . import native
+from .parameters import DTYPES
 
 OPERATIONS = ("scsa", "smsa", "pcsa")
 
@@ -39,9 +42,9 @@ def _name(dtype: torch.dtype) -> str:
 def _fast_path_reasons(call: Call) -> list[str]:
     """What no fast path serves."""
     reasons = []
-    if call.dtype not in native.DTYPES:
+    if call.dtype not in DTYPES:
         reasons.append(f"x is {_name(call.dtype)}; the fast paths take float32, bfloat16 and float16")
-    elif call.param_dtype is not call.dtype and not (call.autocast and call.param_dtype in native.DTYPES):
+    elif call.param_dtype is not call.dtype and not (call.autocast and call.param_dtype in DTYPES):
         reasons.append(
             f"x is {_name(call.dtype)} and the parameters are {_name(call.param_dtype)}, outside of autocast"
         )
@@ -62,8 +65,24 @@ def _native_reasons(call: Call) -> list[str]:
     return reasons + _fast_path_reasons(call)
 
 
+@functools.cache
+def _triton_status() -> str:
+    """Return why Triton cannot be used, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        importlib.import_module("fastattn.kernels")
+    except Exception as error:  # whatever a broken installation raises is its cause, and the reference serves
+        return f"Triton failed to load: {type(error).__name__}: {error}"
+    return ""
+
+
 def _triton_reasons(call: Call) -> list[str]:
-    return [f"fastattn.kernels has no {call.operation} kernel", *_fast_path_reasons(call)]
+    status = _triton_status()
+    reasons = [status] if status else []
+    if call.device != "cuda" and not (call.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        reasons.append(f"x is on {call.device}; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests")
+    return reasons + _fast_path_reasons(call)
 
 
 def _cuda_reasons(call: Call) -> list[str]:

@@ -9,14 +9,17 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import parameters
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOTHING = torch.empty(0, dtype=torch.float32)
-_data_ptr, _is_contiguous, _numel = Tensor.data_ptr, Tensor.is_contiguous, Tensor.numel  # fast under map
+_data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
 
 
 @functools.cache
@@ -63,15 +66,7 @@ def extension():
 def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channels_last):
     """Make the extension's plan for one signature; ValueError if the parameters' sizes do not fit it."""
     batch, channels, height, width = shape
-    group = channels // 4
-    kernels = tuple(n // group for n in numels[:4]) if spatial else (0, 0, 0, 0)
-    expected = (*(k * group for k in kernels), *[group] * 4, *[channels] * 4) if spatial else ()
-    qkv_bias = channel and len(numels) == len(expected) + 8
-    expected += (channels,) * (5 * channel + 3 * qkv_bias)
-    if numels != expected:
-        raise ValueError(
-            f"parameters of {numels} elements do not fit x of shape {tuple(shape)}: expected {expected}"
-        )
+    kernels, qkv_bias = parameters.sizes(spatial, channel, channels, numels)
     head_num, window, mode, gate = options if channel else (1, -1, "avg_pool", *options)
     return extension().Plan(
         spatial,
@@ -95,19 +90,23 @@ def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channe
 
 def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple):
     """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
-    dtype = params[0].dtype
-    uniform = (dtype is x.dtype or dtype is torch.float32) and [p.dtype for p in params].count(dtype) == len(
-        params
-    )
-    if not uniform or not all(map(_is_contiguous, params)):
-        dtype = dtype if uniform else torch.float32
-        params = [p.to(dtype).contiguous() for p in params]
-    numels = tuple(map(_numel, params))
+    dtype, params, numels = parameters.prepare(x, params)
     channels_last = not x.is_contiguous()
     plan = _plan(
         operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last
     )
     return plan, params
+
+
+def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tuple) -> int:
+    """Return how many floats per sample forward saves for backward."""
+    _, channels, height, width = shape
+    size = height + width if spatial else 0
+    if channel:
+        _, window, mode, _ = options
+        pixels = 1 if window == -1 else (height // window) * (width // window)
+        size += pixels * (2 if mode == "max_pool" and window != -1 else 1) + 3
+    return channels * size
 
 
 def forward(
@@ -140,20 +139,19 @@ def backward(
     options: tuple,
     need_x: bool,
     need_params: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Run the backward of an operation; return (grad_x, grad_params), empty where not needed."""
-    plan, ready = _prepare(operation, x, params, options)
+) -> tuple[Tensor, Tensor]:
+    """Run the backward of an operation; return (grad_x, all parameters' gradients), empty where not needed."""
+    plan, params = _prepare(operation, x, params, options)
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    grads = list(map(torch.empty_like, ready)) if need_params else []
+    grads = params[0].new_empty(sum(map(_numel, params)) if need_params else 0)
+    places = accumulate((p.nbytes for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
     plan.backward(
         grad_out.data_ptr(),
         x.data_ptr(),
         saved.data_ptr(),
-        list(map(_data_ptr, ready)),
+        list(map(_data_ptr, params)),
         grad_x.data_ptr() if need_x else 0,
-        list(map(_data_ptr, grads)),
+        list(places),
         torch.get_num_threads(),
     )
-    if ready is not params and need_params:
-        grads = [grad.to(p.dtype) for grad, p in zip(grads, params, strict=True)]
     return grad_x, grads

@@ -4,21 +4,34 @@
 and of norm_w (SMSA), then weight and bias of norm, the weights of q, k and v, and their biases if there are
 any (PCSA).
 
-`saved` is what backward needs besides x and params: float32 (B, floats per sample), or (0,) where nothing is
-saved.
+`saved` is what backward needs besides x and params: float32 (B, floats per sample, which the backend decides),
+or (0,) where nothing is saved. Backward returns the parameters' gradients as one tensor, in the order of params.
 """
 
+import importlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import native
+from ..parameters import common_dtype, unflatten
 
 _watchers = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
-_SERVERS = {"native": native}  # a backend's forward and backward
+
+
+class _Servers(dict):
+    """A backend's module: forward, backward and saved_size."""
+
+    def __missing__(self, backend: str):
+        assert backend == "triton", backend
+        self[backend] = importlib.import_module("fastattn.kernels.scsa")  # imports Triton
+        return self[backend]
+
+
+_SERVERS = _Servers(native=native)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -55,25 +68,16 @@ class Operation:
         )
         _LIBRARY.define(
             f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, "
-            "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor[] grad_params)"
+            "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor grad_params)"
         )
         for direction in ("forward", "backward"):
-            _LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), "CPU")
+            for device in ("CPU", "CUDA"):
+                _LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), device)
             torch.library.register_fake(
                 f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=_LIBRARY
             )
         self.forward_op = getattr(torch.ops.fastattn, f"{name}_forward").default
         self.backward_op = getattr(torch.ops.fastattn, f"{name}_backward").default
-
-    def saved_size(self, x: Tensor, options: tuple) -> int:
-        """Return how many floats per sample forward saves for backward."""
-        _, channels, height, width = x.shape
-        size = height + width if self.spatial else 0
-        if self.channel:
-            _, window, mode, _ = options
-            pixels = 1 if window == -1 else (height // window) * (width // window)
-            size += pixels * (2 if mode == "max_pool" and window != -1 else 1) + 3
-        return channels * size
 
     def forward(self, x, params, options: tuple, save: bool, backend: str) -> tuple[Tensor, Tensor]:
         """Run forward on a dense x; return (out, saved)."""
@@ -99,15 +103,16 @@ class Operation:
         return _SERVERS[backend].backward(self, grad_out, x, saved, params, tuple(options), need_x, need_params)
 
     def _fake_forward(self, x, params, *rest):
-        saved = (x.shape[0], self.saved_size(x, rest[:-2])) if rest[-2] else (0,)
+        *options, save, backend = rest
+        size = _SERVERS[backend].saved_size(self.spatial, self.channel, x.shape, tuple(options))
+        saved = (x.shape[0], size) if save else (0,)
         return torch.empty_like(dense(x)), x.new_empty(saved, dtype=torch.float32)
 
     def _fake_backward(self, grad_out, x, saved, params, *rest):
         *_, need_x, need_params, _ = rest
         grad_x = torch.empty_like(dense(x)) if need_x else x.new_empty(0)
-        return grad_x, [
-            torch.empty_like(p, memory_format=torch.contiguous_format) for p in params if need_params
-        ]
+        size = sum(p.numel() for p in params) if need_params else 0
+        return grad_x, x.new_empty(size, dtype=common_dtype(x, params))
 
     def __call__(self, x: Tensor, params: Sequence[Tensor], options: tuple, backend: str) -> Tensor:
         """Run the operation on a backend, recording a graph only where a gradient is wanted."""
@@ -131,10 +136,10 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx, grad_out):
         x, saved, *params = ctx.saved_tensors
         need_x, *need_params = ctx.needs_input_grad[3:]
-        grad_x, grad_params = ctx.operation.backward(
+        grad_x, flat = ctx.operation.backward(
             grad_out, x, saved, params, ctx.options, need_x, any(need_params), ctx.backend
         )
-        grads = [grad_x, *(grad_params or params)]
+        grads = [grad_x, *(unflatten(flat, params) if any(need_params) else params)]
         grads = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[3:], strict=True)]
         if torch.is_grad_enabled():  # create_graph=True
             wanted = [g for g in grads if g is not None]

@@ -1,0 +1,319 @@
+"""Channel attention reduced to its gate: rows of C x C are formed from the pooled map, used and forgotten.
+
+A tile is [BI, BJ]: the block's own channels against all channels of their heads. It holds whole rows, so neither
+the softmax nor the gradients need a second sweep or another program's result.
+"""
+
+import triton
+import triton.language as tl
+
+from .layout import EPSILON, kernel, sample, saved_channels, scratch_channels
+
+
+@triton.jit
+def pooled_statistics(pooled, count, BLOCK: tl.constexpr):
+    """Mean and 1 / standard deviation of all of a sample's pooled values."""
+    offsets = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        total += tl.load(pooled + start + offsets, mask=start + offsets < count, other=0.0)
+    mean = tl.sum(total, axis=0) / count
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        inside = start + offsets < count
+        value = tl.where(inside, tl.load(pooled + start + offsets, mask=inside, other=0.0) - mean, 0.0)
+        squares += value * value
+    return mean, 1.0 / tl.sqrt(tl.sum(squares, axis=0) / count + EPSILON)
+
+
+@triton.jit
+def projection(norm_weight, norm_bias, weight, bias, c, inside, scale, BIAS: tl.constexpr):
+    """Factor and offset that take a centred pooled value to a query, key or value."""
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(norm_bias + c, mask=inside, other=0.0).to(tl.float32) * w
+    if BIAS:
+        offset += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(norm_weight + c, mask=inside, other=0.0).to(tl.float32) * w * scale, offset
+
+
+@triton.jit
+def same_head(i, j, C, D):
+    """Whether channel j [BJ] is in the head of channel i [BI]: [BI, BJ]; rows beyond C repeat the last head."""
+    return ((tl.minimum(i, C - 1) // D)[:, None] == (j // D)[None, :]) & (j < C)[None, :]
+
+
+@triton.jit
+def attention_gates(
+    pooled, gate, logit, log_sum, mean, scale,
+    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D,
+    BIAS: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Attention's output for the channels from i0 on, its sigmoid, and the rows' log-sum-exp."""
+    i = i0 + tl.arange(0, BI)
+    j = i0 // D * D + tl.arange(0, BJ)
+    q_factor, q_offset = projection(norm_weight, norm_bias, q_weight, q_bias, i, i < C, scale, BIAS)
+    k_factor, k_offset = projection(norm_weight, norm_bias, k_weight, k_bias, j, j < C, scale, BIAS)
+    v_factor, v_offset = projection(norm_weight, norm_bias, v_weight, v_bias, j, j < C, scale, BIAS)
+    scores = tl.zeros([BI, BJ], tl.float32)
+    total = tl.zeros([BJ], tl.float32)
+    for n in range(N):
+        y_i = tl.load(pooled + n * C + i, mask=i < C, other=0.0) - mean
+        y_j = tl.load(pooled + n * C + j, mask=j < C, other=0.0) - mean
+        scores += (y_i * q_factor + q_offset)[:, None] * (y_j * k_factor + k_offset)[None, :]
+        total += y_j
+    value = total / N * v_factor + v_offset
+    scores = tl.where(same_head(i, j, C, D), scores / tl.sqrt(D.to(tl.float32)), float("-inf"))
+    top = tl.max(scores, axis=1)
+    powers = tl.exp(scores - top[:, None])
+    powers_sum = tl.sum(powers, axis=1)
+    result = tl.sum(powers * value[None, :], axis=1) / powers_sum
+    tl.store(logit + i, result, mask=i < C)
+    tl.store(log_sum + i, top + tl.log(powers_sum), mask=i < C)
+    tl.store(gate + i, tl.sigmoid(result), mask=i < C)
+
+
+@triton.jit
+def softmax_gates(gate, logit, C, BLOCK: tl.constexpr):
+    """Replace a sample's gates by the softmax of its logits over all channels."""
+    offsets = tl.arange(0, BLOCK)
+    tops = tl.full([BLOCK], float("-inf"), tl.float32)
+    for c0 in range(0, C, BLOCK):
+        tops = tl.maximum(tops, tl.load(logit + c0 + offsets, mask=c0 + offsets < C, other=float("-inf")))
+    top = tl.max(tops, axis=0)
+    sums = tl.zeros([BLOCK], tl.float32)
+    for c0 in range(0, C, BLOCK):
+        value = tl.load(logit + c0 + offsets, mask=c0 + offsets < C, other=float("-inf"))
+        sums += tl.exp(value - top)
+    total = tl.sum(sums, axis=0)
+    for c0 in range(0, C, BLOCK):
+        inside = c0 + offsets < C
+        value = tl.load(logit + c0 + offsets, mask=inside, other=float("-inf"))
+        tl.store(gate + c0 + offsets, tl.exp(value - top) / total, mask=inside)
+
+
+@triton.jit
+def channel_attention(
+    saved, pooled, gate, logit, log_sum,
+    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gates of the channels i0 to i1 of a sample; of all of them with a softmax."""
+    mean, scale = pooled_statistics(pooled, C * N, BLOCK)
+    tl.store(saved + 16, mean)
+    tl.store(saved + 17, scale)
+    for i in range(i0, i1, BI):
+        attention_gates(
+            pooled, gate, logit, log_sum, mean, scale,
+            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, BIAS, BI, BJ,
+        )  # fmt: skip
+    if SOFTMAX:
+        tl.debug_barrier()
+        softmax_gates(gate, logit, C, BLOCK)
+
+
+@kernel
+def channel_attention_kernel(
+    saved, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    C, H, W, NI, NJ, D, SAVED, ROWS,
+    SPATIAL: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (samples, blocks of ROWS channels)."""
+    saved = sample(saved, tl.program_id(0), SAVED)
+    gate, logit, log_sum, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    i0 = tl.program_id(1) * ROWS
+    channel_attention(
+        saved, pooled, gate, logit, log_sum,
+        norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def gate_gradient(dg, gate, c, inside, C, PARTS, shift):
+    """Gradient of the logits of channels c, given the sum of gate * gradient for a softmax (0 for a sigmoid)."""
+    g = tl.load(gate + c, mask=inside, other=0.0)
+    total = tl.zeros(c.shape, tl.float32)
+    for part in range(PARTS):
+        total += tl.load(dg + part * C + c, mask=inside, other=0.0)
+    return g, total - shift
+
+
+@triton.jit
+def softmax_shift(dg, gate, C, PARTS, BLOCK: tl.constexpr):
+    """Sum of gate * gradient over a sample's channels."""
+    offsets = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for c0 in range(0, C, BLOCK):
+        g, gradient = gate_gradient(dg, gate, c0 + offsets, c0 + offsets < C, C, PARTS, 0.0)
+        total += g * gradient
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def attention_gradients(
+    pooled, gate, logit, log_sum, dg, dy, grads, mean, scale, shift,
+    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D, PARTS,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the normalised pooled map for the channels from i0 on, as queries, keys and values.
+
+    Row tiles hold the attention of own queries to all keys, column tiles that of all queries to own keys.
+    """
+    i = i0 + tl.arange(0, BI)
+    j = i0 // D * D + tl.arange(0, BJ)
+    own, other = i < C, j < C
+    q_i, q_i0 = projection(norm_weight, norm_bias, q_weight, q_bias, i, own, scale, BIAS)
+    k_i, k_i0 = projection(norm_weight, norm_bias, k_weight, k_bias, i, own, scale, BIAS)
+    v_i, v_i0 = projection(norm_weight, norm_bias, v_weight, v_bias, i, own, scale, BIAS)
+    q_j, q_j0 = projection(norm_weight, norm_bias, q_weight, q_bias, j, other, scale, BIAS)
+    k_j, k_j0 = projection(norm_weight, norm_bias, k_weight, k_bias, j, other, scale, BIAS)
+    v_j, v_j0 = projection(norm_weight, norm_bias, v_weight, v_bias, j, other, scale, BIAS)
+    rows = tl.zeros([BI, BJ], tl.float32)
+    columns = tl.zeros([BI, BJ], tl.float32)
+    total_i = tl.zeros([BI], tl.float32)
+    total_j = tl.zeros([BJ], tl.float32)
+    for n in range(N):
+        y_i = tl.load(pooled + n * C + i, mask=own, other=0.0) - mean
+        y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
+        rows += (y_i * q_i + q_i0)[:, None] * (y_j * k_j + k_j0)[None, :]
+        columns += (y_i * k_i + k_i0)[:, None] * (y_j * q_j + q_j0)[None, :]
+        total_i += y_i
+        total_j += y_j
+    value_i = total_i / N * v_i + v_i0
+    value_j = total_j / N * v_j + v_j0
+    g, d_i = gate_gradient(dg, gate, i, own, C, PARTS, shift)
+    d_i *= g if SOFTMAX else g * (1.0 - g)
+    g, d_j = gate_gradient(dg, gate, j, other, C, PARTS, shift)
+    d_j *= g if SOFTMAX else g * (1.0 - g)
+    temperature = 1.0 / tl.sqrt(D.to(tl.float32))
+    mask = same_head(i, j, C, D)
+    log_i = tl.load(log_sum + i, mask=own, other=0.0)
+    log_j = tl.load(log_sum + j, mask=other, other=0.0)
+    rows = tl.where(mask, tl.exp(rows * temperature - log_i[:, None]), 0.0)
+    columns = tl.where(mask, tl.exp(columns * temperature - log_j[None, :]), 0.0)
+    out_i = tl.load(logit + i, mask=own, other=0.0)
+    out_j = tl.load(logit + j, mask=other, other=0.0)
+    d_value = tl.sum(columns * d_j[None, :], axis=1) / N
+    rows *= (value_j[None, :] - out_i[:, None]) * (d_i * temperature)[:, None]
+    columns *= (value_i[:, None] - out_j[None, :]) * (d_j * temperature)[None, :]
+
+    norm_w = tl.load(norm_weight + i, mask=own, other=0.0).to(tl.float32)
+    norm_b = tl.load(norm_bias + i, mask=own, other=0.0).to(tl.float32)
+    q_w = tl.load(q_weight + i, mask=own, other=0.0).to(tl.float32)
+    k_w = tl.load(k_weight + i, mask=own, other=0.0).to(tl.float32)
+    v_w = tl.load(v_weight + i, mask=own, other=0.0).to(tl.float32)
+    d_norm_w = tl.zeros([BI], tl.float32)
+    d_norm_b = tl.zeros([BI], tl.float32)
+    d_q_w = tl.zeros([BI], tl.float32)
+    d_k_w = tl.zeros([BI], tl.float32)
+    d_q_b = tl.zeros([BI], tl.float32)
+    d_k_b = tl.zeros([BI], tl.float32)
+    for n in range(N):
+        y_i = (tl.load(pooled + n * C + i, mask=own, other=0.0) - mean) * scale
+        y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
+        d_q = tl.sum(rows * (y_j * k_j + k_j0)[None, :], axis=1)
+        d_k = tl.sum(columns * (y_j * q_j + q_j0)[None, :], axis=1)
+        gradient = d_q * q_w + d_k * k_w + d_value * v_w
+        tl.store(dy + n * C + i, gradient, mask=own)
+        normalised = y_i * norm_w + norm_b
+        d_q_w += d_q * normalised
+        d_k_w += d_k * normalised
+        d_q_b += d_q
+        d_k_b += d_k
+        d_norm_w += gradient * y_i
+        d_norm_b += gradient
+    mean_i = total_i / N * scale * norm_w + norm_b
+    tl.store(grads + i, d_norm_w, mask=own)
+    tl.store(grads + C + i, d_norm_b, mask=own)
+    tl.store(grads + 2 * C + i, d_q_w, mask=own)
+    tl.store(grads + 3 * C + i, d_k_w, mask=own)
+    tl.store(grads + 4 * C + i, d_value * N * mean_i, mask=own)
+    if BIAS:
+        tl.store(grads + 5 * C + i, d_q_b, mask=own)
+        tl.store(grads + 6 * C + i, d_k_b, mask=own)
+        tl.store(grads + 7 * C + i, d_value * N, mask=own)
+
+
+@triton.jit
+def channel_attention_gradients(
+    saved, pooled, gate, logit, log_sum, dg, dy, grads,
+    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D, PARTS,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients for the channels i0 to i1 of a sample; `grads` are those of this operation's parameters."""
+    mean, scale = tl.load(saved + 16), tl.load(saved + 17)
+    shift = 0.0
+    if SOFTMAX:
+        shift = softmax_shift(dg, gate, C, PARTS, BLOCK)
+    for i in range(i0, i1, BI):
+        attention_gradients(
+            pooled, gate, logit, log_sum, dg, dy, grads, mean, scale, shift,
+            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, PARTS,
+            BIAS, SOFTMAX, BI, BJ,
+        )  # fmt: skip
+
+
+@triton.jit
+def pooled_gradients(
+    saved, pooled, dy, grads, norm_weight, c0, c1, C, N, area, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Take dy of the channels c0 to c1 back through normalisation and average over an area, in place.
+
+    The sums that this needs over the sample are those of weight * gradient for its weights and its biases.
+    """
+    mean, scale = tl.load(saved + 16), tl.load(saved + 17)
+    offsets = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float32)
+    products = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, C, BLOCK):
+        inside = start + offsets < C
+        weight = tl.load(norm_weight + start + offsets, mask=inside, other=0.0).to(tl.float32)
+        products += weight * tl.load(grads + start + offsets, mask=inside, other=0.0)
+        sums += weight * tl.load(grads + C + start + offsets, mask=inside, other=0.0)
+    first = tl.sum(sums, axis=0) / (C * N)
+    second = tl.sum(products, axis=0) / (C * N)
+    for start in range(c0, c1, BLOCK):
+        c = start + offsets
+        weight = tl.load(norm_weight + c, mask=c < c1, other=0.0).to(tl.float32)
+        for n in range(N):
+            y = (tl.load(pooled + n * C + c, mask=c < c1, other=0.0) - mean) * scale
+            gradient = tl.load(dy + n * C + c, mask=c < c1, other=0.0)
+            tl.store(dy + n * C + c, scale / area * (weight * gradient - first - y * second), mask=c < c1)
+
+
+@kernel
+def channel_attention_backward_kernel(
+    saved, scratch, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    C, H, W, NI, NJ, D, PARTS, SAVED, SCRATCH, ROWS,
+    SPATIAL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (samples, blocks of ROWS channels)."""
+    saved = sample(saved, tl.program_id(0), SAVED)
+    scratch = sample(scratch, tl.program_id(0), SCRATCH)
+    gate, logit, log_sum, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    dg, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
+    grads = scratch + SCRATCH - (8 if BIAS else 5) * C
+    i0 = tl.program_id(1) * ROWS
+    channel_attention_gradients(
+        saved, pooled, gate, logit, log_sum, dg, dy, grads,
+        norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BLOCK,
+    )  # fmt: skip
+
+
+@kernel
+def pooled_gradient_kernel(
+    saved, scratch, norm_weight, C, H, W, WH, WW, NI, NJ, PARTS, SAVED, SCRATCH,
+    SPATIAL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (samples, blocks of BLOCK channels)."""
+    saved = sample(saved, tl.program_id(0), SAVED)
+    scratch = sample(scratch, tl.program_id(0), SCRATCH)
+    _, _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
+    grads = scratch + SCRATCH - (8 if BIAS else 5) * C
+    c0 = tl.program_id(1) * BLOCK
+    c1 = tl.minimum(c0 + BLOCK, C)
+    pooled_gradients(saved, pooled, dy, grads, norm_weight, c0, c1, C, NI * NJ, 1 if MAX else WH * WW, BLOCK)

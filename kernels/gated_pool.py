@@ -1,0 +1,140 @@
+"""Pooling of x * a_h * a_w by windows, without storing the product.
+
+Contiguous rows are read whole, and the columns of a window found by a mask; in channels_last, where any pixel is
+aligned, a tile is [BC, BR, BJ, BV]: channels, rows, windows, columns of a window. Maxima are found by the second
+way in both formats.
+"""
+
+import triton
+import triton.language as tl
+
+from .layout import aligned, kernel, on_axis, pixels, sample, saved_axes, saved_channels
+
+
+@triton.jit
+def pool_by_rows(
+    x, a_h, a_w, pooled, c0, w0, C, H, W, WH, WW, NI, NJ,
+    NHWC: tl.constexpr, SPATIAL: tl.constexpr, COLUMNS: tl.constexpr,
+    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """Average the windows of the block's columns, over all rows."""
+    c = c0 + tl.arange(0, BC)
+    w = w0 + tl.arange(0, BW)
+    columns = (w < W) & (w < w0 + COLUMNS)
+    first = w0 // WW
+    last = tl.minimum(NJ, first + tl.maximum(COLUMNS // WW, 1))
+    window = w // WW
+    weights = tl.full([BC, BW], 1.0, tl.float32) / (WH * WW)
+    if SPATIAL:
+        at = on_axis(c[:, None], w[None, :], C, W, NHWC)
+        weights *= tl.load(a_w + at, mask=(c < C)[:, None] & columns[None, :], other=0.0)
+    for i in range(NI):
+        total = tl.zeros([BC, BW], tl.float32)
+        for r0 in range(0, WH, BR):
+            r = r0 + tl.arange(0, BR)
+            h = i * WH + r
+            rows = r < WH
+            inside = (c < C)[:, None, None] & rows[None, :, None] & columns[None, None, :]
+            offsets = pixels(c[:, None, None], h[None, :, None], w[None, None, :], C, H, W, NHWC)
+            tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BR, BW]
+            if SPATIAL:
+                at = on_axis(c[:, None], h[None, :], C, H, NHWC)
+                tile *= tl.load(a_h + at, mask=(c < C)[:, None] & rows[None, :], other=0.0)[:, :, None]
+            total += tl.sum(tile, axis=1)
+        total *= weights
+        for j in range(first, last):
+            value = tl.sum(tl.where((window == j)[None, :], total, 0.0), axis=1)  # [BC]
+            tl.store(pooled + (i * NJ + j) * C + c, value, mask=c < C)
+
+
+@triton.jit
+def pool_by_windows(
+    x, a_h, a_w, pooled, index, c0, j0, last, C, H, W, WH, WW, NI, NJ,
+    NHWC: tl.constexpr, SPATIAL: tl.constexpr, MAX: tl.constexpr,
+    BC: tl.constexpr, BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Average the windows j0 to last of each row of windows, or find their maxima and the first place of each."""
+    c = (c0 + tl.arange(0, BC))[:, None, None, None]
+    j = (j0 + tl.arange(0, BJ))[None, None, :, None]
+    v = tl.arange(0, BV)[None, None, None, :]
+    w = j * WW + v
+    columns = (c < C) & (j < last) & (v < WW)  # [BC, 1, BJ, BV]
+    weights = tl.full([BC, 1, BJ, BV], 1.0, tl.float32)
+    if SPATIAL:
+        weights = tl.load(a_w + on_axis(c, w, C, W, NHWC), mask=columns, other=0.0)
+    cj = (c0 + tl.arange(0, BC))[:, None]
+    jj = (j0 + tl.arange(0, BJ))[None, :]
+    for i in range(NI):
+        if MAX:
+            best = tl.full([BC, BJ], float("-inf"), tl.float32)
+            place = tl.zeros([BC, BJ], tl.int32) + (i * WH * W + jj * WW)
+        else:
+            total = tl.zeros([BC, 1, BJ, BV], tl.float32)
+        for r0 in range(0, WH, BR):
+            r = (r0 + tl.arange(0, BR))[None, :, None, None]
+            h = i * WH + r
+            inside = columns & (r < WH)
+            tile = tl.load(x + pixels(c, h, w, C, H, W, NHWC), mask=inside, other=0.0).to(tl.float32)
+            if SPATIAL:
+                tile *= tl.load(a_h + on_axis(c, h, C, H, NHWC), mask=(c < C) & (r < WH), other=0.0)
+            if MAX:
+                tile = tl.where(inside, tile * weights, float("-inf"))
+                top = tl.max(tl.max(tile, axis=3, keep_dims=True), axis=1, keep_dims=True)
+                first = tl.where(inside & (tile == top), h * W + w, H * W)
+                first = tl.min(tl.min(first, axis=3), axis=1)  # [BC, BJ]
+                undefined = tl.max(tl.max((tile != tile).to(tl.int32), axis=3), axis=1) > 0
+                top = tl.reshape(top, [BC, BJ])
+                place = tl.where((top > best) & (first < H * W), first, place)
+                best = tl.where(undefined, float("nan"), tl.where(top > best, top, best))
+            else:
+                total += tl.sum(tile, axis=1, keep_dims=True)
+        if MAX:
+            value = best
+            tl.store(index + (i * NJ + jj) * C + cj, place, mask=(cj < C) & (jj < last))
+        else:
+            value = tl.reshape(tl.sum(total * weights, axis=3), [BC, BJ]) / (WH * WW)
+        tl.store(pooled + (i * NJ + jj) * C + cj, value, mask=(cj < C) & (jj < last))
+
+
+@triton.jit
+def gated_pools(
+    x, a_h, a_w, pooled, index, c0, part, C, H, W, WH, WW, NI, NJ,
+    NHWC: tl.constexpr, SPATIAL: tl.constexpr, MAX: tl.constexpr, COLUMNS: tl.constexpr,
+    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Pool the windows of one block of channels and columns, the way that suits the format."""
+    if NHWC or MAX:
+        per_part = tl.maximum(COLUMNS // WW, 1)
+        first = part * per_part
+        last = tl.minimum(NJ, first + per_part)
+        for j0 in range(first, last, BJ):
+            pool_by_windows(
+                x, a_h, a_w, pooled, index, c0, j0, last, C, H, W, WH, WW, NI, NJ,
+                NHWC, SPATIAL, MAX, BC, BR, BJ, BV,
+            )  # fmt: skip
+    else:
+        pool_by_rows(
+            x, a_h, a_w, pooled, c0, part * COLUMNS, C, H, W, WH, WW, NI, NJ, NHWC, SPATIAL, COLUMNS, BC, BR, BW
+        )
+
+
+@kernel
+def gated_pool_kernel(
+    x, saved, C, H, W, WH, WW, NI, NJ, SAVED,
+    NHWC: tl.constexpr, SPATIAL: tl.constexpr, MAX: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr,
+    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Grid (samples x blocks of channels, blocks of columns)."""
+    if NHWC:
+        C = aligned(C, ALIGN)
+    else:
+        W = aligned(W, ALIGN)
+    blocks = tl.cdiv(C, BC)
+    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    saved = sample(saved, b, SAVED)
+    a_h, a_w, _, _ = saved_axes(saved, C, H, W)
+    _, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    gated_pools(
+        sample(x, b, C * H * W), a_h, a_w, pooled, index, block * BC, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
+        NHWC, SPATIAL, MAX, COLUMNS, BC, BR, BW, BJ, BV,
+    )  # fmt: skip

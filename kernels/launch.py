@@ -1,0 +1,50 @@
+"""One launch of a kernel inside a plan: what does not change from call to call is bound once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from torch import Tensor
+
+
+class Launch:
+    """A kernel with its grid, sizes and configuration; called with the tensors of one call.
+
+    `tensors` names the tensors that the kernel takes, in its order; `names` is the order in which a call
+    brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        tensors: Sequence[str],
+        names: Sequence[str],
+        sizes: Mapping[str, int],
+        constants: Mapping[str, Any],
+        num_warps: int,
+    ):
+        self.kernel, self.grid, self.tensors = kernel, grid, tuple(tensors)
+        self.sizes, self.constants, self.num_warps = dict(sizes), dict(constants), num_warps
+        self._pick = itemgetter(*map(list(names).index, tensors))
+        self._bound = (*self.sizes.values(), *self.constants.values())
+        self._run: Callable[..., None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return self.kernel.__name__
+
+    def __call__(self, arguments: Sequence[Tensor]) -> None:
+        """Launch on the current device and stream; the first call compiles."""
+        if self._run is None:
+            self._first(arguments)
+        else:
+            self._run(*self._pick(arguments), *self._bound)
+
+    def _first(self, arguments: Sequence[Tensor]) -> None:
+        compiled = self.kernel[self.grid](
+            *self._pick(arguments), *self.sizes.values(), **self.constants, num_warps=self.num_warps
+        )
+        if compiled is not None:  # None under the interpreter; the specialisation is the plan's key
+            self._run = compiled[self.grid]
