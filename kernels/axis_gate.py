@@ -10,21 +10,16 @@ from .layout import EPSILON, kernel, mean_parts, on_axis, sample, saved_axes
 
 
 @triton.jit
-def tap_weights(
-    w0, w1, w2, w3, g, cg, inside, shift: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-):  # fmt: skip
+def by_group(g, first, second, third, fourth):
+    """Each group's own of four pointers or numbers: [NG, 1]."""
+    return tl.where(g == 0, first, tl.where(g == 1, second, tl.where(g == 2, third, fourth)))
+
+
+@triton.jit
+def tap_weights(centre, radius, inside, shift):
     """Weights [NG, BG] of each group's tap at this distance from its centre; 0 beyond its kernel."""
-    weights = tl.zeros(inside.shape, tl.float32)
-    if shift >= -(K0 // 2) and shift <= K0 // 2:
-        weights += tl.load(w0 + cg * K0 + (shift + K0 // 2), mask=inside & (g == 0), other=0.0).to(tl.float32)
-    if shift >= -(K1 // 2) and shift <= K1 // 2:
-        weights += tl.load(w1 + cg * K1 + (shift + K1 // 2), mask=inside & (g == 1), other=0.0).to(tl.float32)
-    if shift >= -(K2 // 2) and shift <= K2 // 2:
-        weights += tl.load(w2 + cg * K2 + (shift + K2 // 2), mask=inside & (g == 2), other=0.0).to(tl.float32)
-    if shift >= -(K3 // 2) and shift <= K3 // 2:
-        weights += tl.load(w3 + cg * K3 + (shift + K3 // 2), mask=inside & (g == 3), other=0.0).to(tl.float32)
-    return weights
+    tap = inside & (shift <= radius) & (shift >= -radius)
+    return tl.load(centre + shift, mask=tap, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -34,18 +29,18 @@ def convolve(
     KMAX: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Convolve the axis mean of channels [NG, BG]: [NG, BG, BL]."""
-    inside = cg < C // 4  # [NG, BG]
-    c = g * (C // 4) + cg
+    inside = cg < C // 4  # [1, BG]
+    c = g * (C // 4) + cg  # [NG, BG]
     l = tl.arange(0, BL)
-    z = tap_weights(b0, b1, b2, b3, g, cg, inside, 0, 1, 1, 1, 1)[:, :, None]
-    for t in tl.static_range(KMAX):
-        shift: tl.constexpr = t - KMAX // 2
+    size = by_group(g, K0, K1, K2, K3)
+    centre = by_group(g, w0, w1, w2, w3) + cg * size + size // 2
+    z = tl.load(by_group(g, b0, b1, b2, b3) + cg, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+    z = z + tl.zeros([1, 1, BL], tl.float32)
+    for shift in tl.range(-(KMAX // 2), KMAX // 2 + 1, loop_unroll_factor=3):
         at = l + shift
-        weights = tap_weights(w0, w1, w2, w3, g, cg, inside, shift, K0, K1, K2, K3)
         mask = inside[:, :, None] & ((at >= 0) & (at < L))[None, None, :]
-        z += weights[:, :, None] * tl.load(
-            mean + on_axis(c[:, :, None], at[None, None, :], C, L, NHWC), mask=mask, other=0.0
-        )
+        value = tl.load(mean + on_axis(c[:, :, None], at[None, None, :], C, L, NHWC), mask=mask, other=0.0)
+        z += tap_weights(centre, size // 2, inside, shift)[:, :, None] * value
     return z
 
 
@@ -143,21 +138,17 @@ def axis_gate_kernel(
     """Grid (samples, groups, axes)."""
     saved = sample(saved, tl.program_id(0), SAVED)
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
+    g = tl.program_id(1)
     if tl.program_id(2) == 0:
         if SPLIT:
-            parts = mean_parts(out, tl.program_id(0), C, H, W)
-            sum_parts(parts, mean_h, tl.program_id(1), C, H, PARTS, NHWC, TILES, BG, BL)
+            sum_parts(mean_parts(out, tl.program_id(0), C, H, W), mean_h, g, C, H, PARTS, NHWC, TILES, BG, BL)
             tl.debug_barrier()
-        axis_gates(
-            mean_h, a_h, saved, norm_h_weight, norm_h_bias,
-            conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-            conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, tl.program_id(1), C, H,
-            NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES, 1, BG, BL,
-        )  # fmt: skip
+        mean, gate, statistics, L, norm_weight, norm_bias = mean_h, a_h, saved, H, norm_h_weight, norm_h_bias
     else:
-        axis_gates(
-            mean_w, a_w, saved + 8, norm_w_weight, norm_w_bias,
-            conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-            conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, tl.program_id(1), C, W,
-            NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES, 1, BG, BL,
-        )  # fmt: skip
+        mean, gate, statistics, L, norm_weight, norm_bias = mean_w, a_w, saved + 8, W, norm_w_weight, norm_w_bias
+    axis_gates(
+        mean, gate, statistics, norm_weight, norm_bias,
+        conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
+        conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g, C, L,
+        NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES, 1, BG, BL,
+    )  # fmt: skip

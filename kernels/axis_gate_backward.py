@@ -6,7 +6,7 @@ Tiles are those of `axis_gate`.
 import triton
 import triton.language as tl
 
-from .axis_gate import convolve, gate_values, group_sum, tap_weights
+from .axis_gate import by_group, convolve, gate_values, group_sum, tap_weights
 from .channel_attention import pooled_gradients
 from .layout import kernel, on_axis, pixels, sample, saved_axes, saved_channels, scratch_axes, scratch_channels
 
@@ -24,7 +24,7 @@ def gate_gradient(
     l = tl.arange(0, BL)[None, None, :]
     mask = inside & (l < L)
     at = on_axis(c, l, C, L, NHWC)
-    total = tl.zeros(mask.shape, tl.float32)
+    total = tl.zeros(at.shape, tl.float32)
     for part in range(PARTS):
         total += tl.load(r + part * C * L + at, mask=mask, other=0.0)
     if CHANNEL:
@@ -95,28 +95,28 @@ def convolve_backward(
     inside = cg < size
     c = g * size + cg
     l = tl.arange(0, BL)
-    kernel_size = tl.where(g == 0, K0, tl.where(g == 1, K1, tl.where(g == 2, K2, K3)))  # [NG, 1]
-    before = size * tl.where(g == 0, 0, tl.where(g == 1, K0, tl.where(g == 2, K0 + K1, K0 + K1 + K2)))
+    kernel_size = by_group(g, K0, K1, K2, K3)
+    radius = kernel_size // 2
+    centre = by_group(g, w0, w1, w2, w3) + cg * kernel_size + radius
+    places = grads + size * by_group(g, 0, K0, K0 + K1, K0 + K1 + K2) + cg * kernel_size + radius
     at = on_axis(c[:, :, None], l[None, None, :], C, L, NHWC)
     mask = inside[:, :, None] & (l < L)[None, None, :]
     tl.store(d_mean + at, dz, mask=mask)
     tl.debug_barrier()
     total = tl.zeros(dz.shape, tl.float32)
-    for t in tl.static_range(KMAX):
-        shift: tl.constexpr = t - KMAX // 2
+    for shift in tl.range(-(KMAX // 2), KMAX // 2 + 1, loop_unroll_factor=3):
         ahead = l + shift
         near = inside[:, :, None] & ((ahead >= 0) & (ahead < L))[None, None, :]
         value = tl.load(mean + on_axis(c[:, :, None], ahead[None, None, :], C, L, NHWC), mask=near, other=0.0)
         gradient = tl.sum(dz * value, axis=2)  # [NG, BG]
-        own = inside & (shift + kernel_size // 2 >= 0) & (shift <= kernel_size // 2)
-        place = grads + before + cg * kernel_size + shift + kernel_size // 2
+        tap = inside & (shift <= radius) & (shift >= -radius)
         if not FIRST:
-            gradient += tl.load(place, mask=own, other=0.0)
-        tl.store(place, gradient, mask=own)
+            gradient += tl.load(places + shift, mask=tap, other=0.0)
+        tl.store(places + shift, gradient, mask=tap)
         behind = l - shift
         near = inside[:, :, None] & ((behind >= 0) & (behind < L))[None, None, :]
         value = tl.load(d_mean + on_axis(c[:, :, None], behind[None, None, :], C, L, NHWC), mask=near, other=0.0)
-        total += tap_weights(w0, w1, w2, w3, g, cg, inside, shift, K0, K1, K2, K3)[:, :, None] * value
+        total += tap_weights(centre, radius, inside, shift)[:, :, None] * value
     gradient = tl.sum(dz, axis=2)
     place = grads + size * (K0 + K1 + K2 + K3) + c
     if not FIRST:

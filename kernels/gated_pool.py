@@ -26,8 +26,8 @@ def pool_by_rows(
     window = w // WW
     weights = tl.full([BC, BW], 1.0, tl.float32) / (WH * WW)
     if SPATIAL:
-        at = on_axis(c[:, None], w[None, :], C, W, NHWC)
-        weights *= tl.load(a_w + at, mask=(c < C)[:, None] & columns[None, :], other=0.0)
+        at_w = on_axis(c[:, None], w[None, :], C, W, NHWC)
+        weights *= tl.load(a_w + at_w, mask=(c < C)[:, None] & columns[None, :], other=0.0)
     for i in range(NI):
         total = tl.zeros([BC, BW], tl.float32)
         for r0 in range(0, WH, BR):
@@ -38,8 +38,8 @@ def pool_by_rows(
             offsets = pixels(c[:, None, None], h[None, :, None], w[None, None, :], C, H, W, NHWC)
             tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BR, BW]
             if SPATIAL:
-                at = on_axis(c[:, None], h[None, :], C, H, NHWC)
-                tile *= tl.load(a_h + at, mask=(c < C)[:, None] & rows[None, :], other=0.0)[:, :, None]
+                at_h = on_axis(c[:, None], h[None, :], C, H, NHWC)
+                tile *= tl.load(a_h + at_h, mask=(c < C)[:, None] & rows[None, :], other=0.0)[:, :, None]
             total += tl.sum(tile, axis=1)
         total *= weights
         for j in range(first, last):

@@ -20,16 +20,16 @@ def gated_products(
     if CHANNEL:
         factor *= tl.load(gate + c, mask=c < C, other=0.0)[:, None]
     if SPATIAL:
-        at = on_axis(c[:, None], w[None, :], C, W, NHWC)
-        factor *= tl.load(a_w + at, mask=(c < C)[:, None] & columns[None, :], other=0.0)
+        at_w = on_axis(c[:, None], w[None, :], C, W, NHWC)
+        factor *= tl.load(a_w + at_w, mask=(c < C)[:, None] & columns[None, :], other=0.0)
     for h0 in range(0, H, BR):
         h = h0 + tl.arange(0, BR)
         inside = (c < C)[:, None, None] & (h < H)[None, :, None] & columns[None, None, :]
         offsets = pixels(c[:, None, None], h[None, :, None], w[None, None, :], C, H, W, NHWC)
         tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) * factor[:, None, :]  # [BC, BR, BW]
         if SPATIAL:
-            at = on_axis(c[:, None], h[None, :], C, H, NHWC)
-            tile *= tl.load(a_h + at, mask=(c < C)[:, None] & (h < H)[None, :], other=0.0)[:, :, None]
+            at_h = on_axis(c[:, None], h[None, :], C, H, NHWC)
+            tile *= tl.load(a_h + at_h, mask=(c < C)[:, None] & (h < H)[None, :], other=0.0)[:, :, None]
         tl.store(out + offsets, tile, mask=inside)
 
 

@@ -170,10 +170,10 @@ class Plan:
             tile |= {"BC": bc, "BR": br}
         return {**tile, "BJ": bj, "BV": bv}
 
-    def _gate_tile(self, length: int, groups: int = 1) -> tuple[int, int, int]:
+    def _gate_tile(self, length: int, most: int = tiles.TILE) -> tuple[int, int, int]:
         """Return the channels of a group in a tile, its length, and how many tiles cover the group."""
         group = self.channels // 4
-        bl, bg = tiles.fit(max(tiles.TILE // groups, tiles.power(length)), length, group)
+        bl, bg = tiles.fit(max(most, tiles.power(length)), length, group)
         return bg, bl, -(-group // bg)
 
     def _x_grid(self, tile: dict[str, int]) -> tuple[int, int]:
@@ -210,7 +210,7 @@ class Plan:
         )
 
     def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
-        launches = [self._pass(gated_gather.gated_gather_kernel, _BACKWARD, self._window_tile())]
+        launches = [self._pass(gated_gather.gated_gather_kernel, _BACKWARD, self._window_tile(tiles.TILE // 2))]
         if self.channel:
             launches.append(self._attention(channel_attention.channel_attention_backward_kernel, _BACKWARD))
         if self.spatial:
@@ -236,32 +236,29 @@ class Plan:
             launches.append(self._pass(gated_product_backward.input_gradient_kernel, _BACKWARD, tile))
         return tuple(launches)
 
-    def _small(self) -> dict[str, int]:
-        """Return the blocks that both small kernels share."""
-        windows = self._window_tile()
+    def _small(self, most: int = tiles.TILE) -> dict[str, int]:
+        """Return the blocks that both small kernels share, with tiles within a limit."""
+        windows = self._window_tile(most)
         bi, bj = tiles.attention_rows(self.channels, self.head)
         blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BR": windows["BR"], "BJ": windows["BJ"], "BV": windows["BV"]}
         blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj, "BW": tiles.power(self.width), "BH": tiles.power(self.height)}
-        groups = 4 if tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"]) * 4 <= tiles.TILE else 1
-        bg_h, _, tiles_h = self._gate_tile(self.height, groups)
-        bg_w, _, tiles_w = self._gate_tile(self.width, groups)
+        group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
+        groups = tiles.fit(most, group, 4)[1]
+        bg_h, _, tiles_h = self._gate_tile(self.height, most // groups)
+        bg_w, _, tiles_w = self._gate_tile(self.width, most // groups)
         return blocks | {"NG": groups, "BG_H": bg_h, "BG_W": bg_w, "TILES_H": tiles_h, "TILES_W": tiles_w}
 
     def _small_forward(self) -> Launch:
-        blocks = self._small()
-        bc = self._row_tile(self.height)["BC"]
-        step = max(bc, blocks["ATTENTION_BI"])
+        blocks = self._small() | self._row_tile(self.height)
+        step = max(blocks["BC"], blocks["ATTENTION_BI"])
         programs = 1 if not self.channel or self.constants["SOFTMAX"] else max(1, self.processors // self.batch)
         rows = -(-self.channels // (step * programs)) * step
         grid = (self.batch, -(-self.channels // rows))
-        return self._launch(small.small_forward_kernel, grid, _FORWARD, 8, {"ROWS": rows}, BC=bc, **blocks)
+        return self._launch(small.small_forward_kernel, grid, _FORWARD, 16, {"ROWS": rows}, **blocks)
 
     def _small_backward(self, need_x: bool) -> Launch:
-        tile = self._row_tile(self.window[0])
-        return self._launch(
-            small.small_backward_kernel, (self.batch,), _BACKWARD, 8,
-            NEED_X=need_x, ROW_BC=tile["BC"], ROW_BR=tile["BR"], **self._small(),
-        )  # fmt: skip
+        blocks = self._small(tiles.TILE // 2) | self._row_tile(self.window[0], tiles.TILE // 2)
+        return self._launch(small.small_backward_kernel, (self.batch,), _BACKWARD, 8, NEED_X=need_x, **blocks)
 
     def _batch_sum(self) -> Launch:
         block, rows = 64, tiles.fit(32, self.batch)[0]

@@ -28,7 +28,7 @@ def small_forward_kernel(
     SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
-    BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
     WINDOW_BC: tl.constexpr, WINDOW_BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -41,11 +41,11 @@ def small_forward_kernel(
     x, out, saved = sample(x, b, C * H * W), sample(out, b, C * H * W), sample(saved, b, SAVED)
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
     gate, logit, log_sum, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
-    first = tl.program_id(1) * ROWS
+    first = tl.program_id(1) * aligned(ROWS, BC)
     last = tl.minimum(first + ROWS, C)
     if SPATIAL:
         for c0 in range(0, C, BC):
-            axis_means(x, mean_h, mean_w, c0, 0, C, H, W, NHWC, BW, BC, BH, BW)
+            axis_means(x, mean_h, mean_w, c0, 0, C, H, W, NHWC, BW, BC, BR, BW)
         tl.debug_barrier()
         for g0 in range(0, 4, NG):
             axis_gates(
@@ -75,7 +75,7 @@ def small_forward_kernel(
         )  # fmt: skip
         tl.debug_barrier()
     for c0 in range(first, last, BC):
-        gated_products(x, out, a_h, a_w, gate, c0, 0, C, H, W, NHWC, SPATIAL, CHANNEL, BW, BC, BH, BW)
+        gated_products(x, out, a_h, a_w, gate, c0, 0, C, H, W, NHWC, SPATIAL, CHANNEL, BW, BC, BR, BW)
 
 
 @kernel
@@ -91,7 +91,7 @@ def small_backward_kernel(
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr,
     WINDOW_BC: tl.constexpr, WINDOW_BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
-    ROW_BC: tl.constexpr, ROW_BR: tl.constexpr,
+    BC: tl.constexpr, BR: tl.constexpr,
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples); the parameters' gradients are left for `batch_sum`."""
@@ -138,8 +138,8 @@ def small_backward_kernel(
             )  # fmt: skip
         tl.debug_barrier()
     if NEED_X:
-        for c0 in range(0, C, ROW_BC):
+        for c0 in range(0, C, BC):
             input_gradients(
                 grad_out, grad_x, a_h, a_w, d_h, d_w, gate, dy, index, c0, 0, C, H, W, WH, WW, NI, NJ,
-                NHWC, SPATIAL, CHANNEL, MAX, BW, ROW_BC, ROW_BR, BW,
+                NHWC, SPATIAL, CHANNEL, MAX, BW, BC, BR, BW,
             )  # fmt: skip
