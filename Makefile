@@ -2,24 +2,36 @@
 #   PYTHON=python3.12       the interpreter the environment is made with (3.11 or newer)
 #   BENCH_JSON=FILE         where make bench writes its result
 #   ARGS="-k mobilenet"     further arguments for pytest
+#   RUN_PYTHON=python3      what make gpu runs, instead of $(VENV): an interpreter that has torch and this package
+#   GPU_DIR=DIR             where make gpu keeps its parts
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_JSON ?= benchmarks/results/latest.json
 ARGS ?=
+RUN_PYTHON ?= $(BIN)/python
+GPU_DIR ?= build/gpu
 
+SHARDS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 BENCH := $(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json=$(BENCH_JSON)
 
-.PHONY: help setup test bench bench-full lint sanitize clean
+GPU_SETUP := $(if $(filter $(BIN)/python,$(RUN_PYTHON)),setup)
+GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-32-tuned gpu-bench-256-tuned
+TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
+
+.PHONY: help setup test bench bench-full gpu gpu-test $(GPU_BENCHES) gpu-report lint sanitize clean
 
 help:
 	@echo "make setup        create $(VENV): torch, this package (editable), everything the other targets need"
 	@echo "make test         run the tests"
 	@echo "make bench        run the default benchmarks, write $(BENCH_JSON)"
 	@echo "make bench-full   run every benchmark"
+	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
+	@echo "                  gpu-test $(GPU_BENCHES),"
+	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for the README"
 	@echo "make lint         ruff"
 	@echo "make sanitize     run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make clean        remove $(VENV) and everything that was built"
@@ -48,14 +60,38 @@ $(READY): $(SOURCES)
 	@$(BIN)/python -m fastattn info
 	@touch $(READY)
 
+# Then the Triton kernels under Triton's interpreter, which is chosen before Triton is first imported.
+INTERPRETED := tests/test_fast_paths.py tests/test_triton.py tests/test_traffic.py tests/test_ops.py \
+    tests/test_goldens.py tests/test_modules.py tests/test_properties.py
+
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+	TRITON_INTERPRET=1 bash tests/run_shards.sh $(BIN)/python $(SHARDS) $(INTERPRETED) $(ARGS)
 
 bench: setup
 	$(BENCH) $(ARGS)
 
 bench-full: setup
 	$(BENCH) --full $(ARGS)
+
+# A part that fails or is cut off loses only itself; the exit status tells.
+gpu: $(GPU_SETUP)
+	@$(RUN_PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'PyTorch sees no GPU here')"
+	@rm -f $(GPU_DIR)/*.json
+	@failed=; for target in gpu-test $(GPU_BENCHES) gpu-report; do \
+	    $(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "not all of it went well:$$failed" >&2; exit 1; fi
+
+gpu-test: $(GPU_SETUP)
+	FASTATTN_TEST_DEVICE=cuda $(TEN_MINUTES) bash tests/run_shards.sh $(RUN_PYTHON) $(SHARDS) $(ARGS)
+
+$(GPU_BENCHES): gpu-bench-%: $(GPU_SETUP)
+	$(TEN_MINUTES) $(RUN_PYTHON) -m pytest benchmarks/bench_gpu.py --benchmark-only \
+	    --part=$* --part-json=$(GPU_DIR)/$*.json $(ARGS)
+
+gpu-report: $(GPU_SETUP)
+	$(RUN_PYTHON) -m benchmarks.merge $(GPU_DIR)
 
 lint: setup
 	$(BIN)/ruff check .

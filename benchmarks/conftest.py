@@ -1,9 +1,12 @@
 """Options, machine description, progress, and the tables at the end of `pytest benchmarks/
 --benchmark-only`."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +15,15 @@ import torch
 from fastattn.report import SCHEMA, tables, to_text
 
 from .contest import SMOKE_EFFORT, Contest, Effort
-from .figures import summary
+from .devices import device
+from .figures import gpu_summary, summary
 from .machine import describe
 from .measures import keep_freed_memory
-from .shapes import SELECTION, Selection
+from .shapes import PART, PARTS, SELECTION, Selection
 
 KEPT = pytest.StashKey[bool]()
 PROGRESS = pytest.StashKey["Progress"]()
+BEGAN = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave malloc as it is, so that large results may land in fresh pages at each call",
     )
+    group.addoption("--part", choices=PARTS, help="the part of bench_gpu.py to run")
+    group.addoption(
+        "--part-json", metavar="FILE", help="like --benchmark-json, but written after each case: for a part"
+    )
+    group.addoption(
+        "--deadline", type=float, default=480.0, help="seconds after which a part begins no case (default: 480)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "full" if config.getoption("full") else "smoke" if config.getoption("smoke") else "default"
     )
     config.stash[SELECTION] = chosen
+    config.stash[PART] = config.getoption("part")
     config.stash[KEPT] = not config.getoption("fresh_memory") and keep_freed_memory()
     torch.set_num_threads(max(1, min(config.getoption("threads"), os.cpu_count() or 1)))
     if not config.getoption("benchmark_columns", None):  # pytest-benchmark's own table: narrow, case by case
@@ -55,14 +68,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def effort(pytestconfig: pytest.Config) -> Effort:
-    return SMOKE_EFFORT if pytestconfig.stash[SELECTION] == "smoke" else Effort()
+    chosen = SMOKE_EFFORT if pytestconfig.stash[SELECTION] == "smoke" else Effort()
+    return replace(chosen, until=BEGAN + pytestconfig.getoption("deadline")) if pytestconfig.stash[PART] else chosen
 
 
 @pytest.fixture(scope="module")
 def contest(request: pytest.FixtureRequest, effort: Effort) -> Iterator[Contest]:
+    if time.monotonic() > effort.until:
+        pytest.skip("the part's time is up")
     build, case = request.param
-    yield build(case, effort)
-    torch._dynamo.reset()
+    contest = build(case, effort)
+    yield contest
+    contest.close()
+    write_part(request.config)
 
 
 class Progress:
@@ -126,7 +144,32 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
 
 def ours(config: pytest.Config, records: list[dict]) -> dict[str, object]:
     """What fastattn.report wants in a result beside the benchmarks."""
-    return {"schema": SCHEMA, "selection": config.stash[SELECTION], "summary": summary(records)}
+    common: dict[str, object] = {"schema": SCHEMA, "selection": config.stash[SELECTION]}
+    part = config.stash[PART]
+    if part is None:
+        return common | {"summary": summary(records)}
+    measured = [row for row in gpu_summary(records) if row["measured"] is not None]
+    return common | {"device": device().type, "part": part, "summary": measured}
+
+
+def write_part(config: pytest.Config) -> None:
+    """Write what a part has measured so far: it may be cut off."""
+    path, session = config.getoption("part_json"), getattr(config, "_benchmarksession", None)
+    if not path or not session or not session.benchmarks:
+        return
+    hook = config.hook
+    machine: dict = {}
+    hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine)
+    commit = hook.pytest_benchmark_generate_commit_info(config=config)
+    hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit)
+    result = hook.pytest_benchmark_generate_json(
+        config=config, benchmarks=session.benchmarks, include_data=False, machine_info=machine, commit_info=commit
+    )
+    hook.pytest_benchmark_update_json(config=config, benchmarks=session.benchmarks, output_json=result)
+    partial = Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def rounded(value: Any) -> Any:

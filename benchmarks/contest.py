@@ -1,14 +1,21 @@
 """A contest: rivals that do the same work, each checked, then timed in turns, then reported one by one."""
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.helpers import assert_accurate
 
-from .interleave import Rival, Timing, interleave, speedup
+from .devices import Cpu
+from .interleave import Ratio, Rival, Timing, interleave, speedup
+from .limit import TimeUp, time_limit
+
+COMPILERS = ("compile", "max-autotune")  # how the names of torch.compile's rivals begin
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
@@ -19,12 +26,13 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
 @dataclass(frozen=True)
 class Effort:
     """How long the clocks run: rounds of the interleaved timing, their length, and pytest-benchmark's own
-    rounds."""
+    rounds; no case begins after `until` on the monotonic clock."""
 
     rounds: int = 24
     round_seconds: float = 0.005
     budget_seconds: float = 12.0
     pedantic_rounds: int = 5
+    until: float = math.inf
 
 
 SMOKE_EFFORT = Effort(rounds=3, round_seconds=0.001, budget_seconds=2.0, pedantic_rounds=2)
@@ -32,13 +40,16 @@ SMOKE_EFFORT = Effort(rounds=3, round_seconds=0.001, budget_seconds=2.0, pedanti
 
 @dataclass
 class Contest:
-    """The rivals' timings; a rival whose result is wrong, or that does not run, is left out and says why."""
+    """The rivals' timings; a rival whose result is wrong, or that does not run (in time), is left out and says
+    why."""
 
+    device: Cpu = field(default_factory=Cpu)
     timings: dict[str, Timing] = field(default_factory=dict)
     rivals: dict[str, Rival] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
 
     def admit(
         self,
@@ -46,12 +57,18 @@ class Contest:
         answers: Callable[[], Mapping[str, Tensor]],
         truth: Mapping[str, Tensor],
         eager: Mapping[str, Tensor],
+        seconds: float | None = None,
     ) -> None:
         """Let a rival take part if its answers are right: compared with the float64 truth, on eager's own
-        error."""
+        error. With `seconds` they have to come within that time; then backward runs in this thread, where it
+        can be stopped."""
+        limit = nullcontext() if seconds is None else time_limit(seconds)
         try:
-            with rival.context():
+            with rival.context(), torch.autograd.set_multithreading_enabled(seconds is None), limit:
                 found = {name: tensor.detach().clone() for name, tensor in answers().items()}
+        except TimeUp:
+            self.late[rival.name] = f"no answer within {seconds:.0f} s"
+            return
         except Exception as error:
             self.broken[rival.name] = f"{type(error).__name__}: {error}"
             return
@@ -70,17 +87,30 @@ class Contest:
                 rounds=effort.rounds,
                 round_seconds=effort.round_seconds,
                 budget_seconds=effort.budget_seconds,
+                stopwatch=self.device.stopwatch,
+                before_round=self.device.before_round,
             )
+            self.device.after_rounds()
+
+    def close(self) -> None:
+        """Free what the rivals hold."""
+        torch._dynamo.reset()
 
     def facts(self, name: str) -> dict[str, object]:
         """What the result file says about a rival beside its time."""
         raise NotImplementedError
 
+    def speedups(self, name: str) -> dict[str, Ratio]:
+        """A rival beside each other one."""
+        return {other: speedup(self.timings, name, other) for other in self.timings if other != name}
+
     def report(self, benchmark, name: str, effort: Effort, suite: str) -> None:
         """Give a rival's numbers to pytest-benchmark; fail for a wrong result and for a rival that does not run,
-        skip where that is the compiler's."""
+        skip where that is the compiler's, and where time ran out."""
         # Inductor is not the package: left out where it finds no compiler, or rounds more than the tolerance allows
-        give_up = pytest.skip if name == "compile" else pytest.fail
+        give_up = pytest.skip if name.startswith(COMPILERS) else pytest.fail
+        if name in self.late:
+            pytest.skip(f"{name}: {self.late[name]}")
         if name in self.wrong:
             give_up(f"{name} is wrong, so it is not timed: {self.wrong[name]}")
         if name in self.broken:
@@ -90,9 +120,7 @@ class Contest:
             benchmark.pedantic(
                 rival.call, rounds=effort.pedantic_rounds, iterations=timing.calls, warmup_rounds=1
             )
-        ratios = {other: speedup(self.timings, name, other) for other in self.timings if other != name}
         benchmark.extra_info.update(
-            self.facts(name),
             suite=suite,
             rival=name,
             least_ms=timing.least * 1e3,
@@ -100,5 +128,8 @@ class Contest:
             rounds=len(timing.rounds),
             calls_per_round=timing.calls,
             relative_error=self.errors[name],
-            speedup={over: {"least": ratio.least, "median": ratio.median} for over, ratio in ratios.items()},
+            speedup={
+                over: {"least": ratio.least, "median": ratio.median} for over, ratio in self.speedups(name).items()
+            },
         )
+        benchmark.extra_info.update(self.facts(name))

@@ -5,10 +5,23 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from .shapes import COPY_SHAPE, FIVE_SHAPES, FORWARD, MEMORY_FORMATS, SAVED_SHAPE, TRAINING
+from .shapes import (
+    CONTIGUOUS,
+    COPY_SHAPE,
+    FIVE_SHAPES,
+    FORWARD,
+    GPU_BATCH,
+    GPU_COPY_SHAPE,
+    GRAPH,
+    LAUNCHES,
+    MEMORY_FORMATS,
+    SAVED_SHAPE,
+    STAGES,
+    TRAINING,
+)
 
 Record = Mapping[str, Any]
-FAST = "native"  # the fast path on a CPU
+FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,19 @@ SHARES = (("resnet50", 0.97), ("mobilenetv2_100", 0.88))
 BFLOAT16 = 1.0
 SAVED = 1.1
 
+# On a GPU, None: for comparison.
+GPU_SPEEDUPS = (
+    (FORWARD, "eager", 4.0),
+    (FORWARD, "compile", 2.0),
+    (FORWARD, "max-autotune", None),
+    (TRAINING, "eager", 4.0),
+    (TRAINING, "compile", 1.5),
+    (TRAINING, "max-autotune", None),
+)
+GPU_SHARE = 0.95
+GPU_OF_COPY = 0.40
+HOW = {LAUNCHES: "eager launches", GRAPH: "CUDA graphs"}
+
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """One row for each figure: what, asked, measured; None is measured where not all of its cases ran."""
@@ -44,6 +70,49 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
         bfloat16_row(records),
         saved_row(records),
     ]
+
+
+def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The same for a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
+    launched = [(launch, select(records, launch=launch, dtype="bfloat16")) for launch in HOW]
+    return [
+        *(gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in launched),
+        *(gpu_share_row(found, launch, layout) for launch, found in launched for layout in MEMORY_FORMATS),
+        *(gpu_copy_row(found, launch, layout) for launch, found in launched for layout in MEMORY_FORMATS),
+    ]
+
+
+def gpu_speedup_row(
+    records: Sequence[Record], launch: str, work: str, over: str, asked: float | None
+) -> dict[str, Any]:
+    tuned = over == "max-autotune"  # compiled for minutes, so for one format
+    wanted = {"suite": "tuned", "format": CONTIGUOUS} if tuned else {"suite": "module"}
+    shapes = [[GPU_BATCH, *stage] for stage in STAGES]
+    found = [r for r in select(records, rival=GPU_FAST, work=work, **wanted) if r["shape"] in shapes]
+    formats = CONTIGUOUS if tuned else "in both formats"
+    title = f"SCSA {work}, batch {GPU_BATCH}, four shapes {formats}, {HOW[launch]}, geometric mean"
+    cases = len(shapes) * (1 if tuned else 2)
+    return row(title, f"times {over}'s speed", ">=", asked, ratios(found, over), cases, by="median")
+
+
+def gpu_share_row(records: Sequence[Record], launch: str, layout: str) -> dict[str, Any]:
+    found = [
+        record
+        for record in select(records, suite="model", model="resnet50", format=layout)
+        if record["shape"][0] == GPU_BATCH
+    ]
+    fast, eager = (ratios(select(found, rival=rival), "plain") for rival in (GPU_FAST, "eager"))
+    title = f"resnet50 + SCSA, batch {GPU_BATCH}, {layout}, {HOW[launch]}"
+    entry = row(title, "of plain images/s", ">=", GPU_SHARE, fast, cases=1, by="median")
+    return entry | {"eager": eager[0].median if eager else None}
+
+
+def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[str, Any]:
+    wanted = {"suite": "module", "rival": GPU_FAST, "work": FORWARD, "format": layout}
+    found = select(records, shape=list(GPU_COPY_SHAPE), **wanted)
+    title = f"SCSA forward, {describe_shape(GPU_COPY_SHAPE)}, {layout}, {HOW[launch]}"
+    # counted as x read and out written, which is what the copy moves: a ratio of times is one of bandwidths
+    return row(title, "of the copy's bandwidth", ">=", GPU_OF_COPY, ratios(found, "copy"), cases=1, by="median")
 
 
 def speedup_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
@@ -90,9 +159,10 @@ def row(
     what: str,
     unit: str,
     relation: str,
-    asked: float,
+    asked: float | None,
     samples: Sequence[Sample],
     cases: int = 2 * len(FIVE_SHAPES),
+    by: str = "least",
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "what": what,
@@ -103,14 +173,19 @@ def row(
     }
     if len(samples) < cases:
         return entry
-    measured = geometric_mean([sample.least for sample in samples])
-    worst = min(samples, key=lambda sample: sample.least if relation == ">=" else -sample.least)
+    means = {
+        "least": geometric_mean([sample.least for sample in samples]),
+        "median": geometric_mean([sample.median for sample in samples]),
+    }
+    measured = means.pop(by)
+    worst = min(samples, key=lambda sample: getattr(sample, by) if relation == ">=" else -getattr(sample, by))
     entry |= {
         "measured": measured,
-        "median": geometric_mean([sample.median for sample in samples]),
-        "met": measured >= asked if relation == ">=" else measured <= asked,
-        "worst": {"value": worst.least, "case": worst.case} if len(samples) > 1 else None,
+        **means,
+        "worst": {"value": getattr(worst, by), "case": worst.case} if len(samples) > 1 else None,
     }
+    if asked is not None:
+        entry["met"] = measured >= asked if relation == ">=" else measured <= asked
     return entry
 
 

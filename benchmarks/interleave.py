@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 MAX_CALLS = 10_000
+Stopwatch = Callable[[Callable[[], object], int], float]  # times a call done so many times: seconds for all
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,16 @@ def interleave(
     round_seconds: float = 0.005,
     budget_seconds: float = 10.0,
     clock: Callable[[], float] = time.perf_counter,
-    synchronize: Callable[[], object] = lambda: None,
+    stopwatch: Stopwatch | None = None,
+    before_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time the rivals in turns and return their timings by name.
 
     A round calls a rival as often as fills `round_seconds` (at least once), after calls outside of the clock
     that warm it up (twice, before the first round) and, for rivals faster than a round, bring its own data
     back into the caches (once, each round). Rounds stop early, but never before three, once `budget_seconds`
-    are spent. `synchronize` waits for the device before the clock is read. Raises ValueError without rivals
-    or rounds, and where two share a name.
+    are spent. `stopwatch` is a device's own, in place of the clock; `before_round` makes a round independent
+    of the one before. Raises ValueError without rivals or rounds, and where two share a name.
     """
     names = [rival.name for rival in rivals]
     if not names or rounds < 1:
@@ -72,11 +74,11 @@ def interleave(
 
     def timed(rival: Rival, calls: int) -> float:
         call = rival.call
-        synchronize()
+        if stopwatch is not None:
+            return stopwatch(call, calls) / calls
         start = clock()
         for _ in range(calls):
             call()
-        synchronize()
         return (clock() - start) / calls
 
     collecting = gc.isenabled()
@@ -91,6 +93,7 @@ def interleave(
                 break
             for place in range(len(rivals)):
                 rival = rivals[(turn + place) % len(rivals)]
+                before_round()
                 with rival.context():
                     if calls[rival.name] > 1:
                         rival.call()

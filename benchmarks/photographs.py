@@ -40,3 +40,12 @@ def photographs(batch: int, size: int = 224) -> Tensor:
         images.append(F.interpolate(square[None], (size, size), mode="bilinear", antialias=True)[0])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (torch.stack(images) - mean) / std
+
+
+def noise(batch: int, size: int = 224) -> Tensor:
+    """A batch (batch, 3, size, size) of smooth patches with grain, where the packages with photographs may be
+    missing."""
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn((batch, 3, 14, 14), generator=generator)
+    smooth = F.interpolate(patches, (size, size), mode="bilinear")
+    return smooth + 0.2 * torch.randn((batch, 3, size, size), generator=generator)

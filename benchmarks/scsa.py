@@ -19,7 +19,7 @@ from .interleave import Rival
 from .measures import bytes_moved_at_least, peak_bytes, saved_bytes
 from .shapes import FORWARD, MEMORY_FORMATS, Case, name_of
 
-EAGER, COMPILE, COPY = "eager", "compile", "copy"
+EAGER, COMPILE, TUNED, COPY = "eager", "compile", "max-autotune", "copy"
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -55,7 +55,7 @@ class EagerSCSA(nn.Module):
 @contextmanager
 def setting(work: str, backend: str) -> Iterator[None]:
     """Grad mode and backend of a round; eager and torch.compile call the reference themselves."""
-    chosen = nullcontext() if backend in (EAGER, COMPILE, COPY) else fastattn.use_backend(backend)
+    chosen = nullcontext() if backend in (EAGER, COMPILE, TUNED, COPY) else fastattn.use_backend(backend)
     with torch.set_grad_enabled(work != FORWARD), chosen:
         yield
 
@@ -63,7 +63,7 @@ def setting(work: str, backend: str) -> Iterator[None]:
 class Scene:
     """A module, an input and an incoming gradient, the same for every rival of a case."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, device: str = "cpu"):
         generator = torch.Generator().manual_seed(0)
         layout = MEMORY_FORMATS[case.memory_format]
 
@@ -76,9 +76,9 @@ class Scene:
             for name, parameter in self.module.named_parameters():
                 center = 1.0 if name.startswith("norm") and name.endswith("weight") else 0.0
                 parameter.copy_(center + 0.3 * random(tuple(parameter.shape)))
-        self.module.to(case.dtype)
-        self.x = random(case.shape).to(case.dtype).contiguous(memory_format=layout)
-        self.grad_out = random(case.shape).to(case.dtype).contiguous(memory_format=layout)
+        self.module.to(device, case.dtype)
+        self.x = random(case.shape).to(device, case.dtype).contiguous(memory_format=layout)
+        self.grad_out = random(case.shape).to(device, case.dtype).contiguous(memory_format=layout)
         self.x.requires_grad_(case.work != FORWARD)
 
     def in_float64(self) -> "Scene":
@@ -106,13 +106,17 @@ class Scene:
 
         return infer if self.case.work == FORWARD else train
 
-    def answers(self, forward: Forward) -> dict[str, Tensor]:
-        """What one call computes: the output, and in training every gradient by name."""
-        found = {"out": self.call(forward)()}
+    def results(self, forward: Forward) -> dict[str, Tensor]:
+        """What one call computes, where it computes it: the output, and in training every gradient by name."""
+        found = {"out": self.call(forward)().detach()}
         if self.case.work != FORWARD:
             leaves = {"x": self.x, **dict(self.module.named_parameters())}
             found |= {f"grad {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+        return found
+
+    def answers(self, forward: Forward) -> dict[str, Tensor]:
+        """A copy of what one call computes."""
+        return {name: tensor.clone() for name, tensor in self.results(forward).items()}
 
     def truths(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The answers in float64, and eager's own in the case's dtype."""

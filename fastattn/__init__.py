@@ -4,6 +4,7 @@ from . import functional
 from ._version import __version__
 from .backends import available_backends, explain, get_backend, set_backend, use_backend
 from .modules import PCSA, SCSA, SMSA
+from .warmup import warmup
 
 __all__ = [
     "PCSA",
@@ -16,4 +17,5 @@ __all__ = [
     "get_backend",
     "set_backend",
     "use_backend",
+    "warmup",
 ]

@@ -135,9 +135,18 @@ def run(
     )
     if name == "reference" or x.shape[0] == 0:  # an empty batch is nothing to be fast at
         return _eager(operation, x, params, options, conv_d_weight, dropout, drops)
-    if autocast:  # eager multiplies x by gates of autocast's dtype
-        x = x.to(torch.promote_types(dtype, torch.get_autocast_dtype(device)))
-    return operation(x, params, options, name)
+    out_dtype = _autocast_dtype(operation, device, dtype, options[-1]) if autocast else dtype
+    return operation(x, params, options, out_dtype, name)
+
+
+def _autocast_dtype(operation: ops.Operation, device: str, dtype: torch.dtype, gate_layer: str) -> torch.dtype:
+    """Return the dtype that eager gives under autocast: x's, widened by that of the gates.
+
+    On a GPU, group normalisation and softmax give float32 gates; elsewhere gates have autocast's dtype.
+    """
+    if device == "cuda" and (operation.spatial or gate_layer == "softmax"):
+        return torch.float32
+    return torch.promote_types(dtype, torch.get_autocast_dtype(device))
 
 
 def _eager(operation, x, params, options, conv_d_weight, dropout, drops):

@@ -110,9 +110,11 @@ def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tupl
 
 
 def forward(
-    operation, x: Tensor, params: Sequence[Tensor], options: tuple, save: bool
+    operation, x: Tensor, params: Sequence[Tensor], options: tuple, out_dtype: torch.dtype, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """Run the forward of an operation on a dense CPU tensor x (B, C, H, W); return (out, saved)."""
+    """Run the forward of an operation on a dense CPU tensor x (B, C, H, W) of out's dtype; return (out, saved)."""
+    if out_dtype is not x.dtype:
+        raise ValueError(f"native writes x's own dtype: x is {x.dtype}, out {out_dtype}")
     plan, params = _prepare(operation, x, params, options)
     out = torch.empty_like(x)
     saved = (

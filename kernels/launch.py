@@ -6,27 +6,37 @@ from typing import Any
 
 from torch import Tensor
 
+Grid = tuple[int, int, int]
+
 
 class Launch:
     """A kernel with its grid, sizes and configuration; called with the tensors of one call.
 
     `tensors` names the tensors that the kernel takes, in its order; `names` is the order in which a call
-    brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`.
+    brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`, of which
+    `alternatives` holds other values, for tuning; `grid` follows from the constants.
     """
 
     def __init__(
         self,
         kernel: Any,
-        grid: tuple[int, int, int],
+        grid: Callable[[Mapping[str, Any]], Grid],
         tensors: Sequence[str],
         names: Sequence[str],
         sizes: Mapping[str, int],
         constants: Mapping[str, Any],
         num_warps: int,
+        alternatives: Sequence[Mapping[str, int]] = (),
     ):
-        self.kernel, self.grid, self.tensors = kernel, grid, tuple(tensors)
-        self.sizes, self.constants, self.num_warps = dict(sizes), dict(constants), num_warps
+        self.kernel, self.tensors, self.sizes = kernel, tuple(tensors), dict(sizes)
+        self.grid_of, self.alternatives = grid, tuple(alternatives)
         self._pick = itemgetter(*map(list(names).index, tensors))
+        self.configure(constants, num_warps)
+
+    def configure(self, constants: Mapping[str, Any], num_warps: int) -> None:
+        """Change constants and warps; the next call compiles."""
+        self.constants, self.num_warps = dict(constants), num_warps
+        self.grid = self.grid_of(self.constants)
         self._bound = (*self.sizes.values(), *self.constants.values())
         self._run: Callable[..., None] | None = None
 
@@ -34,6 +44,10 @@ class Launch:
     def name(self) -> str:
         """The kernel's name."""
         return self.kernel.__name__
+
+    def pick(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the kernel's own tensors out of a call's."""
+        return self._pick(arguments)
 
     def __call__(self, arguments: Sequence[Tensor]) -> None:
         """Launch on the current device and stream; the first call compiles."""

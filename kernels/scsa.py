@@ -1,315 +1,43 @@
-"""SCSA, SMSA and PCSA on Triton: plans of launches, made once for a signature, and the calls that follow them.
+"""SCSA, SMSA and PCSA on Triton: the calls. What they launch is in `plan`, the algebra in `fastattn.reference`."""
 
-Large maps take one launch per pass over x or over vectors, small ones one launch in all; DESIGN of the passes and
-their algebra in `fastattn.reference`.
-"""
-
+import contextlib
 import functools
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import parameters
-from . import axis_gate, axis_gate_backward, axis_mean, batch_sum, channel_attention, gated_gather, gated_pool
-from . import gated_product, gated_product_backward, layout, small, tiles
+from . import tuning
 from .launch import Launch
+from .plan import Plan, saved_size
 
-SMALL = 16  # pixels on a side, up to which one program can hold an axis of many channels
-SMALL_SAMPLE = 1 << 17  # elements of x that one program may take through all stages
-SMALL_ATTENTION = 1 << 19  # pairs of channels
-STATISTICS = layout.STATISTICS.value
-_FORWARD = ("x", "out", "saved")
-_BACKWARD = ("grad_out", "x", "saved", "scratch", "grad_x", "grad_params")
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 132  # as on an H200
-
-
-class Plan:
-    """The launches of one signature: `forward` and `backward`, and the float32 workspaces they need per sample.
-
-    `saved` is what forward leaves for backward, `scratch` what backward's launches tell each other.
-    """
-
-    def __init__(self, spatial, channel, shape, numels, options, x_dtype, param_dtype, channels_last, device):
-        self.spatial, self.channel, self.channels_last = spatial, channel, channels_last
-        self.batch, self.channels, self.height, self.width = shape
-        kernels, qkv_bias = parameters.sizes(spatial, channel, self.channels, numels)
-        heads, window, mode, gate = options if channel else (1, -1, "avg_pool", *options)
-        self.window = (self.height, self.width) if window == -1 else (window, window)
-        self.max = channel and mode == "max_pool" and window != -1
-        self.head = self.channels // heads
-        self.item = x_dtype.itemsize
-        self.processors = _processors(device)
-        self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
-        pairs = self.channels * self.head if channel else 0
-        self.small = (
-            max(self.height, self.width) <= SMALL
-            and self.channels * self.height * self.width <= SMALL_SAMPLE
-            and pairs <= SMALL_ATTENTION
-        )
-        self.parts = 1
-        if not channel:  # rows and columns of x in blocks that suit the loads
-            self.window = (8, 8)
-        self._choose_columns()
-        self.saved_size = saved_size(spatial, channel, shape, options)
-        self.scratch_size = self._scratch_size(sum(numels))
-        self.constants = {
-            "NHWC": channels_last,
-            "SPATIAL": spatial,
-            "CHANNEL": channel,
-            "MAX": self.max,
-            "WINDOWS": spatial and channel and not self.max,
-            "BIAS": qkv_bias,
-            "SOFTMAX": gate == "softmax",
-            "ALIGN": tiles.alignment(self.channels if channels_last else self.width),
-            "COLUMNS": self.columns,
-            "SPLIT": self.parts > 1,
-            **{f"K{i}": size for i, size in enumerate(kernels)},
-            "KMAX": max(kernels),
-            "BLOCK": min(1024, tiles.power(self.channels * max(1, self.windows[0] * self.windows[1]))),
-        }
-        self.sizes = {
-            "B": self.batch, "C": self.channels, "H": self.height, "W": self.width,
-            "WH": self.window[0], "WW": self.window[1], "NI": self.windows[0], "NJ": self.windows[1],
-            "D": self.head, "PARTS": self.parts, "SAVED": self.saved_size, "SCRATCH": self.scratch_size,
-            "GRADS": sum(numels),
-        }  # fmt: skip
-        self.names = _names(spatial, channel, qkv_bias)
-        self.dtypes = dict.fromkeys(self.names, param_dtype)
-        self.dtypes |= dict.fromkeys(("x", "out", "grad_out", "grad_x"), x_dtype)
-        self.dtypes |= {"saved": torch.float32, "scratch": torch.float32, "grad_params": param_dtype}
-        self.forward = (self._small_forward(),) if self.small else self._large_forward()
-        self.backward = self.part_of_backward(True, True)
-
-    @functools.cache  # noqa: B019 (a plan lives as long as the cache of plans)
-    def part_of_backward(self, need_x: bool, need_params: bool) -> tuple[Launch, ...]:
-        """Return the launches that these gradients need."""
-        launches = (self._small_backward(need_x),) if self.small else self._large_backward(need_x)
-        return (*launches, self._batch_sum()) if need_params else launches
-
-    def _choose_columns(self) -> None:
-        """Choose the columns of a block of x, fewer where channels and samples alone would not fill a GPU."""
-        most = tiles.COLUMNS
-        self.columns = tiles.columns_per_block(self.width, self.window[1], most)
-        if self.small:
-            return
-        least = 8 if self.channel else 16
-        while (
-            self.channels_last
-            and most > least
-            and self.batch * -(-self.channels // self._segment(32)) * -(-self.width // self.columns) < self.processors // 2
-        ):
-            most //= 2
-            self.columns = tiles.columns_per_block(self.width, self.window[1], most)
-        self.parts = -(-self.width // self.columns)
-
-    def _segment(self, size: int = tiles.SEGMENT) -> int:
-        """Return how many neighbouring channels are that many bytes."""
-        return min(tiles.power(self.channels), size // self.item)
-
-    def _channels_per_block(self) -> int:
-        """Return the channels of a channels_last block: a segment, or half where programs are few."""
-        full = self._segment()
-        programs = self.batch * self.parts * -(-self.channels // full)
-        return full if programs >= 2 * self.processors else self._segment(tiles.SEGMENT // 2)
-
-    def _scratch_size(self, grads: int) -> int:
-        c, h, w = self.channels, self.height, self.width
-        (ni, nj), parts = self.windows, self.parts
-        size = parts + ni * nj
-        if self.spatial:
-            size += w + h + w + parts * h + (0 if self.max else nj * h + ni * w)
-        return _padded(c * size + grads)
-
-    def _launch(self, kernel, grid, names, num_warps, sizes=None, **constants) -> Launch:
-        """Bind a kernel's parameters by their names, to what the plan knows or what is given."""
-        known: dict[str, Any] = {**self.constants, **constants}
-        arguments = list(inspect.signature(kernel.fn).parameters)
-        tensors = [_without_bias(name, self.names) for name in arguments if name in (*names, *layout.PARAMETERS)]
-        all_sizes = self.sizes | (sizes or {})
-        return Launch(
-            kernel,
-            (*grid, *[1] * (3 - len(grid))),
-            tensors,
-            (*names, *self.names),
-            {name: all_sizes[name] for name in arguments if name in all_sizes},
-            {name: known[name] for name in arguments if name in known},
-            num_warps,
-        )
-
-    def _row_tile(self, rows: int, most: int = tiles.TILE) -> dict[str, int]:
-        """Return a tile [BC, BR, BW] that covers the block's columns and, at most, so many rows."""
-        width = tiles.power(self.columns)
-        if self.channels_last:
-            channels = self._segment() if self.small else self._channels_per_block()
-            bw, bc, br = tiles.fit(most, width, channels, rows)
-            if self.small:
-                bc *= min(most // (bw * bc * br), tiles.power(self.channels) // bc) or 1
-        else:
-            bw, br, bc = tiles.fit(most if self.small else most // 2, width, min(rows, 32), self.channels)
-        return {"BC": bc, "BR": br, "BW": bw}
-
-    def _window_tile(self, most: int = tiles.TILE) -> dict[str, int]:
-        """Return the tile of a pass by windows: by rows, or [BC, BR, BJ, BV]."""
-        tile = self._row_tile(self.window[0], most)
-        per_block = -(-min(self.columns, self.width) // self.window[1])
-        bv, bj = tiles.power(self.window[1]), tiles.power(per_block)
-        if self.channels_last or self.max:
-            channels = self._segment() if self.small else self._channels_per_block()
-            bv, bj, bc, br = tiles.fit(most, bv, bj, channels, self.window[0])
-            if self.small:
-                bc *= min(most // (bv * bj * bc * br), tiles.power(self.channels) // bc) or 1
-            tile |= {"BC": bc, "BR": br}
-        return {**tile, "BJ": bj, "BV": bv}
-
-    def _gate_tile(self, length: int, most: int = tiles.TILE) -> tuple[int, int, int]:
-        """Return the channels of a group in a tile, its length, and how many tiles cover the group."""
-        group = self.channels // 4
-        bl, bg = tiles.fit(max(most, tiles.power(length)), length, group)
-        return bg, bl, -(-group // bg)
-
-    def _x_grid(self, tile: dict[str, int]) -> tuple[int, int]:
-        return self.batch * -(-self.channels // tile["BC"]), self.parts
-
-    def _pass(self, kernel, names, tile) -> Launch:
-        """Launch over blocks of channels and columns of x."""
-        elements = tile["BC"] * tile["BR"] * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
-        return self._launch(kernel, self._x_grid(tile), names, tiles.warps(elements), **tile)
-
-    def _large_forward(self) -> tuple[Launch, ...]:
-        launches = []
-        if self.spatial:
-            launches.append(self._pass(axis_mean.axis_mean_kernel, _FORWARD, self._row_tile(self.height)))
-            bg, bl, count = self._gate_tile(max(self.height, self.width))
-            launches.append(
-                self._launch(
-                    axis_gate.axis_gate_kernel, (self.batch, 4, 2), _FORWARD, tiles.warps(bg * bl),
-                    TILES=count, BG=bg, BL=bl,
-                )  # fmt: skip
-            )
-        if self.channel:
-            launches.append(self._pass(gated_pool.gated_pool_kernel, _FORWARD, self._window_tile()))
-            launches.append(self._attention(channel_attention.channel_attention_kernel, _FORWARD))
-        launches.append(self._pass(gated_product.gated_product_kernel, _FORWARD, self._row_tile(self.height)))
-        return tuple(launches)
-
-    def _attention(self, kernel, names) -> Launch:
-        bi, bj = tiles.attention_rows(self.channels, self.head)
-        whole = kernel is channel_attention.channel_attention_kernel and self.constants["SOFTMAX"]
-        rows = self.channels if whole else bi  # a softmax gate needs all channels' logits
-        return self._launch(
-            kernel, (self.batch, -(-self.channels // rows)), names, tiles.warps(bi * bj), {"ROWS": rows}, BI=bi, BJ=bj
-        )
-
-    def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
-        launches = [self._pass(gated_gather.gated_gather_kernel, _BACKWARD, self._window_tile(tiles.TILE // 2))]
-        if self.channel:
-            launches.append(self._attention(channel_attention.channel_attention_backward_kernel, _BACKWARD))
-        if self.spatial:
-            bg_h, bh, tiles_h = self._gate_tile(self.height)
-            bg_w, bw, tiles_w = self._gate_tile(self.width)
-            launches.append(
-                self._launch(
-                    axis_gate_backward.axis_gate_backward_kernel, (self.batch, 4), _BACKWARD,
-                    tiles.warps(max(bg_h * bh, bg_w * bw)),
-                    TILES_H=tiles_h, TILES_W=tiles_w, BG_H=bg_h, BG_W=bg_w, BH=bh, BW=bw,
-                )  # fmt: skip
-            )
-        else:
-            block = min(self.constants["BLOCK"], 128)
-            launches.append(
-                self._launch(
-                    channel_attention.pooled_gradient_kernel, (self.batch, -(-self.channels // block)), _BACKWARD, 4,
-                    BLOCK=block,
-                )  # fmt: skip
-            )
-        if need_x:
-            tile = self._row_tile(self.window[0])
-            launches.append(self._pass(gated_product_backward.input_gradient_kernel, _BACKWARD, tile))
-        return tuple(launches)
-
-    def _small(self, most: int = tiles.TILE) -> dict[str, int]:
-        """Return the blocks that both small kernels share, with tiles within a limit."""
-        windows = self._window_tile(most)
-        bi, bj = tiles.attention_rows(self.channels, self.head)
-        blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BR": windows["BR"], "BJ": windows["BJ"], "BV": windows["BV"]}
-        blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj, "BW": tiles.power(self.width), "BH": tiles.power(self.height)}
-        group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
-        groups = tiles.fit(most, group, 4)[1]
-        bg_h, _, tiles_h = self._gate_tile(self.height, most // groups)
-        bg_w, _, tiles_w = self._gate_tile(self.width, most // groups)
-        return blocks | {"NG": groups, "BG_H": bg_h, "BG_W": bg_w, "TILES_H": tiles_h, "TILES_W": tiles_w}
-
-    def _small_forward(self) -> Launch:
-        blocks = self._small() | self._row_tile(self.height)
-        step = max(blocks["BC"], blocks["ATTENTION_BI"])
-        programs = 1 if not self.channel or self.constants["SOFTMAX"] else max(1, self.processors // self.batch)
-        rows = -(-self.channels // (step * programs)) * step
-        grid = (self.batch, -(-self.channels // rows))
-        return self._launch(small.small_forward_kernel, grid, _FORWARD, 16, {"ROWS": rows}, **blocks)
-
-    def _small_backward(self, need_x: bool) -> Launch:
-        blocks = self._small(tiles.TILE // 2) | self._row_tile(self.window[0], tiles.TILE // 2)
-        return self._launch(small.small_backward_kernel, (self.batch,), _BACKWARD, 8, NEED_X=need_x, **blocks)
-
-    def _batch_sum(self) -> Launch:
-        block, rows = 64, tiles.fit(32, self.batch)[0]
-        return self._launch(
-            batch_sum.batch_sum_kernel, (-(-self.sizes["GRADS"] // block),), _BACKWARD, 4, BB=rows, BLOCK=block
-        )
-
-
-def _names(spatial: bool, channel: bool, qkv_bias: bool) -> tuple[str, ...]:
-    """Return the operation's parameters in its order."""
-    return layout.PARAMETERS[: 12 if spatial else 0] + layout.PARAMETERS[12 : 20 if qkv_bias else 17 if channel else 12]
-
-
-def _without_bias(name: str, names: Sequence[str]) -> str:
-    """Return a parameter that stands in for one which the operation does not have, and no kernel reads."""
-    return name if name in names or name not in layout.PARAMETERS else names[0]
+__all__ = ["backward", "forward", "plan", "saved_size"]
+_HERE = contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=512)
-def plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channels_last, device, alignment) -> Plan:
+def plan(
+    spatial, channel, shape, numels, options, x_dtype, out_dtype, param_dtype, channels_last, device, alignment
+) -> Plan:
     """Return the plan of one signature; `alignment` keeps calls apart for which Triton compiles apart."""
-    return Plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channels_last, device)
+    return Plan(spatial, channel, shape, numels, options, x_dtype, out_dtype, param_dtype, channels_last, device)
 
 
-def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple, alignment: int):
+def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple, out_dtype: torch.dtype, alignment: int):
     dtype, params, numels = parameters.prepare(x, params)
     return plan(
-        operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, not x.is_contiguous(), x.device,
-        alignment,
+        operation.spatial, operation.channel, x.shape, numels, options, x.dtype, out_dtype, dtype,
+        not x.is_contiguous(), x.device, alignment,
     ), params  # fmt: skip
 
 
-def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tuple) -> int:
-    """Return how many floats per sample forward saves for backward."""
-    _, channels, height, width = shape
-    size = 2 * (height + width) if spatial else 0
-    if channel:
-        _, window, mode, _ = options
-        pixels = 1 if window == -1 else (height // window) * (width // window)
-        size += 3 + pixels * (2 if mode == "max_pool" and window != -1 else 1)
-    return _padded(STATISTICS + channels * size)
-
-
-def _padded(size: int) -> int:
-    return (size + 3) // 4 * 4
-
-
-def forward(operation, x: Tensor, params: Sequence[Tensor], options: tuple, save: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    operation, x: Tensor, params: Sequence[Tensor], options: tuple, out_dtype: torch.dtype, save: bool
+) -> tuple[Tensor, Tensor]:
     """Run the forward of an operation on a dense tensor x (B, C, H, W); return (out, saved)."""
-    ready, params = _prepare(operation, x, params, options, x.data_ptr() & 15)
-    out = torch.empty_like(x)
+    ready, params = _prepare(operation, x, params, options, out_dtype, x.data_ptr() & 15)
+    out = torch.empty_like(x, dtype=out_dtype)
     saved = x.new_empty((ready.batch, ready.saved_size), dtype=torch.float32)
     _run(ready.forward, (x, out, saved, *params))
     return out, saved if save else saved.new_empty(0)
@@ -321,7 +49,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the backward of an operation; return (grad_x, all parameters' gradients), empty where not needed."""
     alignment = (x.data_ptr() & 15) | (grad_out.data_ptr() & 15) << 4 | (saved.data_ptr() & 15) << 8
-    ready, params = _prepare(operation, x, params, options, alignment)
+    ready, params = _prepare(operation, x, params, options, grad_out.dtype, alignment)
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     scratch = x.new_empty((ready.batch, ready.scratch_size), dtype=torch.float32)
     grad_params = params[0].new_empty(ready.sizes["GRADS"] if need_params else 0)
@@ -333,10 +61,9 @@ def backward(
 def _run(launches: Sequence[Launch], arguments: tuple[Tensor, ...]) -> None:
     """Launch on the device of the tensors, whichever is current."""
     device = arguments[0].device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            for launch in launches:
-                launch(arguments)
-    else:
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else _HERE:
         for launch in launches:
+            if tuning.active:
+                tuning.tune(launch, arguments)
             launch(arguments)

@@ -34,7 +34,7 @@ def columns_per_block(width: int, window: int, most: int = COLUMNS) -> int:
 
 
 def fit(limit: int, *wanted: int) -> list[int]:
-    """Return powers of two covering what is wanted as far as their product stays within the limit, first things first."""
+    """Return powers of two that cover what is wanted, the first first, while their product is within the limit."""
     sizes = []
     for size in wanted:
         sizes.append(min(power(size), limit))

@@ -8,6 +8,19 @@ import torch
 import fastattn
 from fastattn import native as loader
 
+from .helpers import DEVICE, FAST, INTERPRETED
+
+
+def pytest_addoption(parser):
+    parser.addoption("--shard", metavar="I/N", help="run every Nth test from the Ith on: see run_shards.sh")
+
+
+def pytest_collection_modifyitems(config, items):
+    if shard := config.getoption("shard"):
+        first, count = map(int, shard.split("/"))
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != first])
+        items[:] = items[first::count]
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
@@ -20,11 +33,14 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True)
-def same_start():
-    """Start every test on one thread, which tiny tensors are fastest on, and undo set_backend."""
+def same_start(request):
+    """Start every test on one thread, which tiny tensors are fastest on, and on the device; undo set_backend."""
     threads, backend = torch.get_num_threads(), fastattn.get_backend()
     torch.set_num_threads(1)
+    if DEVICE != "cpu" and not request.node.get_closest_marker("cpu"):
+        torch.set_default_device(DEVICE)
     yield
+    torch.set_default_device(None)
     torch.set_num_threads(threads)
     fastattn.set_backend(backend)
 
@@ -39,10 +55,18 @@ def native():
     return loader
 
 
-@pytest.fixture(params=["reference", "native"])
-def backend(request):
-    """Return each backend that this machine has, and follow it."""
-    if request.param == "native":
+@pytest.fixture
+def fast(request):
+    """Return the fast backend that the tests are about; skip where it is not there."""
+    if FAST == "native":
         request.getfixturevalue("native")
+    return FAST
+
+
+@pytest.fixture(params=[FAST] if INTERPRETED else ["reference", FAST])
+def backend(request):
+    """Return the reference and the fast backend in turn, and follow it."""
+    if request.param == FAST:
+        request.getfixturevalue("fast")
     with fastattn.use_backend(request.param):
         yield request.param

@@ -1,6 +1,7 @@
 """What the tests share: inputs, one run of a module, and the one assertion on its numbers."""
 
 import copy
+import os
 from collections.abc import Mapping
 
 import torch
@@ -9,9 +10,19 @@ from torch.backends import mkldnn
 
 import fastattn
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = os.environ.get("FASTATTN_TEST_DEVICE") or "cpu"
+FAST = "triton" if INTERPRETED or DEVICE == "cuda" else "native"  # the fast path that the tests are about
+
 FORMATS = (torch.contiguous_format, torch.channels_last)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MODULES = {"scsa": fastattn.SCSA, "smsa": fastattn.SMSA, "pcsa": fastattn.PCSA}
+
+
+def thin(values):
+    """Return the values, or the first alone with Triton, where every case takes seconds to interpret or compile."""
+    return values[:1] if FAST == "triton" else values
+
 
 # An error may be this many times eager's own in the same dtype, or this large, whichever is more: 1e-5 is the
 # room that float32 has where eager is lucky, and far below what rounding the result to bfloat16 or float16
@@ -34,26 +45,27 @@ def named(value: object) -> str:
 
 def make(name: str, dim: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options) -> nn.Module:
     """Return a module with random parameters, so that no gradient is hidden by a one or a zero."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     module = MODULES[name](dim, **options)
     with torch.no_grad():
         for key, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu")
             if "norm" in key:
                 noise = noise * 0.2 + (1 if key.endswith("weight") else 0)
             elif key.startswith("conv_d"):
                 noise = noise / parameter.shape[1] ** 0.5
             parameter.copy_(noise)
-    return module.to(dtype)
+    return module.to(DEVICE, dtype)
 
 
 def draw(
     *shape: int, dtype: torch.dtype = torch.float32, memory_format=torch.contiguous_format, seed: int = 1
 ) -> Tensor:
     """Return normal numbers with a mean that differs from channel to channel, as after a convolution."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator) + 0.5 * torch.randn(shape[1], 1, 1, generator=generator)
-    return x.to(dtype).contiguous(memory_format=memory_format)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(shape, generator=generator, device="cpu")
+    x += 0.5 * torch.randn(shape[1], 1, 1, generator=generator, device="cpu")
+    return x.to(DEVICE, dtype).contiguous(memory_format=memory_format)
 
 
 def run(module: nn.Module, x: Tensor, grad_out: Tensor, backend: str) -> dict[str, Tensor]:
@@ -97,9 +109,9 @@ def assert_accurate(
     assert not wrong, "; ".join(wrong)
 
 
-def check(module: nn.Module, x: Tensor, backend: str = "native") -> dict[str, Tensor]:
+def check(module: nn.Module, x: Tensor, backend: str = FAST) -> dict[str, Tensor]:
     """Assert that a backend's output and gradients are accurate, in x's memory format, and return them."""
-    grad_out = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x.dtype)
+    grad_out = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(2), device="cpu").to(x)
     truth = run(copy.deepcopy(module).double(), x.double(), grad_out.double(), "reference")
     eager = [run(module, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
     got = run(module, x, grad_out, backend)

@@ -1,6 +1,7 @@
 """Which backend serves a call, what is said where one cannot, and what `python -m fastattn` tells."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from fastattn.backends import Call, choose, unsupported_reasons
 
 from .helpers import draw, make
 
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="about a process that does not interpret"),
+]
 NAMES = ("native", "cuda", "triton", "reference")
 UNSERVED = {
     "float64": (Call("scsa", dtype=torch.float64, param_dtype=torch.float64), "x is float64"),
@@ -26,7 +31,6 @@ UNSERVED = {
         "x is bfloat16 and the parameters are float32",
     ),
     "function transform": (Call("scsa", transformed=True), "torch.func transforms"),
-    "GPU": (Call("scsa", "cuda"), "x is on cuda; native serves the CPU"),
 }
 
 
@@ -42,6 +46,40 @@ def test_what_native_does_not_serve(case):
     assert told in str(error.value)
 
 
+def test_gpus_are_served_by_triton():
+    call = Call("scsa", "cuda")
+    assert unsupported_reasons("native", call)[-1] == "x is on cuda; native serves the CPU"
+    assert unsupported_reasons("triton", call) == []
+    assert choose("auto", *call) == "triton"
+    for unserved, reason in UNSERVED.values():
+        assert reason in unsupported_reasons("triton", unserved._replace(device="cuda"))[0]
+
+
+def test_cpu_tensors_are_served_by_triton_where_it_is_interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert unsupported_reasons("triton", Call("scsa")) == []
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "TRITON_INTERPRET=1" in unsupported_reasons("triton", Call("scsa"))[0]
+
+
+@pytest.mark.parametrize("reason", ["is not installed", "failed to load: ImportError: broken"])
+def test_without_triton(reason, monkeypatch):
+    def broken(name):
+        raise ImportError("broken")
+
+    if reason == "is not installed":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(importlib, "import_module", broken)
+    for function in (backends._triton_status, backends._choose):
+        function.cache_clear()
+    told, chosen = unsupported_reasons("triton", Call("scsa", "cuda")), choose("auto", *Call("scsa", "cuda"))
+    for function in (backends._triton_status, backends._choose):
+        function.cache_clear()
+    assert told == [f"Triton {reason}"]
+    assert chosen == "reference"
+
+
 @pytest.mark.usefixtures("native")
 def test_auto_prefers_native_and_native_is_available():
     assert choose("auto", *Call("scsa")) == "native"
@@ -55,9 +93,11 @@ def test_reference_serves_everything():
         assert unsupported_reasons("reference", call) == []
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_backends_without_kernels_say_so(name):
-    with pytest.raises(RuntimeError, match=r"has no .*smsa kernel"), fastattn.use_backend(name):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("triton", "x is on cpu; triton serves GPUs"), ("cuda", "has no CUDA smsa kernel")]
+)
+def test_backends_that_cannot_serve_say_so(name, reason):
+    with pytest.raises(RuntimeError, match=reason), fastattn.use_backend(name):
         make("smsa", 8)(draw(1, 8, 7, 7))
     assert name not in fastattn.available_backends()
 

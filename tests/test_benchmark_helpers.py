@@ -104,19 +104,25 @@ def test_contexts_surround_the_rounds_outside_of_the_clock() -> None:
     assert clock.log.count("enter") == 4
 
 
-def test_the_device_is_waited_for_before_each_reading_of_the_clock() -> None:
+def test_a_devices_own_stopwatch_replaces_the_clock() -> None:
     clock = FakeClock()
-    pending = [0.0]
+    timings = interleave(
+        [clock.rival("a", 1.0)], rounds=3, round_seconds=6.0, clock=clock, stopwatch=lambda call, calls: 3.0 * calls
+    )
+    assert timings["a"] == Timing((3.0,) * 3, calls=2)
 
-    def launch() -> None:
-        pending[0] += 1.0
 
-    def wait() -> None:
-        clock.now += pending[0]
-        pending[0] = 0.0
+def test_before_round_runs_before_each_rival_outside_of_the_clock() -> None:
+    clock = FakeClock()
 
-    timings = interleave([Rival("a", launch)], rounds=2, round_seconds=1.0, clock=clock, synchronize=wait)
-    assert timings["a"].rounds == (1.0, 1.0)
+    def flush() -> None:
+        clock.now += 100.0
+        clock.log.append("flush")
+
+    rivals = [clock.rival(name, 1.0) for name in "ab"]
+    timings = interleave(rivals, rounds=2, round_seconds=0.5, clock=clock, before_round=flush)
+    assert clock.log[6:] == ["flush", "a", "flush", "b", "flush", "b", "flush", "a"]
+    assert timings["a"].rounds == timings["b"].rounds == (1.0,) * 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("safetensors")
+
 from safetensors import safe_open
 
 from fastattn import SCSA

@@ -9,7 +9,7 @@ import torch
 
 import fastattn
 
-from .helpers import DTYPES, FORMATS, draw, make, named, run
+from .helpers import DEVICE, DTYPES, FAST, FORMATS, draw, make, named, run
 
 OPERATIONS = ("scsa", "smsa", "pcsa")
 OPTIONS = {"scsa": (1, 7, "avg_pool", "sigmoid"), "smsa": ("sigmoid",), "pcsa": (1, 7, "avg_pool", "sigmoid")}
@@ -35,40 +35,19 @@ INPUTS = {
 }
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("layout", INPUTS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
     params, options = flat(module), OPTIONS[name]
     for save in (True, False):
-        torch.library.opcheck(module.operation.forward_op, (x, params, *options, save, "native"))
-    out, saved = module.operation.forward_op(x, params, *options, True, "native")
+        torch.library.opcheck(module.operation.forward_op, (x, params, *options, x.dtype, save, FAST))
+    out, saved = module.operation.forward_op(x, params, *options, x.dtype, True, FAST)
     for need_x, need_params in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            module.operation.backward_op, (out, x, saved, params, *options, need_x, need_params, "native")
+            module.operation.backward_op, (out, x, saved, params, *options, need_x, need_params, FAST)
         )
-
-
-@pytest.mark.parametrize("shape", [(2, 16, 14, 14), (3, 16, 20, 23), (1, 16, 7, 7)], ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"window_size": -1},
-        {"down_sample_mode": "max_pool"},
-        {"window_size": -1, "down_sample_mode": "max_pool"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_saved_size_is_the_extensions(name, options, shape, native):
-    module, x = make(name, 16, **(options if name != "smsa" else {})), draw(*shape)
-    options = (1, options.get("window_size", 7), options.get("down_sample_mode", "avg_pool"), "sigmoid")
-    options = options if name != "smsa" else ("sigmoid",)
-    plan, _ = native._prepare(module.operation, x, flat(module), options)
-    operation = module.operation
-    assert plan.saved_size == native.saved_size(operation.spatial, operation.channel, x.shape, options)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
@@ -77,7 +56,7 @@ def test_compile_fullgraph(name, memory_format, backend):
     module, x = make(name, 16), draw(2, 16, 14, 15, memory_format=memory_format)
     # Inductor takes long over the reference and has one test of its own below
     compiled = torch.compile(
-        module, fullgraph=True, backend="inductor" if backend == "native" else "aot_eager"
+        module, fullgraph=True, backend="inductor" if backend == FAST else "aot_eager"
     )
     eager, got = run(module, x, torch.ones_like(x), backend), run(compiled, x, torch.ones_like(x), backend)
     assert got["out"].stride() == x.stride()
@@ -110,7 +89,7 @@ def test_compile_the_functional(backend):
     torch.testing.assert_close(torch.compile(call, fullgraph=True)(x), call(x))
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_compiled_code_follows_the_choice_of_backend():
     module, x = make("scsa", 16), draw(1, 16, 14, 14)
     graphs = []
@@ -124,14 +103,14 @@ def test_compiled_code_follows_the_choice_of_backend():
         compiled(x)
         fastattn.set_backend("reference")
         compiled(x)
-        with fastattn.use_backend("native"):
+        with fastattn.use_backend(FAST):
             compiled(x)
         compiled(x)
     assert graphs == [True, False, True]
 
     @torch.compile(fullgraph=True, backend=record)
     def choose_inside(x):
-        with fastattn.use_backend("native"):
+        with fastattn.use_backend(FAST):
             return module(x)
 
     with torch.no_grad():
@@ -174,7 +153,7 @@ def test_copies(name, how, backend):
     assert not torch.equal(twin(x), module(x))
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=named)
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
@@ -182,10 +161,10 @@ def test_copies(name, how, backend):
 def test_autocast_gives_eagers_dtype(name, dtype, to, compiled):
     module, x = make(name, 16), draw(2, 16, 14, 14, dtype=dtype).requires_grad_()
     call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
-    with torch.autocast("cpu", to):
+    with torch.autocast(DEVICE, to):
         with fastattn.use_backend("reference"):
             eager = module(x)
-        with fastattn.use_backend("native"):
+        with fastattn.use_backend(FAST):
             out = call(x)
     assert out.dtype == eager.dtype
     torch.testing.assert_close(out, eager, rtol=0.05, atol=0.05)
@@ -194,12 +173,12 @@ def test_autocast_gives_eagers_dtype(name, dtype, to, compiled):
     assert all(p.grad.dtype == torch.float32 for p in module.parameters())
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_norms_in_float32_beside_bfloat16():
     module, x = make("scsa", 16, dtype=torch.bfloat16), draw(2, 16, 14, 14, dtype=torch.bfloat16)
     for norm in (module.norm_h, module.norm_w, module.norm):
         norm.float()
-    got, eager = (run(module, x, torch.ones_like(x), backend) for backend in ("native", "reference"))
+    got, eager = (run(module, x, torch.ones_like(x), backend) for backend in (FAST, "reference"))
     for key, tensor in eager.items():
         assert got[key].dtype == tensor.dtype, key
     torch.testing.assert_close(got["out"], eager["out"], rtol=0.05, atol=0.05)
@@ -216,15 +195,15 @@ def test_without_gradients(mode, backend):
     assert torch.equal(out, expected)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_nothing_is_saved_without_gradients():
     module, x = make("scsa", 16).requires_grad_(False), draw(2, 16, 14, 14)
     out = module(x)
     assert out.grad_fn is None
-    assert module.operation.forward_op(x, flat(module), *OPTIONS["scsa"], False, "native")[1].numel() == 0
+    assert module.operation.forward_op(x, flat(module), *OPTIONS["scsa"], x.dtype, False, FAST)[1].numel() == 0
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_what_is_saved_is_x_and_vectors():
     module, x = make("scsa", 64), draw(8, 64, 56, 56).requires_grad_()
     held = {}
@@ -260,7 +239,7 @@ def test_frozen_parameters(learning, input_learns, backend):
         torch.testing.assert_close(x.grad, expected["grad_x"])
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_double_backward_raises(name):
     module, x = make(name, 16), draw(2, 16, 14, 14).requires_grad_()
@@ -313,16 +292,16 @@ def test_function_transforms_are_served_by_the_reference():
     torch.testing.assert_close(gradient, run(module, x, torch.ones_like(x), "reference")["grad_x"])
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 def test_operator_refuses_parameters_of_other_sizes():
     module, x = make("scsa", 16), draw(2, 16, 14, 14)
     params = flat(module)
     for bad in (params[:-1], [params[0][:2], *params[1:]], flat(make("scsa", 32))):
-        with pytest.raises(ValueError, match="do not fit x"):
-            module.operation.forward_op(x, bad, *OPTIONS["scsa"], False, "native")
+        with pytest.raises(ValueError, match="do not fit 16 channels"):
+            module.operation.forward_op(x, bad, *OPTIONS["scsa"], x.dtype, False, FAST)
 
 
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("fast")
 @pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, but must not go wrong in silence
 def test_whoever_watches_sees_the_registered_operator():
     """Unwatched calls leave the dispatcher out; a dispatch mode, the profiler and a tracer must not notice."""

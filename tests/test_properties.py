@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .helpers import DTYPES, FORMATS, check, draw, make
+from .helpers import DTYPES, FAST, FORMATS, check, draw, make
 
-pytestmark = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("fast")
 steady = settings(
-    max_examples=150,
+    max_examples=12 if FAST == "triton" else 150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -22,7 +25,7 @@ def calls(draw_from):
     """Draw the shape of x and every option of SCSA that goes with it.
 
     A channel group has two channels and 16 values along an axis at least. With less, GroupNorm takes out most of
-    what the convolution does, and the error of a gradient is a matter of luck: test_native.py compares such maps
+    what the convolution does, and the error of a gradient is a matter of luck: test_fast_paths.py compares such maps
     with eager over many draws.
     """
     dim = 4 * draw_from(st.integers(2, 24))

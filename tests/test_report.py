@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastattn import report
-from fastattn.report import Table, load, tables, to_markdown, to_text, update_readme, write_report
+from fastattn.report import Table, chart, load, tables, to_markdown, to_text, update_readme, write_report
 
 
 def benchmark(rival: str, least_ms: float, over: dict[str, float], **facts) -> dict:
@@ -178,6 +178,98 @@ def test_readme_without_markers_is_left_alone(result: dict, tmp_path: Path) -> N
     with pytest.raises(report.ResultError, match="lacks the markers"):
         update_readme(result, readme, "result.json")
     assert readme.read_text() == "no markers"
+
+
+@pytest.fixture
+def gpu_result(result: dict) -> dict:
+    def rows(suite: str, launch: str, **facts) -> list[dict]:
+        over = {"eager": 4.0, "compile": 2.0, "copy": 0.5}
+        rivals = {name: benchmark(name, 0.02, over, suite=suite, launch=launch, **facts) for name in (*over, "triton")}
+        rivals["triton"]["extra_info"] |= {"median_ms": 0.01234, "share_of_copy": 0.5}
+        rivals["triton"]["extra_info"]["speedup"]["eager"] = {"least": 9.0, "median": 4.5}
+        return list(rivals.values())
+
+    model = {"suite": "model", "model": "resnet50", "shape": [32, 3, 224, 224], "launch": "graph", "dtype": "bfloat16"}
+    asked = {"relation": ">=", "asked": 0.4, "measured": 0.5, "least": 0.6, "met": True}
+    result["machine_info"] |= {"gpu": "NVIDIA Fake 100"}
+    result["machine_info"]["gpu_details"] = {"driver": "1.2.3", "cuda": "13.0", "clocks_mhz": {"sm": 1980.0}}
+    result["benchmarks"] = [
+        *rows("module", "launches", shape=[32, 64, 56, 56], dtype="bfloat16"),
+        *rows("module", "graph", shape=[32, 64, 56, 56], dtype="bfloat16"),
+        *rows("module", "graph", shape=[256, 64, 56, 56], dtype="bfloat16"),
+        *rows("module", "graph", shape=[32, 64, 56, 56], dtype="float32"),
+        *rows("tuned", "graph", shape=[32, 128, 28, 28], dtype="bfloat16"),
+        benchmark("plain", 10.0, {"triton": 1.02}, **model),
+        benchmark("triton", 10.0, {"plain": 0.98}, **model),
+    ]
+    summary = [asked | {"what": "copy", "unit": "of its bandwidth"}]
+    summary.append(asked | {"what": "tuned", "unit": "times", "asked": None, "measured": 1.5})
+    result["fastattn"] |= {"device": "cuda", "summary": summary}
+    return result
+
+
+def test_a_gpus_tables_go_by_the_median_and_tell_launches_from_graphs(gpu_result: dict) -> None:
+    found = by_title(gpu_result)
+    module = found["SCSA as a module"]
+    row = dict(zip(module.columns, module.rows[1], strict=True))
+    assert (row["launch"], row["triton µs"], row["triton vs eager"]) == ("graph", "12.3", "4.50×")
+    assert row["triton / copy GB/s"] == "0.500"
+    assert len(module.rows) == 4
+    assert len(found["SCSA beside max-autotune"].rows) == 1
+    models = dict(zip(found["Whole models"].columns, found["Whole models"].rows[0], strict=True))
+    assert (models["dtype"], models["launch"], models["triton / plain"]) == ("bfloat16", "graph", "0.980")
+    asked = found["Asked and measured"]
+    assert asked.columns[4] == "by least"
+    assert asked.rows == [
+        ("copy", "of its bandwidth", "≥ 0.4", "0.500", "0.600", "-"),
+        ("tuned", "times", "-", "1.50", "0.600", "-"),
+    ]
+    for fact in ("NVIDIA Fake 100", "driver 1.2.3", "sm 1980 MHz", "CUDA 13.0", "torch 2.11.0"):
+        assert fact in asked.notes[0]
+    assert "Some CPU" not in asked.notes[0]
+
+
+def test_a_gpus_chart(gpu_result: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    panels = chart.module_panels(gpu_result) + chart.model_panels(gpu_result)
+    assert [panel.title for panel in panels[:2]] == [
+        "SCSA forward, bfloat16, launches: times eager's speed",
+        "SCSA forward, bfloat16, graph: times eager's speed",
+    ]
+    assert next(iter(panels[0].groups.values()))["triton"] == 4.5
+    assert list(panels[-1].groups) == ["resnet50, batch 32\ncontiguous, bfloat16, graph"]
+    write_report(gpu_result, tmp_path)
+    assert (tmp_path / "report.png").stat().st_size > 0
+
+
+def test_readme_holds_a_cpus_and_a_gpus_result(gpu_result: dict, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    empty = f"<!-- gpu results: begin -->\n\n{report.NO_GPU}\n\n<!-- gpu results: end -->\n"
+    readme.write_text(f"<!-- results: begin -->\n<!-- results: end -->\nbetween\n{empty}after\n")
+    cpu = gpu_result | {"fastattn": gpu_result["fastattn"] | {"device": "cpu"}, "benchmarks": []}
+    cpu["fastattn"] |= {"summary": []}
+    update_readme(cpu, readme, "cpu.json")
+    assert empty in readme.read_text()
+    update_readme(gpu_result, readme, "gpu.json")
+    text = readme.read_text()
+    assert report.NO_GPU not in text
+    first, second = text.index("cpu.json"), text.index("gpu.json")
+    assert first < text.index("between") < second < text.index("after")
+    assert "(32, 64, 56, 56)" in text
+    assert "(256, 64, 56, 56)" not in text  # has no room there
+    assert "float32" not in text
+
+
+def test_this_readme_says_what_was_measured_on_a_gpu() -> None:
+    root = Path(__file__).parent.parent
+    section = (root / "README.md").read_text().partition("<!-- gpu results: begin -->")[2]
+    section = section.partition("<!-- gpu results: end -->")[0].strip()
+    paths = [path for path in (root / "benchmarks" / "results").glob("*.json") if path.name != "latest.json"]
+    measured = [path.name for path in paths if load(path)["fastattn"].get("device") == "cuda"]
+    if measured:
+        assert any(name in section for name in measured)
+    else:
+        assert section == report.NO_GPU
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Operation:
         self.name, self.spatial, self.channel = name, spatial, channel
         options = "int head_num, int window_size, str down_sample_mode, " * channel + "str gate_layer"
         _LIBRARY.define(
-            f"{name}_forward(Tensor x, Tensor[] params, {options}, bool save, str backend) "
+            f"{name}_forward(Tensor x, Tensor[] params, {options}, ScalarType out_dtype, bool save, str backend) "
             "-> (Tensor out, Tensor saved)"
         )
         _LIBRARY.define(
@@ -79,11 +79,11 @@ class Operation:
         self.forward_op = getattr(torch.ops.fastattn, f"{name}_forward").default
         self.backward_op = getattr(torch.ops.fastattn, f"{name}_backward").default
 
-    def forward(self, x, params, options: tuple, save: bool, backend: str) -> tuple[Tensor, Tensor]:
+    def forward(self, x, params, options: tuple, out_dtype, save: bool, backend: str) -> tuple[Tensor, Tensor]:
         """Run forward on a dense x; return (out, saved)."""
         if _watched(x):
-            return self.forward_op(x, params, *options, save, backend)
-        return _SERVERS[backend].forward(self, x, params, options, save)
+            return self.forward_op(x, params, *options, out_dtype, save, backend)
+        return _SERVERS[backend].forward(self, x, params, options, out_dtype, save)
 
     def backward(self, grad_out, x, saved, params, options: tuple, need_x: bool, need_params: bool, backend: str):
         """Run backward on a dense x; return (grad_x, grad_params), empty where not needed."""
@@ -92,8 +92,8 @@ class Operation:
         return self._backward(grad_out, x, saved, params, *options, need_x, need_params, backend)
 
     def _forward(self, x, params, *rest):
-        *options, save, backend = rest
-        return _SERVERS[backend].forward(self, dense(x), params, tuple(options), save)
+        *options, out_dtype, save, backend = rest
+        return _SERVERS[backend].forward(self, dense(x), params, tuple(options), out_dtype, save)
 
     def _backward(self, grad_out, x, saved, params, *rest):
         *options, need_x, need_params, backend = rest
@@ -103,10 +103,10 @@ class Operation:
         return _SERVERS[backend].backward(self, grad_out, x, saved, params, tuple(options), need_x, need_params)
 
     def _fake_forward(self, x, params, *rest):
-        *options, save, backend = rest
+        *options, out_dtype, save, backend = rest
         size = _SERVERS[backend].saved_size(self.spatial, self.channel, x.shape, tuple(options))
         saved = (x.shape[0], size) if save else (0,)
-        return torch.empty_like(dense(x)), x.new_empty(saved, dtype=torch.float32)
+        return torch.empty_like(dense(x), dtype=out_dtype), x.new_empty(saved, dtype=torch.float32)
 
     def _fake_backward(self, grad_out, x, saved, params, *rest):
         *_, need_x, need_params, _ = rest
@@ -114,20 +114,24 @@ class Operation:
         size = sum(p.numel() for p in params) if need_params else 0
         return grad_x, x.new_empty(size, dtype=common_dtype(x, params))
 
-    def __call__(self, x: Tensor, params: Sequence[Tensor], options: tuple, backend: str) -> Tensor:
+    def __call__(
+        self, x: Tensor, params: Sequence[Tensor], options: tuple, out_dtype: torch.dtype, backend: str
+    ) -> Tensor:
         """Run the operation on a backend, recording a graph only where a gradient is wanted."""
+        if backend == "native":  # writes x's own dtype
+            x = x.to(out_dtype)
         x = dense(x)
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
-            return _Recorded.apply(self, options, backend, x, *params)
-        return self.forward(x, params, options, False, backend)[0]
+            return _Recorded.apply(self, options, out_dtype, backend, x, *params)
+        return self.forward(x, params, options, out_dtype, False, backend)[0]
 
 
 class _Recorded(torch.autograd.Function):
     """Autograd around the registered operators, which costs less than inside of them."""
 
     @staticmethod
-    def forward(ctx, operation, options, backend, x, *params):
-        out, saved = operation.forward(x, params, options, True, backend)
+    def forward(ctx, operation, options, out_dtype, backend, x, *params):
+        out, saved = operation.forward(x, params, options, out_dtype, True, backend)
         ctx.operation, ctx.options, ctx.backend = operation, options, backend
         ctx.save_for_backward(x, saved, *params)
         return out
@@ -135,17 +139,17 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         x, saved, *params = ctx.saved_tensors
-        need_x, *need_params = ctx.needs_input_grad[3:]
+        need_x, *need_params = ctx.needs_input_grad[4:]
         grad_x, flat = ctx.operation.backward(
             grad_out, x, saved, params, ctx.options, need_x, any(need_params), ctx.backend
         )
         grads = [grad_x, *(unflatten(flat, params) if any(need_params) else params)]
-        grads = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[3:], strict=True)]
+        grads = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[4:], strict=True)]
         if torch.is_grad_enabled():  # create_graph=True
             wanted = [g for g in grads if g is not None]
             once = iter(_Once.apply(len(wanted), *wanted, grad_out, x, *params))
             grads = [g if g is None else next(once) for g in grads]
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 class _Once(torch.autograd.Function):

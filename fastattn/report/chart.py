@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from .result import records
-from .tables import CASE, cases, in_order, number
+from .tables import CASE, cases, in_order, number, on_gpu, speedup
 
-COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f"}
+COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f", "triton": "#c1501f"}
 OTHER_COLOR = "#4f7f52"
 ROW_INCHES, PANEL_INCHES = 0.52, 0.9
 
@@ -42,9 +42,8 @@ def draw(result: dict[str, Any], path: str | Path) -> None:
         axes[0].text(0.5, 0.5, "this result has no bars to draw", ha="center")
         axes[0].set_axis_off()
     machine = result.get("machine_info", {})
-    figure.suptitle(
-        f"{machine.get('cpu', 'unknown CPU')}, threads: {machine.get('threads', '?')}", fontsize=10
-    )
+    where = f"{machine.get('cpu', 'unknown CPU')}, threads: {machine.get('threads', '?')}"
+    figure.suptitle(str(machine.get("gpu")) if on_gpu(result) else where, fontsize=10)
     figure.savefig(path, format="png", dpi=150)
 
 
@@ -52,23 +51,28 @@ def module_panels(result: dict[str, Any]) -> list[Panel]:
     """One panel for forward and one for training: speed over eager."""
     found = [r for r in records(result, "module") if r["rival"] != "eager" and "eager" in r["speedup"]]
     panels = []
-    for work, dtype in dict.fromkeys((r["work"], r["dtype"]) for r in found):
-        some = [r for r in found if (r["work"], r["dtype"]) == (work, dtype)]
+    for work, dtype, launch in dict.fromkeys((r["work"], r["dtype"], r.get("launch")) for r in found):
+        some = [r for r in found if (r["work"], r["dtype"], r.get("launch")) == (work, dtype, launch)]
         groups: dict[str, dict[str, float]] = {}
         for members in cases(some, lambda r: (*r["shape"], r["format"])):
             first = next(iter(members.values()))
             label = f"{CASE['shape'](first)}\n{first['format']}"
-            groups[label] = {name: r["speedup"]["eager"]["least"] for name, r in members.items()}
-        panels.append(Panel(f"SCSA {work}, {dtype}: times eager's speed", groups, relative=True))
+            groups[label] = {name: speedup(r, "eager") for name, r in members.items()}
+        how = f", {launch}" if launch else ""
+        panels.append(Panel(f"SCSA {work}, {dtype}{how}: times eager's speed", groups, relative=True))
     return panels
 
 
 def model_panels(result: dict[str, Any]) -> list[Panel]:
     """One panel for all models: images per second."""
     groups: dict[str, dict[str, float]] = {}
-    for members in cases(records(result, "model"), lambda r: (r["model"], r["shape"][0], r["format"])):
+    for members in cases(
+        records(result, "model"),
+        lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch")),
+    ):
         first = next(iter(members.values()))
         label = f"{first['model']}, batch {first['shape'][0]}\n{first['format']}"
+        label += f", {first['dtype']}, {first['launch']}" if "launch" in first else ""
         groups[label] = {name: r["images_per_s"] for name, r in members.items()}
     return [Panel("Whole models with SCSA: images per second", groups)] if groups else []
 

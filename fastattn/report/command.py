@@ -8,9 +8,11 @@ from typing import Any
 
 from .chart import draw
 from .result import ResultError, load
-from .tables import model_table, module_table, summary_table, tables, to_markdown
+from .tables import Table, model_table, module_table, on_gpu, summary_table, tables, to_markdown
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu results: begin -->", "<!-- gpu results: end -->"
+NO_GPU = "No GPU figure has been measured yet."  # between the markers until one has
 
 
 def write_report(result: dict[str, Any], directory: str | Path) -> list[Path]:
@@ -28,22 +30,34 @@ def write_report(result: dict[str, Any], directory: str | Path) -> list[Path]:
 
 
 def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None:
-    """Replace what stands between the markers of a README by the result's tables; `source` names the result
-    file.
+    """Replace what stands between the markers of a README, a CPU's or a GPU's, by the result's tables; `source`
+    names the result file.
 
     Raises ResultError where a marker is missing, OSError where the file cannot be read or written.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    opening, closing = (GPU_BEGIN, GPU_END) if on_gpu(result) else (BEGIN, END)
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ResultError(f"{path} lacks the markers {BEGIN} and {END}")
-    shown = [
-        table for table in (summary_table(result), model_table(result), module_table(result)) if table.rows
-    ]
-    parts = [f"{BEGIN}\n", f"Generated from `{source}`.\n", *map(to_markdown, shown), f"{END}"]
-    path.write_text(before + "\n".join(parts) + after, encoding="utf-8")
+        raise ResultError(f"{path} lacks the markers {opening} and {closing}")
+    path.write_text(f"{before}{begin}\n\n{readme_section(result, source)}\n{end}{after}", encoding="utf-8")
+
+
+def readme_section(result: dict[str, Any], source: str) -> str:
+    """The tables that a README has room for, as Markdown; `source` names the result file."""
+    modules = gpu_modules(result) if on_gpu(result) else module_table(result)
+    shown = [table for table in (summary_table(result), model_table(result), modules) if table.rows]
+    return "\n".join([f"Generated from `{source}`.\n", *map(to_markdown, shown)])
+
+
+def gpu_modules(result: dict[str, Any]) -> Table:
+    """SCSA on a GPU in bfloat16 at the smallest batch; the other batches and dtypes are in the report."""
+    modules = [b for b in result["benchmarks"] if b["extra_info"]["suite"] == "module"]
+    some = [b for b in modules if b["extra_info"]["dtype"] == "bfloat16"]
+    batch = min((b["extra_info"]["shape"][0] for b in some), default=None)
+    return module_table(result | {"benchmarks": [b for b in some if b["extra_info"]["shape"][0] == batch]})
 
 
 def source_name(result: str, readme: str) -> str:

@@ -1,10 +1,10 @@
 """Reading a result file: pytest-benchmark's JSON with what fastattn's benchmarks add to it.
 
-Besides pytest-benchmark's own keys there are, for each benchmark, `extra_info` with `suite` (module, copy,
-precision or model), the case (`work`, `shape`, `dtype`, `format`, `model`), `rival`, `backend`, `least_ms`,
-`median_ms`, `speedup` over each other rival of the same interleaved run, and the figures derived from them;
-`machine_info`; and under `fastattn` the `schema`, the `selection` that ran, and the `summary` of asked and
-measured figures.
+Besides pytest-benchmark's own keys there are, for each benchmark, `extra_info` with `suite` (module, tuned,
+copy, precision or model), the case (`work`, `shape`, `dtype`, `format`, `model`, on a GPU `launch`), `rival`,
+`least_ms`, `median_ms`, `speedup` over each other rival of the same interleaved run, and the figures derived from them;
+`machine_info`; and under `fastattn` the `schema`, the `selection` that ran, the `summary` of asked and measured
+figures, and for a GPU the `device` (cuda) and the `part` or `parts` that ran.
 """
 
 import json

@@ -25,6 +25,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     built = [
         summary_table(result),
         module_table(result),
+        tuned_table(result),
         copy_table(result),
         precision_table(result),
         model_table(result),
@@ -34,18 +35,20 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 def summary_table(result: dict[str, Any]) -> Table:
     """What was asked of the fast path and what was measured."""
+    other = "least" if on_gpu(result) else "median"
     rows: list[tuple[str, ...]] = []
     for entry in result["fastattn"].get("summary", ()):
-        asked = f"{entry['relation'].replace('>=', '≥').replace('<=', '≤')} {entry['asked']:g}"
+        relation = entry["relation"].replace(">=", "≥").replace("<=", "≤")
+        asked = EMPTY if entry["asked"] is None else f"{relation} {entry['asked']:g}"
         if entry["measured"] is None:
             rows.append((entry["what"], entry["unit"], asked, "not measured", EMPTY, EMPTY))
             continue
         worst, eager = entry.get("worst"), entry.get("eager")
         remark = f"worst {number(worst['value'])}: {worst['case']}" if worst else EMPTY
         remark = f"eager: {number(eager)}" if eager is not None else remark
-        measured = number(entry["measured"]) + ("" if entry["met"] else " (missed)")
-        rows.append((entry["what"], entry["unit"], asked, measured, number(entry["median"]), remark))
-    columns = ("what", "unit", "asked", "measured", "by median", "remark")
+        measured = number(entry["measured"]) + ("" if entry.get("met", True) else " (missed)")
+        rows.append((entry["what"], entry["unit"], asked, measured, number(entry[other]), remark))
+    columns = ("what", "unit", "asked", "measured", f"by {other}", "remark")
     return Table("Asked and measured", columns, rows, [protocol(result)])
 
 
@@ -55,12 +58,18 @@ CASE: dict[str, Callable[[Record], str]] = {
     "format": lambda r: r["format"],
     "work": lambda r: r["work"],
 }
-YARDSTICKS = ("eager", "compile", "copy", "float32")  # what the other rivals are compared with
+LAUNCH = {"launch": lambda r: r["launch"]}  # launches or graph, on a GPU alone
+YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32")  # what the other rivals are compared with
 
 
 def module_table(result: dict[str, Any]) -> Table:
     """SCSA as a module: every rival's milliseconds, and how many times faster the fast ones are."""
     return rivals_table("SCSA as a module", records(result, "module"), CASE)
+
+
+def tuned_table(result: dict[str, Any]) -> Table:
+    """SCSA as a module on a GPU, where torch.compile searches for the fastest kernels."""
+    return rivals_table("SCSA beside max-autotune", records(result, "tuned"), CASE)
 
 
 def copy_table(result: dict[str, Any]) -> Table:
@@ -76,54 +85,76 @@ def precision_table(result: dict[str, Any]) -> Table:
 
 def rivals_table(title: str, found: list[Record], case: dict[str, Callable[[Record], str]]) -> Table:
     """One row for each case: every rival's milliseconds, the fast ones' ratios and bandwidths."""
+    gpu = any("launch" in record for record in found)
+    case = case | (LAUNCH if gpu else {})
     names = in_order(record["rival"] for record in found)
     plain = [name for name in names if name in YARDSTICKS]
     fast = [name for name in names if name not in YARDSTICKS]
-    pairs = [(name, over) for name in fast for over in plain]
+    pairs = [(name, over) for name in fast for over in plain if not (gpu and over == "copy")]
     rows = []
     for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
         some = next(iter(members.values()))
         row = [column(some) for column in case.values()]
-        row += [number(members[name]["least_ms"]) if name in members else EMPTY for name in names]
+        row += [number(duration(members[name])) if name in members else EMPTY for name in names]
         row += [times(ratio(members.get(name), over, inverse=over == "copy")) for name, over in pairs]
         row += [number(members[name]["gb_per_s"]) if name in members else EMPTY for name in fast]
+        if gpu:
+            row += [of_copy(members.get(name)) for name in fast]
         rows.append(tuple(row))
     columns = (
         *case,
-        *(f"{name} ms" for name in names),
+        *(f"{name} {'µs' if gpu else 'ms'}" for name in names),
         *(f"{name} time / copy time" if over == "copy" else f"{name} vs {over}" for name, over in pairs),
         *(f"{name} GB/s" for name in fast),
+        *(f"{name} / copy GB/s" for name in fast if gpu),
     )
-    notes = [
-        "ms: the least of the interleaved rounds. a vs b: how many times faster a is than b.",
-        "GB/s: what any implementation moves (forward: x and out; with backward: five times x) by that time.",
-    ]
-    return Table(title, columns, rows, notes)
+    return Table(title, columns, rows, GPU_NOTES if gpu else NOTES)
+
+
+NOTES = [
+    "ms: the least of the interleaved rounds. a vs b: how many times faster a is than b.",
+    "GB/s: what any implementation moves (forward: x and out; with backward: five times x) by that time.",
+]
+GPU_NOTES = [
+    "µs: the median of the interleaved rounds, each of many calls one behind the other between two CUDA events. The",
+    "L2 is emptied before a round; then a call that is not timed brings back what fits. launches: every operator is",
+    "launched from Python (max-autotune replays CUDA graphs of its own); graph: a CUDA graph is replayed. a vs b: how",
+    "many times faster a is than b. GB/s: what any implementation moves (forward: x and out; with backward: five times",
+    "x) by that time; the copy reads x and writes out.",
+]
 
 
 def model_table(result: dict[str, Any]) -> Table:
     """Whole models: images per second of each rival, and its share of the plain model's."""
     found = records(result, "model")
+    gpu = any("launch" in record for record in found)
+    case: dict[str, Callable[[Record], str]] = {
+        "model": lambda r: r["model"],
+        "batch": lambda r: str(r["shape"][0]),
+        "format": CASE["format"],
+        **({"dtype": CASE["dtype"], **LAUNCH} if gpu else {}),
+    }
     names = in_order(record["rival"] for record in found)
     others = [name for name in names if name != "plain"]
     rows = []
-    for members in cases(found, lambda r: (r["model"], r["shape"][0], r["format"])):
-        first = next(iter(members.values()))
-        row = [first["model"], str(first["shape"][0]), first["format"]]
+    for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
+        row = [column(next(iter(members.values()))) for column in case.values()]
         row += [f"{members[name]['images_per_s']:.1f}" if name in members else EMPTY for name in names]
         row += [ratio(members.get(name), "plain") for name in others]
         rows.append(tuple(row))
     columns = (
-        "model",
-        "batch",
-        "format",
+        *case,
         *(f"{name} images/s" for name in names),
         *(f"{name} / plain" for name in others),
     )
-    notes = [
-        "224 x 224 photographs, float32, inference; plain: the model without attention, others: with SCSA."
-    ]
+    what = "images of noise" if gpu else "photographs, float32"
+    notes = [f"224 x 224 {what}, inference; plain: the model without attention, others: with SCSA."]
     return Table("Whole models", columns, rows, notes)
+
+
+def on_gpu(result: dict[str, Any]) -> bool:
+    """Whether the rivals ran on a GPU."""
+    return result["fastattn"].get("device") == "cuda"
 
 
 def protocol(result: dict[str, Any]) -> str:
@@ -131,17 +162,38 @@ def protocol(result: dict[str, Any]) -> str:
     machine = result.get("machine_info", {})
     versions = machine.get("versions", {})
     commit = (result.get("commit_info") or {}).get("id")
+    gpu = on_gpu(result)
+    names = ("torch", "triton", "fastattn") if gpu else ("torch", "fastattn")
     facts = [
-        machine.get("cpu", "unknown CPU"),
-        f"threads: {machine.get('threads', '?')}",
-        f"native: {machine.get('isa', '?')}",
-        *(f"{name} {versions[name]}" for name in ("torch", "fastattn") if name in versions),
+        *(gpu_facts(machine) if gpu else cpu_facts(machine)),
+        *(f"{name} {versions[name]}" for name in names if name in versions),
         *([f"commit {commit[:12]}"] if commit and commit != "unknown" else []),
     ]
+    if gpu:
+        return f"{'; '.join(facts)}. Rivals timed in turns, median of the rounds."
     memory = machine.get("freed_memory", "?")
     return (
         f"{'; '.join(facts)}. Rivals timed in turns, least of the rounds; memory that they free is {memory}."
     )
+
+
+def cpu_facts(machine: dict[str, Any]) -> list[str]:
+    return [
+        machine.get("cpu", "unknown CPU"),
+        f"threads: {machine.get('threads', '?')}",
+        f"native: {machine.get('isa', '?')}",
+    ]
+
+
+def gpu_facts(machine: dict[str, Any]) -> list[str]:
+    details = machine.get("gpu_details", {})
+    clocks = ", ".join(f"{name} {mhz:g} MHz" for name, mhz in details.get("clocks_mhz", {}).items())
+    return [
+        machine.get("gpu") or "unknown GPU",
+        *([f"driver {details['driver']}"] if details.get("driver") else []),
+        *([f"clocks after the rounds: {clocks}"] if clocks else []),
+        *([f"CUDA {details['cuda']}"] if details.get("cuda") else []),
+    ]
 
 
 def cases(found: Iterable[Record], key: Callable[[Record], object]) -> list[dict[str, Record]]:
@@ -156,12 +208,26 @@ def in_order(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def duration(record: Record) -> float:
+    """Milliseconds, the least; on a GPU microseconds, the median."""
+    return record["median_ms"] * 1e3 if "launch" in record else record["least_ms"]
+
+
+def of_copy(record: Record | None) -> str:
+    return number(record["share_of_copy"]) if record and record.get("share_of_copy") else EMPTY
+
+
+def speedup(record: Record, over: str) -> float:
+    """How many times faster a rival is than another: by the least, on a GPU by the median."""
+    return record["speedup"][over]["median" if "launch" in record else "least"]
+
+
 def ratio(record: Record | None, over: str, *, inverse: bool = False) -> str:
     """How many times faster a rival is than another, or with `inverse` how many times slower."""
     if record is None or over not in record["speedup"]:
         return EMPTY
-    speedup = record["speedup"][over]["least"]
-    return number(1 / speedup if inverse else speedup)
+    found = speedup(record, over)
+    return number(1 / found if inverse else found)
 
 
 def times(text: str) -> str:

@@ -1,0 +1,56 @@
+"""SCSA and models with it on a GPU, a part at a time: `pytest benchmarks/bench_gpu.py --benchmark-only --part 32`.
+
+With `--smoke` a machine without a GPU rehearses a part: on its CPU, without graphs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+
+from . import shapes
+from .contest import Effort
+from .devices import device, wall_clock
+from .gpu import GpuContest, GpuModelContest, GpuScsaContest, fast_backends, rival
+from .models import PLAIN
+from .scsa import COMPILE, COPY, EAGER, TUNED
+from .shapes import GRAPH, LAUNCHES, Selection
+
+pytestmark = pytest.mark.benchmark(timer=wall_clock)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    part, selection = metafunc.config.stash[shapes.PART], metafunc.config.stash[shapes.SELECTION]
+    if part is None:
+        skip(metafunc, f"on a GPU, by parts: --part {'|'.join(shapes.PARTS)}")
+    elif not torch.cuda.is_available() and selection != "smoke":
+        skip(metafunc, "PyTorch sees no GPU")
+    else:
+        build, cases, names = rows(part, selection)
+        metafunc.parametrize(
+            "contest", [(build, case) for case in cases], ids=map(str, cases), indirect=True, scope="module"
+        )
+        metafunc.parametrize("name", [rival(name, launch) for launch, name in product((LAUNCHES, GRAPH), names)])
+
+
+def skip(metafunc: pytest.Metafunc, reason: str) -> None:
+    row = pytest.param(None, "", marks=pytest.mark.skip(reason=reason), id="none")
+    metafunc.parametrize(("contest", "name"), [row])
+
+
+def rows(part: str, selection: Selection) -> tuple[Callable[..., GpuContest], list, list[str]]:
+    """How the contests of a part are built, from which cases, and who takes part."""
+    fast = fast_backends(device())
+    if part == "models":
+        build = partial(GpuModelContest, device=device())
+        return build, shapes.gpu_model_cases(selection), [PLAIN, EAGER, *fast]
+    batch, _, tuned = part.partition("-")
+    names = [EAGER, TUNED if tuned else COMPILE, COPY, *fast]
+    cases = shapes.gpu_cases(int(batch), selection, tuned=bool(tuned))
+    return partial(GpuScsaContest, device=device(), names=names), cases, names
+
+
+def test_gpu(contest: GpuContest, name: str, effort: Effort, benchmark) -> None:
+    contest.report(benchmark, name, effort, suite=contest.suite)

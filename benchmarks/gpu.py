@@ -1,0 +1,234 @@
+"""Rivals on a GPU: each one by launches and by the replay of a CUDA graph, compared with its like.
+
+torch.compile's max-autotune replays graphs of its own; it stands among the launches, as a user would call it, and
+among the graphs stands what its search found, captured as for everybody else.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fastattn import backends, models
+
+from .contest import Contest, Effort
+from .devices import Cpu, Work
+from .interleave import Ratio, Rival, speedup
+from .measures import bytes_moved_at_least
+from .models import PLAIN, inference, prepare
+from .photographs import noise
+from .scsa import COMPILE, COPY, EAGER, TUNED, EagerSCSA, Forward, Scene, setting
+from .shapes import FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, Case, ModelCase, name_of
+
+LIMITS = {TUNED: 120.0, COMPILE: 60.0}  # seconds until a first answer, compilation and all
+LIMIT, LAST_LIMIT = 100.0, 20.0  # of the others, and of all where the part's time is up
+CHECKED_IMAGES = 2
+Results = Callable[[], Mapping[str, Tensor]]
+
+
+def fast_backends(device: Cpu) -> list[str]:
+    """The backends, the reference left out, that serve a device."""
+    call = backends.Call("scsa", device.type)
+    return [name for name in backends.BACKENDS if name != "reference" and not backends.unsupported_reasons(name, call)]
+
+
+def rival(name: str, launch: str) -> str:
+    return f"{name}-{launch}"
+
+
+@contextmanager
+def convolutions(*, tf32: bool, search: bool) -> Iterator[None]:
+    """cuDNN's arithmetic in float32, and whether it measures its algorithms."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, cudnn.benchmark = tf32, search
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
+
+
+class Graphed:
+    """Work as a graph, captured by the first call and replayed by every one."""
+
+    def __init__(self, device: Cpu, work: Results):
+        self.device, self.work = device, work
+        self.replay: Work | None = None
+        self.results: Mapping[str, Tensor] = {}
+
+    def __call__(self) -> None:
+        if self.replay is None:
+            self.replay, self.results = self.device.capture(self.work)
+        self.replay()
+
+    def answers(self) -> Mapping[str, Tensor]:
+        self()
+        return self.results
+
+
+class GpuContest(Contest):
+    """Rivals by launches and by graph; the subclasses say which."""
+
+    suite = "model"
+
+    def __init__(self, effort: Effort, device: Cpu):
+        super().__init__(device)
+        self.effort = effort
+        self.seats: dict[str, tuple[str, str]] = {}
+        self.held = ExitStack()
+
+    def compete(
+        self,
+        name: str,
+        call: Work,
+        results: Results,
+        captured: Results,
+        context: Callable[[], AbstractContextManager],
+        truth: Mapping[str, Tensor],
+        eager: Mapping[str, Tensor],
+    ) -> None:
+        """Admit a rival: `call` does its work, `results` says what it gives, `captured` is what a graph holds."""
+        left = max(LAST_LIMIT, self.effort.until - time.monotonic())
+        seconds = min(LIMITS.get(name, LIMIT), left)
+        graphed = Graphed(self.device, captured)
+        for launch, work, answers in ((LAUNCHES, call, results), (GRAPH, graphed, graphed.answers)):
+            key = rival(name, launch)
+            self.seats[key] = name, launch
+            if launch == GRAPH and (reason := self.late.get(rival(name, LAUNCHES))):
+                self.late[key] = reason
+            else:
+                self.admit(Rival(key, work, context), answers, truth, eager, seconds)
+
+    def speedups(self, name: str) -> dict[str, Ratio]:
+        others = {self.seats[other][0]: other for other in self.timings if self.alike(name, other)}
+        return {label: speedup(self.timings, name, other) for label, other in others.items()}
+
+    def alike(self, name: str, other: str) -> bool:
+        return other != name and self.seats[other][1] == self.seats[name][1]
+
+    def close(self) -> None:
+        self.rivals.clear()
+        super().close()
+        self.held.close()
+        self.device.release()
+
+
+class GpuScsaContest(GpuContest):
+    """SCSA's rivals, by name, on one case."""
+
+    def __init__(self, case: Case, effort: Effort, device: Cpu, names: list[str]):
+        super().__init__(effort, device)
+        torch._dynamo.reset()
+        self.suite = "tuned" if TUNED in names else "module"
+        self.held.enter_context(convolutions(tf32=False, search=False))
+        self.scene = scene = Scene(case, device.type)
+        truths = scene.truths()
+        for name in names:
+            if name == COPY:
+                self.add_copy()
+                continue
+            forward, captured = self.forwards(name)
+            self.compete(
+                name,
+                scene.call(forward),
+                partial(scene.results, forward),
+                partial(scene.results, captured),
+                partial(setting, case.work, name),
+                *truths,
+            )
+        self.run(effort)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
+        """What a rival calls, and what it captures."""
+        reference = EagerSCSA(self.scene.module)
+        if name == TUNED:
+            own_graphs = torch.compile(reference, mode=TUNED, dynamic=False)
+
+            def step(x: Tensor) -> Tensor:
+                torch.compiler.cudagraph_mark_step_begin()
+                return own_graphs(x)
+
+            return step, torch.compile(reference, mode=f"{TUNED}-no-cudagraphs", dynamic=False)
+        forward: Forward = reference
+        if name == COMPILE:
+            forward = torch.compile(reference, dynamic=False)
+        elif name != EAGER:
+            forward = self.scene.module
+        return forward, forward
+
+    def add_copy(self) -> None:
+        x = self.scene.x.detach()
+        out = torch.empty_like(x)
+
+        def results() -> dict[str, Tensor]:
+            return {"out": out.copy_(x)}
+
+        context = partial(setting, FORWARD, COPY)
+        self.compete(COPY, partial(out.copy_, x), results, results, context, {"out": x.double()}, {"out": x})
+
+    def facts(self, name: str) -> dict[str, object]:
+        label, launch = self.seats[name]
+        case, x = self.scene.case, self.scene.x
+        moved = bytes_moved_at_least(x, FORWARD if label == COPY else case.work)
+        bandwidth = moved / self.timings[name].median
+        copied = self.timings.get(rival(COPY, launch))
+        return {
+            "operation": "scsa",
+            "work": case.work,
+            "shape": list(case.shape),
+            "dtype": name_of(case.dtype),
+            "format": case.memory_format,
+            "rival": label,
+            "launch": launch,
+            "images_per_s": case.shape[0] / self.timings[name].median,
+            "bytes_moved_at_least": moved,
+            "gb_per_s": bandwidth / 1e9,
+            "share_of_copy": bandwidth / (bytes_moved_at_least(x, FORWARD) / copied.median) if copied else None,
+        }
+
+
+class GpuModelContest(GpuContest):
+    """A whole model in inference: plain, with SCSA eager, with SCSA by each fast backend."""
+
+    def __init__(self, case: ModelCase, effort: Effort, device: Cpu):
+        super().__init__(effort, device)
+        self.case = case
+        self.held.enter_context(convolutions(tf32=True, search=True))  # as networks are run
+        layout = MEMORY_FORMATS[case.memory_format]
+        images = noise(case.batch).to(device.type)
+        x = images.to(case.dtype).contiguous(memory_format=layout)
+        for attention, names in ((None, [PLAIN]), ("scsa", [EAGER, *fast_backends(device)])):
+            torch.manual_seed(0)
+            model = prepare(models.create(case.model, attention=attention).to(device.type), images)
+            model = model.to(case.dtype).to(memory_format=layout)
+
+            def logits(model: nn.Module = model) -> dict[str, Tensor]:
+                return {"logits": model(x)[:CHECKED_IMAGES]}
+
+            with inference("reference"):
+                truth = {"logits": deepcopy(model).double()(x[:CHECKED_IMAGES].double())}
+                eager = logits()
+            for name in names:
+                context = partial(inference, "reference" if name in (PLAIN, EAGER) else name)
+                self.compete(name, partial(model, x), logits, logits, context, truth, eager)
+        self.run(effort)
+
+    def facts(self, name: str) -> dict[str, object]:
+        label, launch = self.seats[name]
+        return {
+            "operation": "scsa",
+            "work": FORWARD,
+            "model": self.case.model,
+            "attention": "none" if label == PLAIN else "scsa",
+            "shape": [self.case.batch, 3, 224, 224],
+            "dtype": name_of(self.case.dtype),
+            "format": self.case.memory_format,
+            "rival": label,
+            "launch": launch,
+            "images": "noise",
+            "images_per_s": self.case.batch / self.timings[name].median,
+        }
