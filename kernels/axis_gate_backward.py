@@ -196,7 +196,7 @@ def axes_gradients(
 ):  # fmt: skip
     """Backward of both gates of the groups from g0 on; x, saved and scratch are the sample's."""
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
-    gate, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, True)
+    gate, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, True)
     r_h, r_w, d_h, d_w, p_h, p_w = scratch_axes(scratch, C, H, W, NI, NJ, PARTS)
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, True, MAX)
     grads = scratch + SCRATCH - GRADS

@@ -2,6 +2,10 @@
 
 A tile is [BI, BJ]: the block's own channels against all channels of their heads. It holds whole rows, so neither
 the softmax nor the gradients need a second sweep or another program's result.
+
+Gradients are made of value_j - output_i, which cancels where a row is nearly one-hot. So the output is kept as the
+value at the row's largest score and what the others add to it: (value_j - top_i) - rest_i is exact to rounding. So is
+exp(score - largest) / sum, where one exponent with the logarithm of the sum in it would carry a large score's rounding.
 """
 
 import triton
@@ -37,6 +41,12 @@ def projection(norm_weight, norm_bias, weight, bias, c, inside, scale, BIAS: tl.
 
 
 @triton.jit
+def temperature(D):
+    """Factor of the scores, 1 / sqrt(channels of a head)."""
+    return 1.0 / tl.sqrt(D.to(tl.float32))
+
+
+@triton.jit
 def same_head(i, j, C, D):
     """Whether channel j [BJ] is in the head of channel i [BI]: [BI, BJ]; rows beyond C repeat the last head."""
     return ((tl.minimum(i, C - 1) // D)[:, None] == (j // D)[None, :]) & (j < C)[None, :]
@@ -44,11 +54,11 @@ def same_head(i, j, C, D):
 
 @triton.jit
 def attention_gates(
-    pooled, gate, logit, log_sum, mean, scale,
+    pooled, gate, rows, mean, scale,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D,
     BIAS: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Attention's output for the channels from i0 on, its sigmoid, and the rows' log-sum-exp."""
+    """Sigmoid of attention's output for the channels from i0 on, and what backward needs of these rows."""
     i = i0 + tl.arange(0, BI)
     j = i0 // D * D + tl.arange(0, BJ)
     q_factor, q_offset = projection(norm_weight, norm_bias, q_weight, q_bias, i, i < C, scale, BIAS)
@@ -62,38 +72,49 @@ def attention_gates(
         scores += (y_i * q_factor + q_offset)[:, None] * (y_j * k_factor + k_offset)[None, :]
         total += y_j
     value = total / N * v_factor + v_offset
-    scores = tl.where(same_head(i, j, C, D), scores / tl.sqrt(D.to(tl.float32)), float("-inf"))
+    scores = tl.where(same_head(i, j, C, D), scores * temperature(D), float("-inf"))
     top = tl.max(scores, axis=1)
     powers = tl.exp(scores - top[:, None])
     powers_sum = tl.sum(powers, axis=1)
-    result = tl.sum(powers * value[None, :], axis=1) / powers_sum
-    tl.store(logit + i, result, mask=i < C)
-    tl.store(log_sum + i, top + tl.log(powers_sum), mask=i < C)
-    tl.store(gate + i, tl.sigmoid(result), mask=i < C)
+    places = tl.arange(0, BJ)[None, :]
+    first = tl.min(tl.where(scores == top[:, None], places, BJ), axis=1)
+    top_value = tl.sum(tl.where(places == first[:, None], value[None, :], 0.0), axis=1)
+    rest = tl.sum(powers * (value[None, :] - top_value[:, None]), axis=1) / powers_sum
+    tl.store(rows + j, value, mask=j < C)
+    tl.store(rows + C + i, top_value, mask=i < C)
+    tl.store(rows + 2 * C + i, rest, mask=i < C)
+    tl.store(rows + 3 * C + i, top, mask=i < C)
+    tl.store(rows + 4 * C + i, powers_sum, mask=i < C)
+    tl.store(gate + i, tl.sigmoid(top_value + rest), mask=i < C)
 
 
 @triton.jit
-def softmax_gates(gate, logit, C, BLOCK: tl.constexpr):
-    """Replace a sample's gates by the softmax of its logits over all channels."""
+def attention_output(rows, c, C):
+    """Attention's output for channels c, -inf beyond the last."""
+    top = tl.load(rows + C + c, mask=c < C, other=float("-inf"))
+    return top + tl.load(rows + 2 * C + c, mask=c < C, other=0.0)
+
+
+@triton.jit
+def softmax_gates(gate, rows, C, BLOCK: tl.constexpr):
+    """Replace a sample's gates by the softmax of attention's output over all channels."""
     offsets = tl.arange(0, BLOCK)
     tops = tl.full([BLOCK], float("-inf"), tl.float32)
     for c0 in range(0, C, BLOCK):
-        tops = tl.maximum(tops, tl.load(logit + c0 + offsets, mask=c0 + offsets < C, other=float("-inf")))
+        tops = tl.maximum(tops, attention_output(rows, c0 + offsets, C))
     top = tl.max(tops, axis=0)
     sums = tl.zeros([BLOCK], tl.float32)
     for c0 in range(0, C, BLOCK):
-        value = tl.load(logit + c0 + offsets, mask=c0 + offsets < C, other=float("-inf"))
-        sums += tl.exp(value - top)
+        sums += tl.exp(attention_output(rows, c0 + offsets, C) - top)
     total = tl.sum(sums, axis=0)
     for c0 in range(0, C, BLOCK):
-        inside = c0 + offsets < C
-        value = tl.load(logit + c0 + offsets, mask=inside, other=float("-inf"))
-        tl.store(gate + c0 + offsets, tl.exp(value - top) / total, mask=inside)
+        powers = tl.exp(attention_output(rows, c0 + offsets, C) - top)
+        tl.store(gate + c0 + offsets, powers / total, mask=c0 + offsets < C)
 
 
 @triton.jit
 def channel_attention(
-    saved, pooled, gate, logit, log_sum,
+    saved, pooled, gate, rows,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -103,12 +124,12 @@ def channel_attention(
     tl.store(saved + 17, scale)
     for i in range(i0, i1, BI):
         attention_gates(
-            pooled, gate, logit, log_sum, mean, scale,
+            pooled, gate, rows, mean, scale,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, BIAS, BI, BJ,
         )  # fmt: skip
     if SOFTMAX:
         tl.debug_barrier()
-        softmax_gates(gate, logit, C, BLOCK)
+        softmax_gates(gate, rows, C, BLOCK)
 
 
 @kernel
@@ -120,10 +141,10 @@ def channel_attention_kernel(
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
-    gate, logit, log_sum, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     i0 = tl.program_id(1) * ROWS
     channel_attention(
-        saved, pooled, gate, logit, log_sum,
+        saved, pooled, gate, rows,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK,
     )  # fmt: skip
@@ -151,8 +172,18 @@ def softmax_shift(dg, gate, C, PARTS, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def row_vectors(rows, c, inside, C):
+    """Of channels c the value, the value at the largest score, the rest of the output, that score, the sum."""
+    value = tl.load(rows + c, mask=inside, other=0.0)
+    top = tl.load(rows + C + c, mask=inside, other=0.0)
+    rest = tl.load(rows + 2 * C + c, mask=inside, other=0.0)
+    score = tl.load(rows + 3 * C + c, mask=inside, other=0.0)
+    return value, top, rest, score, tl.load(rows + 4 * C + c, mask=inside, other=1.0)
+
+
+@triton.jit
 def attention_gradients(
-    pooled, gate, logit, log_sum, dg, dy, grads, mean, scale, shift,
+    pooled, gate, rows, dg, dy, grads, mean, scale, shift,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D, PARTS,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
@@ -165,38 +196,31 @@ def attention_gradients(
     own, other = i < C, j < C
     q_i, q_i0 = projection(norm_weight, norm_bias, q_weight, q_bias, i, own, scale, BIAS)
     k_i, k_i0 = projection(norm_weight, norm_bias, k_weight, k_bias, i, own, scale, BIAS)
-    v_i, v_i0 = projection(norm_weight, norm_bias, v_weight, v_bias, i, own, scale, BIAS)
     q_j, q_j0 = projection(norm_weight, norm_bias, q_weight, q_bias, j, other, scale, BIAS)
     k_j, k_j0 = projection(norm_weight, norm_bias, k_weight, k_bias, j, other, scale, BIAS)
-    v_j, v_j0 = projection(norm_weight, norm_bias, v_weight, v_bias, j, other, scale, BIAS)
-    rows = tl.zeros([BI, BJ], tl.float32)
-    columns = tl.zeros([BI, BJ], tl.float32)
+    by_row = tl.zeros([BI, BJ], tl.float32)
+    by_column = tl.zeros([BI, BJ], tl.float32)
     total_i = tl.zeros([BI], tl.float32)
-    total_j = tl.zeros([BJ], tl.float32)
     for n in range(N):
         y_i = tl.load(pooled + n * C + i, mask=own, other=0.0) - mean
         y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
-        rows += (y_i * q_i + q_i0)[:, None] * (y_j * k_j + k_j0)[None, :]
-        columns += (y_i * k_i + k_i0)[:, None] * (y_j * q_j + q_j0)[None, :]
+        by_row += (y_i * q_i + q_i0)[:, None] * (y_j * k_j + k_j0)[None, :]
+        by_column += (y_i * k_i + k_i0)[:, None] * (y_j * q_j + q_j0)[None, :]
         total_i += y_i
-        total_j += y_j
-    value_i = total_i / N * v_i + v_i0
-    value_j = total_j / N * v_j + v_j0
     g, d_i = gate_gradient(dg, gate, i, own, C, PARTS, shift)
     d_i *= g if SOFTMAX else g * (1.0 - g)
     g, d_j = gate_gradient(dg, gate, j, other, C, PARTS, shift)
     d_j *= g if SOFTMAX else g * (1.0 - g)
-    temperature = 1.0 / tl.sqrt(D.to(tl.float32))
     mask = same_head(i, j, C, D)
-    log_i = tl.load(log_sum + i, mask=own, other=0.0)
-    log_j = tl.load(log_sum + j, mask=other, other=0.0)
-    rows = tl.where(mask, tl.exp(rows * temperature - log_i[:, None]), 0.0)
-    columns = tl.where(mask, tl.exp(columns * temperature - log_j[None, :]), 0.0)
-    out_i = tl.load(logit + i, mask=own, other=0.0)
-    out_j = tl.load(logit + j, mask=other, other=0.0)
-    d_value = tl.sum(columns * d_j[None, :], axis=1) / N
-    rows *= (value_j[None, :] - out_i[:, None]) * (d_i * temperature)[:, None]
-    columns *= (value_i[:, None] - out_j[None, :]) * (d_j * temperature)[None, :]
+    value_i, top_i, rest_i, score_i, sum_i = row_vectors(rows, i, own, C)
+    value_j, top_j, rest_j, score_j, sum_j = row_vectors(rows, j, other, C)
+    by_row = tl.where(mask, tl.exp(by_row * temperature(D) - score_i[:, None]), 0.0)
+    by_column = tl.where(mask, tl.exp(by_column * temperature(D) - score_j[None, :]), 0.0)
+    d_i /= sum_i
+    d_j /= sum_j
+    d_value = tl.sum(by_column * d_j[None, :], axis=1) / N
+    by_row *= ((value_j[None, :] - top_i[:, None]) - rest_i[:, None]) * (d_i * temperature(D))[:, None]
+    by_column *= ((value_i[:, None] - top_j[None, :]) - rest_j[None, :]) * (d_j * temperature(D))[None, :]
 
     norm_w = tl.load(norm_weight + i, mask=own, other=0.0).to(tl.float32)
     norm_b = tl.load(norm_bias + i, mask=own, other=0.0).to(tl.float32)
@@ -212,8 +236,8 @@ def attention_gradients(
     for n in range(N):
         y_i = (tl.load(pooled + n * C + i, mask=own, other=0.0) - mean) * scale
         y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
-        d_q = tl.sum(rows * (y_j * k_j + k_j0)[None, :], axis=1)
-        d_k = tl.sum(columns * (y_j * q_j + q_j0)[None, :], axis=1)
+        d_q = tl.sum(by_row * (y_j * k_j + k_j0)[None, :], axis=1)
+        d_k = tl.sum(by_column * (y_j * q_j + q_j0)[None, :], axis=1)
         gradient = d_q * q_w + d_k * k_w + d_value * v_w
         tl.store(dy + n * C + i, gradient, mask=own)
         normalised = y_i * norm_w + norm_b
@@ -237,7 +261,7 @@ def attention_gradients(
 
 @triton.jit
 def channel_attention_gradients(
-    saved, pooled, gate, logit, log_sum, dg, dy, grads,
+    saved, pooled, gate, rows, dg, dy, grads,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D, PARTS,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +272,7 @@ def channel_attention_gradients(
         shift = softmax_shift(dg, gate, C, PARTS, BLOCK)
     for i in range(i0, i1, BI):
         attention_gradients(
-            pooled, gate, logit, log_sum, dg, dy, grads, mean, scale, shift,
+            pooled, gate, rows, dg, dy, grads, mean, scale, shift,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, PARTS,
             BIAS, SOFTMAX, BI, BJ,
         )  # fmt: skip
@@ -292,12 +316,12 @@ def channel_attention_backward_kernel(
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
-    gate, logit, log_sum, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     dg, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     grads = scratch + SCRATCH - (8 if BIAS else 5) * C
     i0 = tl.program_id(1) * ROWS
     channel_attention_gradients(
-        saved, pooled, gate, logit, log_sum, dg, dy, grads,
+        saved, pooled, gate, rows, dg, dy, grads,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BLOCK,
     )  # fmt: skip
@@ -311,7 +335,7 @@ def pooled_gradient_kernel(
     """Grid (samples, blocks of BLOCK channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
-    _, _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     grads = scratch + SCRATCH - (8 if BIAS else 5) * C
     c0 = tl.program_id(1) * BLOCK

@@ -26,7 +26,7 @@ def gather_by_rows(
     at_w = on_axis(c[:, None], w[None, :], C, W, NHWC)
     window = w // WW
     first = w0 // WW
-    last = tl.minimum(NJ, first + tl.maximum(COLUMNS // WW, 1))
+    last = tl.minimum(NJ, first + tl.cdiv(COLUMNS, WW))
     if SPATIAL:
         weight_w = tl.load(a_w + at_w, mask=columns, other=0.0)
     total_w = tl.zeros([BC, BR, BW], tl.float32)
@@ -123,7 +123,7 @@ def gated_gathers(
 ):  # fmt: skip
     """Gather one block of channels and columns, the way that suits the format."""
     if NHWC and WINDOWS:
-        per_part = tl.maximum(COLUMNS // WW, 1)
+        per_part = tl.cdiv(COLUMNS, WW)
         j0 = part * per_part
         last = tl.minimum(tl.cdiv(W, WW), j0 + per_part)
         gather_by_windows(

@@ -22,7 +22,7 @@ def pool_by_rows(
     w = w0 + tl.arange(0, BW)
     columns = (w < W) & (w < w0 + COLUMNS)
     first = w0 // WW
-    last = tl.minimum(NJ, first + tl.maximum(COLUMNS // WW, 1))
+    last = tl.minimum(NJ, first + tl.cdiv(COLUMNS, WW))
     window = w // WW
     weights = tl.full([BC, BW], 1.0, tl.float32) / (WH * WW)
     if SPATIAL:
@@ -104,7 +104,7 @@ def gated_pools(
 ):  # fmt: skip
     """Pool the windows of one block of channels and columns, the way that suits the format."""
     if NHWC or MAX:
-        per_part = tl.maximum(COLUMNS // WW, 1)
+        per_part = tl.cdiv(COLUMNS, WW)
         first = part * per_part
         last = tl.minimum(NJ, first + per_part)
         for j0 in range(first, last, BJ):
@@ -133,7 +133,7 @@ def gated_pool_kernel(
     b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     saved = sample(saved, b, SAVED)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
-    _, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_pools(
         sample(x, b, C * H * W), a_h, a_w, pooled, index, block * BC, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
         NHWC, SPATIAL, MAX, COLUMNS, BC, BR, BW, BJ, BV,

@@ -3,8 +3,9 @@
 Vectors of an axis, (C, H) and (C, W), follow x's own memory format: C x L where x is contiguous, L x C where it
 is channels_last. What is pooled, (N, C) with N = NI * NJ windows, is always N x C.
 
-    saved     statistics of the normalisations, a_h, a_w, mean_w, mean_h, gate, logit, log-sum-exp, pooled,
-              index of the maximum
+    saved     statistics of the normalisations, a_h, a_w, mean_w, mean_h, gate, value, the value at a row's
+              largest score, attention's output less that value, that score, the sum of the row's powers,
+              pooled, index of the maximum
     scratch   r_w, d_h, d_w, r_h (PARTS), p_h (NJ), p_w (NI), dg (PARTS), dy, then at its end the sample's
               parameter gradients in the operation's order
 
@@ -80,13 +81,13 @@ def mean_parts(out, b, C, H, W):
 
 @triton.jit
 def saved_channels(saved, C, H, W, N, SPATIAL: tl.constexpr):
-    """Pointers to gate, logit, log-sum-exp, pooled and index of a sample."""
+    """Pointers to gate, the five vectors of the attention, pooled and index of a sample."""
     gate = saved + STATISTICS
     if SPATIAL:
         gate += C * (H + W + W + H)
-    pooled = gate + 3 * C
+    pooled = gate + 6 * C
     index = (pooled + N * C).to(tl.pointer_type(tl.int32))
-    return gate, gate + C, gate + 2 * C, pooled, index
+    return gate, gate + C, pooled, index
 
 
 @triton.jit

@@ -31,6 +31,7 @@ from .launch import Grid, Launch
 SMALL = 16  # pixels on a side, up to which one program can hold an axis of many channels
 SMALL_SAMPLE = 1 << 17  # elements of x that one program may take through all stages
 SMALL_ATTENTION = 1 << 19  # pairs of channels
+MOST = (1 << 31) - 1  # elements of a sample, which is indexed by 32 bits; samples themselves by 64
 STATISTICS = layout.STATISTICS.value
 FORWARD = ("x", "out", "saved")  # the tensors of a call, before its parameters
 BACKWARD = ("grad_out", "x", "saved", "scratch", "grad_x", "grad_params")
@@ -43,7 +44,7 @@ def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tupl
     if channel:
         _, window, mode, _ = options
         pixels = 1 if window == -1 else (height // window) * (width // window)
-        size += 3 + pixels * (2 if mode == "max_pool" and window != -1 else 1)
+        size += 6 + pixels * (2 if mode == "max_pool" and window != -1 else 1)
     return _padded(STATISTICS + channels * size)
 
 
@@ -71,6 +72,8 @@ class Plan:
     ):  # fmt: skip
         self.spatial, self.channel, self.channels_last = spatial, channel, channels_last
         self.batch, self.channels, self.height, self.width = shape
+        if self.channels * self.height * self.width > MOST:
+            raise ValueError(f"a sample of x has {self.channels * self.height * self.width} elements; at most {MOST}")
         kernels, qkv_bias = parameters.sizes(spatial, channel, self.channels, numels)
         heads, window, mode, gate = options if channel else (1, -1, "avg_pool", *options)
         self.window = (self.height, self.width) if window == -1 else (window, window)

@@ -32,7 +32,7 @@ def tuning() -> Iterator[None]:
 
 def _bucket(launch: Launch) -> tuple:
     varied = {name for blocks in launch.alternatives for name in blocks}
-    sizes = tuple(power(size) for size in launch.sizes.values())
+    sizes = tuple(power(launch.sizes[name]) for name in _KEYS if name in launch.sizes)
     constants = tuple((name, value) for name, value in launch.constants.items() if name not in varied)
     return launch.name, sizes, constants
 

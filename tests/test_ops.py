@@ -6,10 +6,12 @@ import pickle
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastattn
+from fastattn import functional
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, draw, make, named, run
+from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, make, named, run
 
 OPERATIONS = ("scsa", "smsa", "pcsa")
 OPTIONS = {"scsa": (1, 7, "avg_pool", "sigmoid"), "smsa": ("sigmoid",), "pcsa": (1, 7, "avg_pool", "sigmoid")}
@@ -171,6 +173,36 @@ def test_autocast_gives_eagers_dtype(name, dtype, to, compiled):
     out.sum().backward()
     assert x.grad.dtype == dtype
     assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.fixture
+def autocast_on_cuda():
+    """Switch autocast on for CUDA, which its context manager refuses to do without a GPU."""
+
+    def switch(to):
+        torch.set_autocast_dtype("cuda", to)
+        torch.set_autocast_enabled("cuda", True)
+
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    yield switch
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(torch.version.cuda is None, reason="fakes CUDA tensors, which needs a build for CUDA")
+@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=named)
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_autocast_on_a_gpu_gives_eagers_dtype(name, gate, dtype, to, autocast_on_cuda):
+    with FakeTensorMode(), torch.device("cuda"):
+        module = MODULES[name](16, gate_layer=gate)
+        x = torch.empty(2, 16, 14, 14, dtype=dtype)
+        autocast_on_cuda(to)
+        with fastattn.use_backend("reference"):
+            eager = module(x).dtype
+    assert functional._autocast_dtype(module.operation, "cuda", dtype, gate) == eager
 
 
 @pytest.mark.usefixtures("fast")
