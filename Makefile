@@ -22,7 +22,7 @@ GPU_SETUP := $(if $(filter $(BIN)/python,$(RUN_PYTHON)),setup)
 GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-32-tuned gpu-bench-256-tuned
 TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
 
-.PHONY: help setup test bench bench-full gpu gpu-test $(GPU_BENCHES) gpu-report lint sanitize clean
+.PHONY: help setup test bench bench-full gpu gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
 
 help:
 	@echo "make setup        create $(VENV): torch, this package (editable), everything the other targets need"
@@ -32,6 +32,7 @@ help:
 	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
 	@echo "                  gpu-test $(GPU_BENCHES),"
 	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for the README"
+	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
 	@echo "make lint         ruff"
 	@echo "make sanitize     run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make clean        remove $(VENV) and everything that was built"
@@ -61,8 +62,7 @@ $(READY): $(SOURCES)
 	@touch $(READY)
 
 # Then the Triton kernels under Triton's interpreter, which is chosen before Triton is first imported.
-INTERPRETED := tests/test_fast_paths.py tests/test_triton.py tests/test_traffic.py tests/test_ops.py \
-    tests/test_goldens.py tests/test_modules.py tests/test_properties.py
+INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,fast_paths triton traffic ops goldens))
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
@@ -92,6 +92,9 @@ $(GPU_BENCHES): gpu-bench-%: $(GPU_SETUP)
 
 gpu-report: $(GPU_SETUP)
 	$(RUN_PYTHON) -m benchmarks.merge $(GPU_DIR)
+
+kernels: setup
+	$(BIN)/python -m benchmarks.machine_code $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

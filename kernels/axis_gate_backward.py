@@ -196,7 +196,7 @@ def axes_gradients(
 ):  # fmt: skip
     """Backward of both gates of the groups from g0 on; x, saved and scratch are the sample's."""
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
-    gate, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, True)
+    pooled_statistics, gate, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, True)
     r_h, r_w, d_h, d_w, p_h, p_w = scratch_axes(scratch, C, H, W, NI, NJ, PARTS)
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, True, MAX)
     grads = scratch + SCRATCH - GRADS
@@ -205,7 +205,8 @@ def axes_gradients(
     if CHANNEL:
         area = 1 if MAX else WH * WW
         last = scratch + SCRATCH - (8 if BIAS else 5) * C
-        pooled_gradients(saved, pooled, dy, last, norm_weight, g0 * size, (g0 + NG) * size, C, NI * NJ, area, BLOCK)
+        c0, c1 = g0 * size, (g0 + NG) * size
+        pooled_gradients(pooled_statistics, pooled, dy, last, norm_weight, c0, c1, C, NI * NJ, area, BLOCK)
         tl.debug_barrier()
     axis_gate_gradients(
         x, mean_h, saved, a_h, a_w, gate, dy, index, r_h, p_h, d_h, grads, norm_h_weight, norm_h_bias, norms,

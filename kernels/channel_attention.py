@@ -114,14 +114,14 @@ def softmax_gates(gate, rows, C, BLOCK: tl.constexpr):
 
 @triton.jit
 def channel_attention(
-    saved, pooled, gate, rows,
+    statistics, pooled, gate, rows,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gates of the channels i0 to i1 of a sample; of all of them with a softmax."""
     mean, scale = pooled_statistics(pooled, C * N, BLOCK)
-    tl.store(saved + 16, mean)
-    tl.store(saved + 17, scale)
+    tl.store(statistics, mean)
+    tl.store(statistics + 1, scale)
     for i in range(i0, i1, BI):
         attention_gates(
             pooled, gate, rows, mean, scale,
@@ -141,10 +141,10 @@ def channel_attention_kernel(
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
-    gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    statistics, gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     i0 = tl.program_id(1) * ROWS
     channel_attention(
-        saved, pooled, gate, rows,
+        statistics, pooled, gate, rows,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK,
     )  # fmt: skip
@@ -261,12 +261,12 @@ def attention_gradients(
 
 @triton.jit
 def channel_attention_gradients(
-    saved, pooled, gate, rows, dg, dy, grads,
+    statistics, pooled, gate, rows, dg, dy, grads,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D, PARTS,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients for the channels i0 to i1 of a sample; `grads` are those of this operation's parameters."""
-    mean, scale = tl.load(saved + 16), tl.load(saved + 17)
+    mean, scale = tl.load(statistics), tl.load(statistics + 1)
     shift = 0.0
     if SOFTMAX:
         shift = softmax_shift(dg, gate, C, PARTS, BLOCK)
@@ -280,13 +280,13 @@ def channel_attention_gradients(
 
 @triton.jit
 def pooled_gradients(
-    saved, pooled, dy, grads, norm_weight, c0, c1, C, N, area, BLOCK: tl.constexpr,
+    statistics, pooled, dy, grads, norm_weight, c0, c1, C, N, area, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Take dy of the channels c0 to c1 back through normalisation and average over an area, in place.
 
     The sums that this needs over the sample are those of weight * gradient for its weights and its biases.
     """
-    mean, scale = tl.load(saved + 16), tl.load(saved + 17)
+    mean, scale = tl.load(statistics), tl.load(statistics + 1)
     offsets = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float32)
     products = tl.zeros([BLOCK], tl.float32)
@@ -316,12 +316,12 @@ def channel_attention_backward_kernel(
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
-    gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    statistics, gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     dg, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     grads = scratch + SCRATCH - (8 if BIAS else 5) * C
     i0 = tl.program_id(1) * ROWS
     channel_attention_gradients(
-        saved, pooled, gate, rows, dg, dy, grads,
+        statistics, pooled, gate, rows, dg, dy, grads,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BLOCK,
     )  # fmt: skip
@@ -335,9 +335,9 @@ def pooled_gradient_kernel(
     """Grid (samples, blocks of BLOCK channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
-    _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    statistics, _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     grads = scratch + SCRATCH - (8 if BIAS else 5) * C
     c0 = tl.program_id(1) * BLOCK
     c1 = tl.minimum(c0 + BLOCK, C)
-    pooled_gradients(saved, pooled, dy, grads, norm_weight, c0, c1, C, NI * NJ, 1 if MAX else WH * WW, BLOCK)
+    pooled_gradients(statistics, pooled, dy, grads, norm_weight, c0, c1, C, NI * NJ, 1 if MAX else WH * WW, BLOCK)

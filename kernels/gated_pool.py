@@ -133,7 +133,7 @@ def gated_pool_kernel(
     b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     saved = sample(saved, b, SAVED)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
-    _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_pools(
         sample(x, b, C * H * W), a_h, a_w, pooled, index, block * BC, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
         NHWC, SPATIAL, MAX, COLUMNS, BC, BR, BW, BJ, BV,

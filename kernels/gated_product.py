@@ -48,7 +48,7 @@ def gated_product_kernel(
     b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     saved = sample(saved, b, SAVED)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
-    gate, _, _, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, gate, _, _, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_products(
         sample(x, b, C * H * W), sample(out, b, C * H * W), a_h, a_w, gate,
         block * BC, tl.program_id(1) * COLUMNS, C, H, W,

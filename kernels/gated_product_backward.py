@@ -69,7 +69,7 @@ def input_gradient_kernel(
     b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     saved, scratch = sample(saved, b, SAVED), sample(scratch, b, SCRATCH)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
-    gate, _, _, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    _, gate, _, _, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     _, _, d_h, d_w, _, _ = scratch_axes(scratch, C, H, W, NI, NJ, PARTS)
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     input_gradients(

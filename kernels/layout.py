@@ -3,9 +3,9 @@
 Vectors of an axis, (C, H) and (C, W), follow x's own memory format: C x L where x is contiguous, L x C where it
 is channels_last. What is pooled, (N, C) with N = NI * NJ windows, is always N x C.
 
-    saved     statistics of the normalisations, a_h, a_w, mean_w, mean_h, gate, value, the value at a row's
-              largest score, attention's output less that value, that score, the sum of the row's powers,
-              pooled, index of the maximum
+    saved     statistics of the axes, a_h, a_w, mean_w, mean_h; statistics of the pooled map, gate, value, the
+              value at a row's largest score, attention's output less that value, that score, the sum of the
+              row's powers, pooled, index of the maximum
     scratch   r_w, d_h, d_w, r_h (PARTS), p_h (NJ), p_w (NI), dg (PARTS), dy, then at its end the sample's
               parameter gradients in the operation's order
 
@@ -18,8 +18,9 @@ with d_h, d_w the gradients of the axis means and the other names as in `fastatt
 import triton
 import triton.language as tl
 
-# floats: mean and 1 / standard deviation of 4 groups on 2 axes, then of the pooled map, then 2 of padding
-STATISTICS = tl.constexpr(20)
+# floats, mean and 1 / standard deviation: of 4 groups on 2 axes, of the pooled map
+AXIS_STATISTICS = tl.constexpr(16)
+POOLED_STATISTICS = tl.constexpr(2)
 EPSILON = tl.constexpr(1e-5)
 
 SIZES = ("C", "H", "W", "WH", "WW", "NI", "NJ", "D", "PARTS", "SAVED", "SCRATCH", "ROWS", "GRADS", "B")
@@ -67,7 +68,7 @@ def sample(tensor, b, size):
 @triton.jit
 def saved_axes(saved, C, H, W):
     """Pointers to a_h, a_w, mean_h and mean_w of a sample."""
-    a_h = saved + STATISTICS
+    a_h = saved + AXIS_STATISTICS
     a_w = a_h + C * H
     mean_w = a_w + C * W
     return a_h, a_w, mean_w + C * W, mean_w
@@ -81,13 +82,14 @@ def mean_parts(out, b, C, H, W):
 
 @triton.jit
 def saved_channels(saved, C, H, W, N, SPATIAL: tl.constexpr):
-    """Pointers to gate, the five vectors of the attention, pooled and index of a sample."""
-    gate = saved + STATISTICS
+    """Pointers to a sample's statistics of the pooled map, gate, vectors of the attention, pooled and index."""
+    statistics = saved
     if SPATIAL:
-        gate += C * (H + W + W + H)
+        statistics += AXIS_STATISTICS + C * (H + W + W + H)
+    gate = statistics + POOLED_STATISTICS
     pooled = gate + 6 * C
     index = (pooled + N * C).to(tl.pointer_type(tl.int32))
-    return gate, gate + C, pooled, index
+    return statistics, gate, gate + C, pooled, index
 
 
 @triton.jit

@@ -32,7 +32,6 @@ SMALL = 16  # pixels on a side, up to which one program can hold an axis of many
 SMALL_SAMPLE = 1 << 17  # elements of x that one program may take through all stages
 SMALL_ATTENTION = 1 << 19  # pairs of channels
 MOST = (1 << 31) - 1  # elements of a sample, which is indexed by 32 bits; samples themselves by 64
-STATISTICS = layout.STATISTICS.value
 FORWARD = ("x", "out", "saved")  # the tensors of a call, before its parameters
 BACKWARD = ("grad_out", "x", "saved", "scratch", "grad_x", "grad_params")
 
@@ -40,16 +39,13 @@ BACKWARD = ("grad_out", "x", "saved", "scratch", "grad_x", "grad_params")
 def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tuple) -> int:
     """Return how many floats per sample forward saves for backward."""
     _, channels, height, width = shape
-    size = 2 * (height + width) if spatial else 0
+    size = layout.AXIS_STATISTICS.value + channels * 2 * (height + width) if spatial else 0
     if channel:
         _, window, mode, _ = options
         pixels = 1 if window == -1 else (height // window) * (width // window)
-        size += 6 + pixels * (2 if mode == "max_pool" and window != -1 else 1)
-    return _padded(STATISTICS + channels * size)
-
-
-def _padded(size: int) -> int:
-    return (size + 3) // 4 * 4
+        size += layout.POOLED_STATISTICS.value
+        size += channels * (6 + pixels * (2 if mode == "max_pool" and window != -1 else 1))
+    return size
 
 
 @functools.cache
@@ -106,7 +102,7 @@ class Plan:
             "SPLIT": self.parts > 1,
             **{f"K{i}": size for i, size in enumerate(kernels)},
             "KMAX": max(kernels),
-            "BLOCK": min(1024, tiles.power(self.channels * max(1, self.windows[0] * self.windows[1]))),
+            "BLOCK": min(1024, max(128, tiles.power(self.channels))),
         }
         self.sizes = {
             "B": self.batch, "C": self.channels, "H": self.height, "W": self.width,
@@ -155,7 +151,7 @@ class Plan:
         size = parts + ni * nj
         if self.spatial:
             size += w + h + w + parts * h + (0 if self.max else nj * h + ni * w)
-        return _padded(c * size + grads)
+        return c * size + grads
 
     def _launch(
         self, kernel: Any, grid: Sequence[int] | Callable[[Mapping[str, Any]], Grid], names: Sequence[str],

@@ -40,7 +40,7 @@ def small_forward_kernel(
     b = tl.program_id(0)
     x, out, saved = sample(x, b, C * H * W), sample(out, b, C * H * W), sample(saved, b, SAVED)
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
-    gate, rows, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    statistics, gate, rows, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     first = tl.program_id(1) * aligned(ROWS, BC)
     last = tl.minimum(first + ROWS, C)
     if SPATIAL:
@@ -69,7 +69,7 @@ def small_forward_kernel(
             )  # fmt: skip
         tl.debug_barrier()
         channel_attention(
-            saved, pooled, gate, rows,
+            statistics, pooled, gate, rows,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
             first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def small_backward_kernel(
     x, grad_out, grad_x = sample(x, b, C * H * W), sample(grad_out, b, C * H * W), sample(grad_x, b, C * H * W)
     saved, scratch = sample(saved, b, SAVED), sample(scratch, b, SCRATCH)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
-    gate, rows, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
+    statistics, gate, rows, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     r_h, r_w, d_h, d_w, p_h, p_w = scratch_axes(scratch, C, H, W, NI, NJ, 1)
     dg, dy = scratch_channels(scratch, C, H, W, NI, NJ, 1, SPATIAL, MAX)
     for c0 in range(0, C, WINDOW_BC):
@@ -115,14 +115,14 @@ def small_backward_kernel(
     if CHANNEL:
         grads = scratch + SCRATCH - (8 if BIAS else 5) * C
         channel_attention_gradients(
-            saved, pooled, gate, rows, dg, dy, grads,
+            statistics, pooled, gate, rows, dg, dy, grads,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
             0, C, C, NI * NJ, D, 1, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
         if not SPATIAL:
             pooled_gradients(
-                saved, pooled, dy, grads, norm_weight, 0, C, C, NI * NJ, 1 if MAX else WH * WW, BLOCK
+                statistics, pooled, dy, grads, norm_weight, 0, C, C, NI * NJ, 1 if MAX else WH * WW, BLOCK
             )
             tl.debug_barrier()
     if SPATIAL:
