@@ -1,0 +1,272 @@
+"""What the compiler makes of the Triton kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
+
+Every launch of SCSA's default plans, at batch 32 in the shapes of ResNet-50's four stages, in three dtypes, both memory
+formats and for four architectures: registers, spills, shared memory, occupancy, and how wide the loads and stores of
+global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton brings both tools.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastattn
+from fastattn.report import Table, to_text
+
+from .shapes import CHANNELS_LAST, MEMORY_FORMATS, STAGES, Case, name_of
+
+BATCH = 32
+DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+WORKS = ("forward", "backward")
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+REGISTERS = 1 << 16  # of one multiprocessor
+REGISTER_UNIT, SHARED_UNIT, SHARED_RESERVED = 256, 128, 1024  # per warp; bytes; bytes of every block
+PARTITIONS = 4  # of a multiprocessor, each with its share of the registers and warps
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a multiprocessor holds: warps, blocks, KiB of shared memory."""
+
+    warps: int
+    blocks: int
+    shared: int
+
+
+ARCHITECTURES = {80: Limits(64, 32, 164), 89: Limits(48, 24, 100), 90: Limits(64, 32, 228), 100: Limits(64, 32, 228)}
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """All that decides what a kernel is compiled to."""
+
+    module: str
+    kernel: str
+    types: tuple[str, ...]  # of the parameters, in their order
+    constants: tuple[tuple[str, Any], ...]
+    warps: int
+    arch: int
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a kernel was compiled to: per thread, per block, and instructions by their width in bits."""
+
+    registers: int = 0
+    stack: int = 0
+    spilled: int = 0  # bytes that spill instructions move, each counted once
+    shared: int = 0
+    occupancy: float = 0.0
+    loads: Counter[int] = field(default_factory=Counter)
+    stores: Counter[int] = field(default_factory=Counter)
+    atomics: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One launch of a plan, and its compilation."""
+
+    case: Case
+    work: str
+    programs: int
+    compilation: Compilation
+
+
+def cases(
+    stages: Iterable[tuple[int, int, int]] = STAGES,
+    dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
+    formats: Iterable[str] = tuple(MEMORY_FORMATS),
+) -> list[Case]:
+    """The inputs whose plans are compiled."""
+    return [Case((BATCH, *stage), dtype, layout) for dtype, layout, stage in product(dtypes, formats, stages)]
+
+
+def rows(cases: Iterable[Case], archs: Iterable[int], works: Iterable[str] = WORKS) -> list[Row]:
+    """Every launch of the plans of these cases."""
+    return [row for arch, case, work in product(archs, cases, works) for row in launches(case, work, arch)]
+
+
+def default_plan(case: Case) -> Any:
+    """The plan of a default SCSA, its parameters in the dtype of x."""
+    from fastattn.kernels import scsa
+
+    module: Any = fastattn.SCSA(case.shape[1])
+    return scsa.plan(
+        spatial=True,
+        channel=True,
+        shape=case.shape,
+        numels=tuple(parameter.numel() for parameter in module._params()),
+        options=(module.head_num, module.window_size, module.down_sample_mode, module.gate_layer),
+        x_dtype=case.dtype,
+        out_dtype=case.dtype,
+        param_dtype=case.dtype,
+        channels_last=case.memory_format == CHANNELS_LAST,
+        device=torch.device("cpu"),
+        alignment=0,
+    )
+
+
+def launches(case: Case, work: str, arch: int) -> Iterator[Row]:
+    """The launches of one pass."""
+    plan = default_plan(case)
+    for launch in getattr(plan, work):
+        pointers = [f"*{TRITON_NAMES[plan.dtypes[name]]}" for name in launch.tensors]
+        sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
+        types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
+        compilation = Compilation(
+            launch.kernel.__module__, launch.name, types, tuple(launch.constants.items()), launch.num_warps, arch
+        )
+        yield Row(case, work, launch.grid[0] * launch.grid[1] * launch.grid[2], compilation)
+
+
+def compile_all(compilations: Iterable[Compilation], jobs: int | None = None) -> dict[Compilation, Code]:
+    """Compile each distinct one once, on all cores."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")
+    distinct = list(dict.fromkeys(compilations))
+    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=context) as pool:
+        return dict(zip(distinct, pool.map(compile_one, distinct), strict=True))
+
+
+def compile_one(compilation: Compilation) -> Code:
+    """Compile one kernel and read its machine code; what goes wrong is said in the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(compilation.module), compilation.kernel)
+    pointers = [i for i, kind in enumerate(compilation.types) if kind.startswith("*")]
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i in pointers if not kernel.params[i].do_not_specialize_on_alignment
+    }
+    signature = dict(zip(kernel.arg_names, compilation.types, strict=True))
+    source = ASTSource(kernel, signature, dict(compilation.constants), attributes)
+    options = {"num_warps": compilation.warps, "enable_fp_fusion": True}
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", compilation.arch, 32), options=options)
+        return read(compiled.asm["cubin"], compiled.metadata.shared, compilation)
+    except Exception as error:  # reported with the others
+        return Code(error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+
+
+def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
+    """Read the machine code of one kernel, which takes this many bytes of shared memory."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
+        assembly = said([knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name])
+    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    counts = instructions(assembly)
+    return Code(
+        registers=resources["REG"],
+        stack=resources["STACK"],
+        spilled=sum(bits // 8 * number for bits, number in (counts["LDL"] + counts["STL"]).items()),
+        shared=shared,
+        occupancy=occupancy(ARCHITECTURES[compilation.arch], resources["REG"], shared, compilation.warps),
+        loads=counts["LDG"] + counts["LDGSTS"],
+        stores=counts["STG"],
+        atomics=sum(map(Counter.total, (counts["ATOM"], counts["ATOMG"], counts["RED"], counts["REDG"]))),
+    )
+
+
+def said(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def instructions(assembly: str) -> dict[str, Counter[int]]:
+    """Memory instructions by mnemonic and width in bits: `@!P0 LDG.E.128.CONSTANT R4, ...` is one LDG of 128."""
+    found = {name: Counter[int]() for name in ("LDG", "LDGSTS", "STG", "LDL", "STL", "ATOM", "ATOMG", "RED", "REDG")}
+    for name, suffixes in re.findall(r"\b([A-Z]+)((?:\.\w+)*) ", assembly):
+        if name in found:
+            widths = [int(bits) for bits in re.findall(r"\.[US]?(8|16|64|128|256)\b", suffixes)]
+            found[name][widths[0] if widths else 32] += 1
+    return found
+
+
+def occupancy(limits: Limits, registers: int, shared: int, warps: int) -> float:
+    """The share of a multiprocessor's warps that can be resident."""
+    per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    by_registers = REGISTERS // PARTITIONS // per_warp * PARTITIONS // warps
+    by_shared = limits.shared * 1024 // (-(-(shared + SHARED_RESERVED) // SHARED_UNIT) * SHARED_UNIT)
+    return min(limits.blocks, limits.warps // warps, by_registers, by_shared) * warps / limits.warps
+
+
+def tables(rows: Sequence[Row], codes: dict[Compilation, Code]) -> Iterator[Table]:
+    """One table for each architecture, dtype, format and shape."""
+    columns = ("pass", "kernel", "programs", "warps", "registers", "spilled", "shared", "occupancy", "loads", "stores")
+    for (arch, case), group in groupby(rows, lambda row: (row.compilation.arch, row.case)):
+        shape = "(" + ", ".join(map(str, case.shape)) + ")"
+        yield Table(
+            f"sm_{arch}, {name_of(case.dtype)}, {case.memory_format}, {shape}",
+            columns,
+            [tuple(cells(row, codes[row.compilation])) for row in group],
+        )
+
+
+def cells(row: Row, code: Code) -> list[str]:
+    start = [row.work, row.compilation.kernel.removesuffix("_kernel"), str(row.programs), str(row.compilation.warps)]
+    if code.error:
+        return [*start, *["-"] * 5, code.error]
+    measured = [str(code.registers), str(code.spilled or code.stack), str(code.shared), f"{code.occupancy:.0%}"]
+    return [*start, *measured, by_width(code.loads), by_width(code.stores)]
+
+
+def by_width(counts: Counter[int]) -> str:
+    """Instructions by width, the widest first: 128 bits three times is 128:3."""
+    return " ".join(f"{bits}:{counts[bits]}" for bits in sorted(counts, reverse=True)) or "-"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.machine_code", description=__doc__.partition("\n")[0])
+    stages = {"x".join(map(str, stage)): stage for stage in STAGES}
+
+    def choice(name: str, choices: Iterable[Any], **options: Any) -> None:
+        choices = list(choices)
+        parser.add_argument(name, nargs="+", choices=choices, default=choices, metavar=str(choices[0]), **options)
+
+    choice("--arch", ARCHITECTURES, type=int, help=f"compute capabilities, of {list(ARCHITECTURES)}")
+    choice("--dtype", DTYPES, help=f"of {', '.join(DTYPES)}")
+    choice("--format", MEMORY_FORMATS, help=f"of {', '.join(MEMORY_FORMATS)}")
+    choice("--stage", stages, help=f"channels x height x width, of {', '.join(stages)}")
+    choice("--pass", WORKS, dest="works", help=f"of {', '.join(WORKS)}")
+    parser.add_argument("--jobs", type=int, help="processes (default: one per core)")
+    options = parser.parse_args(arguments)
+    options.stage = [stages[name] for name in options.stage]
+    options.dtype = [DTYPES[name] for name in options.dtype]
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables; 1 if anything was not compiled."""
+    options = parse(arguments)
+    chosen = rows(cases(options.stage, options.dtype, options.format), options.arch, options.works)
+    compilations = {row.compilation for row in chosen}
+    print(f"compiling {len(compilations)} kernels for {len(chosen)} launches", file=sys.stderr)
+    codes = compile_all((row.compilation for row in chosen), options.jobs)
+    for table in tables(chosen, codes):
+        print(to_text(table), end="\n\n")
+    print("registers: per thread. spilled: bytes of local memory. shared: bytes per block. occupancy: the share of a")
+    print("multiprocessor's warps that fit. loads, stores: instructions on global memory, bits of each:how many.")
+    return int(any(code.error for code in codes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

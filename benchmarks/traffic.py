@@ -1,0 +1,297 @@
+"""Counted traffic: how many bytes of which tensors the Triton kernels touch, without a GPU.
+
+Under TRITON_INTERPRET=1, set before Triton is first imported,
+
+    with count() as launches:
+        module(x)
+
+fills `launches` with one record for each launch. A program counts every byte once that its active lanes read,
+and once that they write, however often they do; the programs are summed. An access outside of the launch's
+tensors raises before it happens, and so do a misaligned one and a floating-point atomic.
+
+    python -m benchmarks.traffic
+
+prints that of SCSA, launch by launch. The interpreter takes seconds for each sample and stage of ResNet-50.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fastattn
+from fastattn.report import Table, to_text
+
+from .shapes import MEMORY_FORMATS, STAGES, Case, name_of
+
+
+class AccessError(RuntimeError):
+    """What a kernel must not do to memory."""
+
+
+@dataclass
+class Record:
+    """One launch: the bytes that its programs read and wrote, by tensor."""
+
+    kernel: str
+    programs: int = 0
+    read: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    written: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.read.values()) + sum(self.written.values())
+
+
+class Memory:
+    """The tensors of one launch, and what the program that runs now has touched of them."""
+
+    def __init__(self, record: Record, tensors: Mapping[str, Tensor]):
+        spans = sorted((t.data_ptr(), t.data_ptr() + extent(t), name) for name, t in tensors.items() if t.numel())
+        self.record = record
+        self.names = [name for _, _, name in spans]
+        self.starts = np.array([start for start, _, _ in spans], np.uint64)
+        self.ends = np.array([end for _, end, _ in spans], np.uint64)
+        # (tensor, read or written) -> size of an element -> addresses of each access
+        self.touched: dict[tuple[int, str], dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+
+    def touch(self, kind: str, pointers: Any, mask: Any) -> None:
+        """Note an access by pointers and mask of the interpreter; raise where it should not be made."""
+        if mask is None:
+            addresses = pointers.data.ravel()
+        else:
+            addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool, copy=False)]
+        if not addresses.size:
+            return
+        size = np.uint64(max(1, pointers.get_element_ty().primitive_bitwidth // 8))
+        if (addresses % size).any():
+            raise AccessError(f"{self.record.kernel}: a misaligned {kind} of {size} bytes")
+        owners = np.searchsorted(self.starts, addresses[[addresses.argmin(), addresses.argmax()]], side="right")
+        if owners[0] == owners[1]:
+            self.keep(kind, int(owners[0]) - 1, addresses, size)
+        else:
+            owners = np.searchsorted(self.starts, addresses, side="right")
+            for owner in np.unique(owners):
+                self.keep(kind, int(owner) - 1, addresses[owners == owner], size)
+
+    def keep(self, kind: str, tensor: int, addresses: np.ndarray, size: np.uint64) -> None:
+        beyond = int(addresses.max()) + int(size) - int(self.ends[tensor]) if tensor >= 0 else 1
+        if beyond > 0:
+            place = f"{beyond} bytes beyond {self.names[tensor]}" if tensor >= 0 else "before every tensor"
+            raise AccessError(f"{self.record.kernel}: {kind} outside of the tensors, {place}")
+        self.touched[tensor, kind][int(size)].append(addresses)
+
+    def end_program(self) -> None:
+        """Add to the record what the program touched, each byte once."""
+        for (tensor, kind), by_size in self.touched.items():
+            unit = min(by_size)
+            units = [
+                (np.concatenate(accesses)[:, None] + np.arange(0, size, unit, dtype=np.uint64)).ravel()
+                for size, accesses in by_size.items()
+            ]
+            count = len(np.unique(np.concatenate(units))) * unit
+            (self.record.read if kind == "read" else self.record.written)[self.names[tensor]] += count
+        self.touched.clear()
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((length - 1) * stride for length, stride in steps)) * tensor.element_size()
+
+
+class _Watch:
+    """Stands between the interpreter and memory while `count` is active."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.memory: Memory | None = None
+
+    def launch(self, call: Callable[..., None]) -> Callable[..., None]:
+        from triton.runtime.errors import InterpreterError
+
+        def launch(self_: Any, arguments: Sequence[Tensor]) -> None:
+            record = Record(self_.name)
+            self.memory = memory = Memory(record, dict(zip(self_.tensors, self_.pick(arguments), strict=True)))
+            try:
+                call(self_, arguments)
+            except InterpreterError as error:
+                raise cause(error) from None
+            finally:
+                self.memory = None
+            memory.end_program()
+            self.records.append(record)
+
+        return launch
+
+    def program(self, call: Callable[..., None]) -> Callable[..., None]:
+        def set_grid_idx(builder: Any, *index: int) -> None:
+            if self.memory:
+                self.memory.end_program()
+                self.memory.record.programs += 1
+            call(builder, *index)
+
+        return set_grid_idx
+
+    def access(self, kinds: Sequence[str], mask_at: int | None, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap an access whose arguments begin with the pointers."""
+
+        def access(builder: Any, pointers: Any, *rest: Any, **named: Any) -> Any:
+            if self.memory:
+                for kind in kinds:
+                    self.memory.touch(kind, pointers, None if mask_at is None else rest[mask_at])
+            return call(builder, pointers, *rest, **named)
+
+        return access
+
+    def atomic(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def atomic(builder: Any, operation: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+            if self.memory:
+                if value.dtype.scalar.is_floating():
+                    raise AccessError(f"{self.memory.record.kernel}: a floating-point atomic, whose sums have no order")
+                self.memory.touch("read", pointers, mask)
+                self.memory.touch("write", pointers, mask)
+            return call(builder, operation, pointers, value, mask, *rest)
+
+        return atomic
+
+
+def cause(error: BaseException) -> BaseException:
+    """What went wrong in a kernel, below what the interpreter wraps around it in each function."""
+    while error.__cause__ is not None and not isinstance(error, AccessError):
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def count() -> Iterator[list[Record]]:
+    """Record the launches inside; RuntimeError unless Triton interprets."""
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("counting traffic needs TRITON_INTERPRET=1, set before Triton is imported")
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+
+    from fastattn.kernels.launch import Launch
+
+    watch = _Watch()
+    with (
+        patch.object(Launch, "__call__", watch.launch(Launch.__call__)),
+        patch.object(Builder, "set_grid_idx", watch.program(Builder.set_grid_idx)),
+        patch.object(Builder, "create_masked_load", watch.access(["read"], 0, Builder.create_masked_load)),
+        patch.object(Builder, "create_masked_store", watch.access(["write"], 1, Builder.create_masked_store)),
+        patch.object(Builder, "create_atomic_cas", watch.access(["read", "write"], None, Builder.create_atomic_cas)),
+        patch.object(Builder, "create_atomic_rmw", watch.atomic(Builder.create_atomic_rmw)),
+    ):
+        yield watch.records
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The launches of one pass, beside the size of x."""
+
+    records: list[Record]
+    bytes_of_x: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.bytes for record in self.records)
+
+    @property
+    def times_x(self) -> float:
+        return self.bytes / self.bytes_of_x
+
+    @property
+    def launches(self) -> int:
+        return len(self.records)
+
+
+def measure(module: nn.Module, x: Tensor, backward: bool = False) -> dict[str, Traffic]:
+    """Traffic of the forward pass, and of the backward pass if asked, on the triton backend."""
+    x = x.detach().requires_grad_(backward)
+    size = x.numel() * x.element_size()
+    with fastattn.use_backend("triton"), torch.set_grad_enabled(backward), count() as forward:
+        out = module(x)
+    found = {"forward": Traffic(forward, size)}
+    if backward:
+        grad_out = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
+        with count() as records:
+            torch.autograd.grad(out, [x, *module.parameters()], grad_out)
+        found["backward"] = Traffic(records, size)
+    return found
+
+
+def as_extra_info(found: Mapping[str, Traffic]) -> dict[str, float]:
+    """The same as flat numbers, for a benchmark's extra_info."""
+    return {
+        f"{work}_{name}": value
+        for work, traffic in found.items()
+        for name, value in (
+            ("traffic_bytes", traffic.bytes),
+            ("traffic_over_x", traffic.times_x),
+            ("launches", traffic.launches),
+        )
+    }
+
+
+def table(case: Case, found: Mapping[str, Traffic]) -> Table:
+    """A row for each launch and one for each pass, in times x."""
+    rows = []
+    for work, traffic in found.items():
+        for record in traffic.records:
+            read, written = (sum(part.values()) for part in (record.read, record.written))
+            shares = [f"{size / traffic.bytes_of_x:.3f}" for size in (read, written, read + written)]
+            rows.append((work, record.kernel.removesuffix("_kernel"), str(record.programs), *shares))
+        rows.append((work, "all", "-", "-", "-", f"{traffic.times_x:.3f}"))
+    shape = "(" + ", ".join(map(str, case.shape)) + ")"
+    columns = ("pass", "kernel", "programs", "read / x", "written / x", "both / x")
+    return Table(f"{name_of(case.dtype)}, {case.memory_format}, {shape}", columns, rows)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Counted traffic of SCSA.")
+    stages = {"x".join(map(str, stage)): stage for stage in STAGES}
+    dtypes = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    formats = list(MEMORY_FORMATS)
+    parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
+    parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample")
+    parser.add_argument("--format", nargs="+", choices=formats, default=formats)
+    parser.add_argument("--dtype", choices=dtypes, default="float32")
+    parser.add_argument("--json", action="store_true", help="print numbers for a benchmark's extra_info")
+    options = parser.parse_args(arguments)
+    options.shape = [stages[name] for name in options.shape]
+    options.dtype = dtypes[options.dtype]
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a table for each shape and format, or all of them as JSON."""
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton is imported with the first kernel
+    options = parse(arguments)
+    results = []
+    for stage, layout in product(options.shape, options.format):
+        case = Case((options.batch, *stage), options.dtype, layout)
+        x = torch.randn(case.shape).to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
+        found = measure(fastattn.SCSA(stage[0]).to(case.dtype), x, backward=True)
+        facts = {"operation": "scsa", "shape": list(case.shape), "dtype": name_of(case.dtype), "format": layout}
+        results.append({**facts, "bytes_of_x": found["forward"].bytes_of_x, **as_extra_info(found)})
+        if not options.json:
+            print(to_text(table(case, found)), end="\n\n", flush=True)
+    if options.json:
+        print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""The kernels compiled for four architectures, without a GPU: no spills, and wide loads and stores of x."""
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+
+from benchmarks.machine_code import ARCHITECTURES, DTYPES, cases, compile_all, instructions, main, occupancy, rows
+from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, STAGES, Case, name_of
+from tests.helpers import named
+
+pytest.importorskip("triton")
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+needs_compiler = pytest.mark.skipif(interpreted, reason="under TRITON_INTERPRET=1 nothing is compiled")
+
+MAIN = 90  # compiled in all shapes, the other architectures in the largest map and the smallest
+READERS = {"axis_mean_kernel", "gated_pool_kernel", "gated_gather_kernel"}
+WRITERS = {"gated_product_kernel", "input_gradient_kernel"}
+SMALL = {"small_forward_kernel", "small_backward_kernel"}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Every launch with its machine code; each distinct kernel is compiled once."""
+    found = [
+        row
+        for arch in ARCHITECTURES
+        for row in rows(cases(stages=STAGES if arch == MAIN else (STAGES[0], STAGES[-1])), [arch])
+    ]
+    codes = compile_all(row.compilation for row in found)
+    return [(row, codes[row.compilation]) for row in found]
+
+
+def chosen(compiled, arch: int, dtype: torch.dtype, layout: str):
+    return [
+        (row, code)
+        for row, code in compiled
+        if (row.compilation.arch, row.case.dtype, row.case.memory_format) == (arch, dtype, layout)
+    ]
+
+
+def place(row) -> str:
+    return f"{row.compilation.kernel} at {row.case.shape}"
+
+
+def aligned(case: Case) -> bool:
+    """Whether every row of x, or every pixel's channels, begins at a multiple of 16 bytes."""
+    length = case.shape[1] if case.memory_format == CHANNELS_LAST else case.shape[3]
+    return length * case.dtype.itemsize % 16 == 0
+
+
+everywhere = [
+    pytest.mark.parametrize("layout", MEMORY_FORMATS),
+    pytest.mark.parametrize("dtype", DTYPES.values(), ids=named),
+    pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}"),
+]
+
+
+def for_all_inputs(test):
+    for mark in everywhere:
+        test = mark(test)
+    return needs_compiler(test)
+
+
+@for_all_inputs
+def test_every_kernel_compiles_and_keeps_its_values_in_registers(compiled, arch, dtype, layout) -> None:
+    ours = chosen(compiled, arch, dtype, layout)
+    assert {row.work for row, _ in ours} == {"forward", "backward"}
+    assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
+    spills = {place(row): max(code.spilled, code.stack) for row, code in ours if code.spilled or code.stack}
+    assert not spills, f"bytes spilled: {spills}"
+
+
+@for_all_inputs
+def test_passes_over_x_move_128_bits_at_a_time_where_x_is_aligned(compiled, arch, dtype, layout) -> None:
+    ours = [(row, code) for row, code in chosen(compiled, arch, dtype, layout) if aligned(row.case)]
+    passes = [(row, code) for row, code in ours if row.compilation.kernel in READERS | WRITERS | SMALL]
+    assert {row.compilation.kernel for row, _ in passes} >= READERS | WRITERS
+    narrow = [f"{place(row)} loads {dict(code.loads)}" for row, code in passes if not widest(code.loads) >= 128]
+    narrow += [
+        f"{place(row)} stores {dict(code.stores)}"
+        for row, code in passes
+        if row.compilation.kernel not in READERS and not widest(code.stores) >= 128
+    ]
+    assert not narrow
+
+
+@for_all_inputs
+def test_no_sum_is_atomic(compiled, arch, dtype, layout) -> None:
+    assert not [place(row) for row, code in chosen(compiled, arch, dtype, layout) if code.atomics]
+
+
+def widest(counts: Counter[int]) -> int:
+    return max(counts, default=0)
+
+
+def test_instructions_are_told_apart_by_name_and_width() -> None:
+    assembly = """
+        /*0040*/                   ULDC.64 UR8, c[0x0][0x208] ;
+        /*0100*/               @P0 LDG.E.128.CONSTANT R4, desc[UR8][R2.64] ;
+        /*0110*/                   LDG.E.LTC128B R5, desc[UR8][R2.64+0x10] ;
+        /*0120*/              @!P1 LDG.E.U16 R6, [R2.64] ;
+        /*0130*/                   LDGSTS.E.BYPASS.128 [R7], [R2.64] ;
+        /*0140*/                   STG.E.64 desc[UR8][R8.64], R4 ;
+        /*0150*/                   STL.64 [R1+0x18], R42 ;
+        /*0160*/                   LDL.LU R42, [R1+0x18] ;
+        /*0170*/                   LDS.128 R4, [R9] ;
+        /*0180*/                   RED.E.ADD.F32.FTZ.RN [R8.64], R4 ;
+    """
+    found = instructions(assembly)
+    assert found["LDG"] == {128: 1, 32: 1, 16: 1}
+    assert found["LDGSTS"] == {128: 1}
+    assert found["STG"] == {64: 1}
+    assert (found["STL"], found["LDL"]) == ({64: 1}, {32: 1})
+    assert found["RED"].total() == 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "shared", "warps", "expected"),
+    [
+        pytest.param(90, 32, 0, 4, 1.0, id="warps"),
+        pytest.param(90, 33, 0, 4, 48 / 64, id="registers, in units of 256 per warp"),
+        pytest.param(90, 255, 0, 8, 8 / 64, id="one block"),
+        pytest.param(90, 32, 57 << 10, 8, 24 / 64, id="shared memory, 1 KiB of it reserved"),
+        pytest.param(89, 32, 0, 1, 24 / 48, id="blocks"),
+        pytest.param(80, 32, 164 << 10, 4, 0.0, id="more shared memory than there is"),
+    ],
+)
+def test_occupancy_is_what_the_scarcest_resource_leaves(arch, registers, shared, warps, expected) -> None:
+    assert occupancy(ARCHITECTURES[arch], registers, shared, warps) == expected
+
+
+@needs_compiler
+def test_the_command_prints_a_row_for_each_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"--arch": "90", "--dtype": "float16", "--format": CONTIGUOUS, "--stage": "512x7x7", "--pass": "backward"}
+    assert main([word for option in options.items() for word in option]) == 0
+    printed = capsys.readouterr().out
+    assert f"sm_90, {name_of(torch.float16)}, {CONTIGUOUS}, (32, 512, 7, 7)" in printed
+    assert sum(line.startswith("backward") for line in printed.splitlines()) == 2
+    assert max(map(len, printed.splitlines())) <= 120

@@ -1,0 +1,244 @@
+"""Counted traffic: the instrument on kernels whose bytes are known, and SCSA's budget.
+
+Needs TRITON_INTERPRET=1 from the start of the process.
+"""
+
+import json
+import os
+
+import pytest
+import torch
+
+from benchmarks import traffic
+from benchmarks.machine_code import default_plan
+from benchmarks.shapes import MEMORY_FORMATS, Case
+from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure
+from tests.helpers import draw, make
+
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+
+BATCH, SAMPLES = 32, 2
+# times x: forward, backward
+BUDGETS = {(64, 56, 56): (4.3, 5.05), (128, 28, 28): (4.6, 5.4)}
+SMALL = ((256, 14, 14), (512, 7, 7))
+
+
+@triton.jit
+def copy_kernel(x, out, START, END, BLOCK: tl.constexpr):
+    i = START + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i, mask=i < END), mask=i < END)
+
+
+@triton.jit
+def reread_kernel(x, out, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value = tl.load(x + i) + tl.load(x + i // 2) + tl.load(x + i + 1) + tl.load(x)
+    tl.store(out + i, value)
+    tl.store(out + i, value + 1)
+
+
+@triton.jit
+def bytewise_kernel(x, out, BYTES: tl.constexpr, BLOCK: tl.constexpr):
+    text = x.to(tl.pointer_type(tl.int8))
+    tl.store(out + tl.arange(0, BLOCK), tl.load(x + tl.arange(0, BLOCK)) + tl.load(text + tl.arange(0, BYTES)).sum())
+
+
+@triton.jit
+def misaligned_kernel(x, out):
+    tl.store(out, tl.load((x.to(tl.pointer_type(tl.int8)) + 2).to(tl.pointer_type(tl.float32))))
+
+
+@triton.jit
+def atomic_kernel(x, out, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.atomic_add(out + i % 4, tl.load(x + i), mask=i < BLOCK // 2)
+
+
+def tensors(elements: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors with room around them, so that going astray does no harm."""
+    storage = torch.zeros(8 * elements, dtype=dtype)
+    return storage[elements : 2 * elements], storage[5 * elements : 6 * elements]
+
+
+def launch(kernel, programs: int, x: torch.Tensor, out: torch.Tensor, sizes=(), **constants):
+    """Count one launch and return its record."""
+    from fastattn.kernels.launch import Launch
+
+    run = Launch(kernel, lambda constants: (programs, 1, 1), ("x", "out"), ("out", "x"), dict(sizes), constants, 4)
+    with count() as records:
+        run((out, x))
+    (record,) = records
+    return record
+
+
+def test_lanes_that_are_masked_out_count_nothing() -> None:
+    x, out = tensors(100)
+    record = launch(copy_kernel, 4, x, out, {"START": 0, "END": 100}, BLOCK=32)
+    assert (record.kernel, record.programs) == ("copy_kernel", 4)
+    assert record.read == {"x": 400}
+    assert record.written == {"out": 400}
+    assert record.bytes == 800
+
+
+def test_a_byte_counts_once_for_each_program_that_touches_it() -> None:
+    x, out = tensors(65)
+    record = launch(reread_kernel, 3, x, out, BLOCK=64)
+    assert record.read == {"x": 3 * 65 * 4}
+    assert record.written == {"out": 3 * 64 * 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_elements_have_their_own_size(dtype: torch.dtype) -> None:
+    record = launch(copy_kernel, 1, *tensors(64, dtype), {"START": 0, "END": 64}, BLOCK=64)
+    assert record.bytes == 2 * 64 * 2
+
+
+@pytest.mark.parametrize(("count_of_bytes", "expected"), [(128, 256), (512, 512)])
+def test_accesses_of_several_sizes_overlap(count_of_bytes: int, expected: int) -> None:
+    x, out = tensors(128)
+    assert launch(bytewise_kernel, 1, x, out, BYTES=count_of_bytes, BLOCK=64).read == {"x": expected}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        pytest.param(0, 65, "copy_kernel: read outside of the tensors, 4 bytes beyond x", id="after the tensor"),
+        pytest.param(-1, 64, "before every tensor", id="before the tensor"),
+    ],
+)
+def test_an_access_outside_of_the_tensors_raises(start: int, end: int, message: str) -> None:
+    x, out = tensors(64)
+    with pytest.raises(AccessError, match=message):
+        launch(copy_kernel, 2, x, out, {"START": start, "END": end}, BLOCK=64)
+
+
+def test_a_write_outside_of_the_tensors_raises_before_it_happens() -> None:
+    x, out = tensors(64)
+    x, beyond = x[:32], torch.as_strided(out, (1,), (1,), out.storage_offset() + 32)
+    beyond += 7
+    with pytest.raises(AccessError, match="write outside of the tensors, 4 bytes beyond out"):
+        launch(copy_kernel, 1, torch.cat([x, x]), out[:32], {"START": 0, "END": 33}, BLOCK=64)
+    assert beyond.item() == 7
+
+
+def test_misaligned_access_raises() -> None:
+    with pytest.raises(AccessError, match="misaligned"):
+        launch(misaligned_kernel, 1, *tensors(64))
+
+
+def test_atomics_are_for_integers() -> None:
+    record = launch(atomic_kernel, 1, *tensors(64, torch.int32), BLOCK=64)
+    assert record.read == {"x": 256, "out": 16}
+    assert record.written == {"out": 16}
+    with pytest.raises(AccessError, match="floating-point atomic"):
+        launch(atomic_kernel, 1, *tensors(64), BLOCK=64)
+
+
+def test_nothing_is_watched_afterwards() -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from fastattn.kernels.launch import Launch
+
+    names = ("set_grid_idx", "create_masked_load", "create_masked_store", "create_atomic_rmw", "create_atomic_cas")
+    watched = [(Launch, "__call__"), *((InterpreterBuilder, name) for name in names)]
+    before = [getattr(*method) for method in watched]
+    with count():
+        assert all(getattr(*method) is not old for method, old in zip(watched, before, strict=True))
+    assert [getattr(*method) for method in watched] == before
+
+
+def test_counting_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"), count():
+        pass
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_prints_each_launch_or_the_totals(as_json: bool, monkeypatch, capsys) -> None:
+    records = [Record("copy_kernel", 4, {"x": 50}, {"out": 100}), Record("sum_kernel", 1, {"out": 100}, {})]
+    found = {"forward": Traffic(records, 100)}
+    monkeypatch.setattr(traffic, "measure", lambda module, x, backward: found)
+    assert traffic.main(["--shape", "64x56x56", "--format", "contiguous", *["--json"] * as_json]) == 0
+    printed = capsys.readouterr().out
+    if as_json:
+        (facts,) = json.loads(printed)
+        assert (facts["shape"], facts["format"]) == ([1, 64, 56, 56], "contiguous")
+        assert {name: facts[name] for name in as_extra_info(found)} == as_extra_info(found)
+    else:
+        cells = [line.split() for line in printed.splitlines() if line.startswith("forward")]
+        assert cells[0] == ["forward", "copy", "4", "0.500", "1.000", "1.500"]
+        assert cells[-1] == ["forward", "all", "-", "-", "-", "2.500"]
+
+
+def configurations(case: Case) -> list[tuple]:
+    """What the traffic of a plan depends on, for each sample."""
+    plan = default_plan(case)
+    return [
+        (launch.name, launch.num_warps, launch.constants, launch.grid[0] / case.shape[0], launch.grid[1:])
+        for launch in (*plan.forward, *plan.backward)
+        if launch.name != "batch_sum_kernel"
+    ]
+
+
+@pytest.fixture
+def tiles_of_a_batch(monkeypatch: pytest.MonkeyPatch):
+    """Two samples are planned like 32, on a GPU that is smaller by as much, and take a sixteenth of the time."""
+    from fastattn.kernels import plan, scsa
+
+    processors = plan._processors(torch.device("cpu"))
+    monkeypatch.setattr(plan, "_processors", lambda device: -(-processors * SAMPLES // BATCH))
+    scsa.plan.cache_clear()
+    yield
+    scsa.plan.cache_clear()
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("stage", [*BUDGETS, *SMALL], ids=str)
+def test_two_samples_can_stand_for_a_batch(stage, layout, request: pytest.FixtureRequest) -> None:
+    batch = configurations(Case((BATCH, *stage), memory_format=layout))
+    request.getfixturevalue("tiles_of_a_batch")
+    assert configurations(Case((SAMPLES, *stage), memory_format=layout)) == batch
+
+
+@pytest.mark.usefixtures("tiles_of_a_batch")
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("stage", BUDGETS, ids=str)
+def test_scsa_keeps_its_budget(stage, layout) -> None:
+    x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
+    found = measure(make("scsa", stage[0]), x, backward=True)
+    forward, backward = BUDGETS[stage]
+    assert in_a_batch(found["forward"]) <= forward, describe(found["forward"])
+    assert in_a_batch(found["backward"]) <= backward, describe(found["backward"])
+    assert found["forward"].launches <= 5
+    assert found["backward"].launches <= 7
+
+
+@pytest.mark.usefixtures("tiles_of_a_batch")
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("stage", SMALL, ids=str)
+def test_small_maps_take_one_launch_forward_and_two_backward(stage, layout) -> None:
+    x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
+    found = as_extra_info(measure(make("scsa", stage[0]), x, backward=True))
+    assert found["forward_launches"] == 1
+    assert found["backward_launches"] == 2
+    assert found["forward_traffic_over_x"] == found["forward_traffic_bytes"] / (x.numel() * 4)
+
+
+def in_a_batch(moved: Traffic) -> float:
+    """Times x at the full batch, over which the parameters' gradients are written once."""
+    once = sum(record.written.get("grad_params", 0) for record in moved.records)
+    return (moved.bytes - once * (1 - SAMPLES / BATCH)) / moved.bytes_of_x
+
+
+def describe(moved: Traffic) -> str:
+    """Which launch moves how much, in times x."""
+    lines = []
+    for record in moved.records:
+        parts = [("reads", record.read), ("writes", record.written)]
+        shares = {f"{kind} {name}": size / moved.bytes_of_x for kind, part in parts for name, size in part.items()}
+        large = ", ".join(f"{name} {share:.3f}" for name, share in shares.items() if share > 0.005)
+        lines.append(f"{record.kernel} {sum(shares.values()):.3f}: {large}")
+    return "\n".join(lines)
