@@ -44,6 +44,9 @@ SHARES = (("resnet50", 0.97), ("mobilenetv2_100", 0.88))
 BFLOAT16 = 1.0
 SAVED = 1.1
 
+PYTHON = 60.0  # microseconds
+TRAFFIC = ((STAGES[0], 4.3, 5.05), (STAGES[1], 4.6, 5.4))  # forward, backward
+
 # On a GPU, None: for comparison.
 GPU_SPEEDUPS = (
     (FORWARD, "eager", 4.0),
@@ -69,6 +72,8 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
         *shares,
         bfloat16_row(records),
         saved_row(records),
+        python_row(records),
+        *(traffic_row(records, *asked) for asked in budgets()),
     ]
 
 
@@ -153,6 +158,27 @@ def saved_row(records: Sequence[Record]) -> dict[str, Any]:
     samples = [Sample(describe(record), size, size) for record, size in zip(found, sizes, strict=True)]
     title = f"SCSA, saved for backward, {describe_shape(SAVED_SHAPE)}, parameters left out"
     return row(title, "times the size of x", "<=", SAVED, samples, cases=2)
+
+
+def python_row(records: Sequence[Record]) -> dict[str, Any]:
+    samples = [
+        Sample(f"{describe_shape(record['shape'])} {record['work']}", record["least_us"], record["median_us"])
+        for record in select(records, suite="python")
+    ]
+    return row("Triton, Python of a forward call without its launches", "µs", "<=", PYTHON, samples, 2 * len(STAGES))
+
+
+def budgets() -> list[tuple[tuple[int, ...], str, float]]:
+    works = ("forward", "backward")
+    return [(stage, work, most) for stage, *asked in TRAFFIC for work, most in zip(works, asked, strict=True)]
+
+
+def traffic_row(records: Sequence[Record], stage: Sequence[int], work: str, asked: float) -> dict[str, Any]:
+    found = [record for record in select(records, suite="traffic") if record["shape"][1:] == list(stage)]
+    moved = [record[f"{work}_traffic_over_x"] for record in found]
+    samples = [Sample(describe(record), size, size) for record, size in zip(found, moved, strict=True)]
+    what = f"Triton, counted traffic of SCSA {work}, {describe_shape(stage)}, float32"
+    return row(what, "times the size of x", "<=", asked, samples, len(MEMORY_FORMATS))
 
 
 def row(

@@ -216,6 +216,11 @@ class Traffic:
     def launches(self) -> int:
         return len(self.records)
 
+    def in_a_batch(self, samples: int, batch: int) -> float:
+        """Times x where a batch stands for these samples: the parameters' gradients are written once for it."""
+        once = sum(record.written.get("grad_params", 0) for record in self.records)
+        return (self.bytes - once * (1 - samples / batch)) / self.bytes_of_x
+
 
 def measure(module: nn.Module, x: Tensor, backward: bool = False) -> dict[str, Traffic]:
     """Traffic of the forward pass, and of the backward pass if asked, on the triton backend."""
@@ -230,6 +235,18 @@ def measure(module: nn.Module, x: Tensor, backward: bool = False) -> dict[str, T
             torch.autograd.grad(out, [x, *module.parameters()], grad_out)
         found["backward"] = Traffic(records, size)
     return found
+
+
+@contextmanager
+def planned_like(batch: int, samples: int) -> Iterator[None]:
+    """Plan calls of few samples like those of a batch, on a GPU that is smaller by as much, and so much faster."""
+    from fastattn.kernels import plan, scsa
+
+    processors = plan._processors(torch.device("cpu"))
+    scsa.plan.cache_clear()
+    with patch.object(plan, "_processors", lambda device: -(-processors * samples // batch)):
+        yield
+    scsa.plan.cache_clear()
 
 
 def as_extra_info(found: Mapping[str, Traffic]) -> dict[str, float]:
@@ -265,6 +282,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     dtypes = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     formats = list(MEMORY_FORMATS)
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
+    parser.add_argument("--like-batch", type=int, help="plan the launches like those of so many samples")
     parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample")
     parser.add_argument("--format", nargs="+", choices=formats, default=formats)
     parser.add_argument("--dtype", choices=dtypes, default="float32")
@@ -283,9 +301,14 @@ def main(arguments: Sequence[str]) -> int:
     for stage, layout in product(options.shape, options.format):
         case = Case((options.batch, *stage), options.dtype, layout)
         x = torch.randn(case.shape).to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
-        found = measure(fastattn.SCSA(stage[0]).to(case.dtype), x, backward=True)
+        with planned_like(options.like_batch or options.batch, options.batch):
+            found = measure(fastattn.SCSA(stage[0]).to(case.dtype), x, backward=True)
         facts = {"operation": "scsa", "shape": list(case.shape), "dtype": name_of(case.dtype), "format": layout}
-        results.append({**facts, "bytes_of_x": found["forward"].bytes_of_x, **as_extra_info(found)})
+        numbers = as_extra_info(found)
+        if options.like_batch:
+            parts = found.items()
+            numbers |= {f"{work}_traffic_over_x": t.in_a_batch(options.batch, options.like_batch) for work, t in parts}
+        results.append({**facts, "bytes_of_x": found["forward"].bytes_of_x, **numbers})
         if not options.json:
             print(to_text(table(case, found)), end="\n\n", flush=True)
     if options.json:

@@ -36,7 +36,7 @@ def convolve(
     centre = by_group(g, w0, w1, w2, w3) + cg * size + size // 2
     z = tl.load(by_group(g, b0, b1, b2, b3) + cg, mask=inside, other=0.0).to(tl.float32)[:, :, None]
     z = z + tl.zeros([1, 1, BL], tl.float32)
-    for shift in tl.range(-(KMAX // 2), KMAX // 2 + 1, loop_unroll_factor=3):
+    for shift in range(-(KMAX // 2), KMAX // 2 + 1):
         at = l + shift
         mask = inside[:, :, None] & ((at >= 0) & (at < L))[None, None, :]
         value = tl.load(mean + on_axis(c[:, :, None], at[None, None, :], C, L, NHWC), mask=mask, other=0.0)

@@ -87,10 +87,7 @@ def convolve_backward(
     NHWC: tl.constexpr, FIRST: tl.constexpr,
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the axis mean and of the convolutions; those are added to unless this axis is the FIRST.
-
-    d_mean first holds dz, for a tap reads its neighbours'.
-    """
+    """Gradients of the axis mean and of the convolutions; those are added to unless this axis is the FIRST."""
     size = C // 4
     inside = cg < size
     c = g * size + cg
@@ -99,12 +96,8 @@ def convolve_backward(
     radius = kernel_size // 2
     centre = by_group(g, w0, w1, w2, w3) + cg * kernel_size + radius
     places = grads + size * by_group(g, 0, K0, K0 + K1, K0 + K1 + K2) + cg * kernel_size + radius
-    at = on_axis(c[:, :, None], l[None, None, :], C, L, NHWC)
-    mask = inside[:, :, None] & (l < L)[None, None, :]
-    tl.store(d_mean + at, dz, mask=mask)
-    tl.debug_barrier()
     total = tl.zeros(dz.shape, tl.float32)
-    for shift in tl.range(-(KMAX // 2), KMAX // 2 + 1, loop_unroll_factor=3):
+    for shift in range(-(KMAX // 2), KMAX // 2 + 1):
         ahead = l + shift
         near = inside[:, :, None] & ((ahead >= 0) & (ahead < L))[None, None, :]
         value = tl.load(mean + on_axis(c[:, :, None], ahead[None, None, :], C, L, NHWC), mask=near, other=0.0)
@@ -114,16 +107,16 @@ def convolve_backward(
             gradient += tl.load(places + shift, mask=tap, other=0.0)
         tl.store(places + shift, gradient, mask=tap)
         behind = l - shift
-        near = inside[:, :, None] & ((behind >= 0) & (behind < L))[None, None, :]
-        value = tl.load(d_mean + on_axis(c[:, :, None], behind[None, None, :], C, L, NHWC), mask=near, other=0.0)
+        place = tl.minimum(tl.maximum(behind, 0), BL - 1)[None, None, :] + tl.zeros(dz.shape, tl.int32)
+        value = tl.where(((behind >= 0) & (behind < L))[None, None, :], tl.gather(dz, place, axis=2), 0.0)
         total += tap_weights(centre, radius, inside, shift)[:, :, None] * value
     gradient = tl.sum(dz, axis=2)
-    place = grads + size * (K0 + K1 + K2 + K3) + c
+    bias = grads + size * (K0 + K1 + K2 + K3) + c
     if not FIRST:
-        gradient += tl.load(place, mask=inside, other=0.0)
-    tl.store(place, gradient, mask=inside)
-    tl.debug_barrier()
-    tl.store(d_mean + at, total, mask=mask)
+        gradient += tl.load(bias, mask=inside, other=0.0)
+    tl.store(bias, gradient, mask=inside)
+    at = on_axis(c[:, :, None], l[None, None, :], C, L, NHWC)
+    tl.store(d_mean + at, total, mask=inside[:, :, None] & (l < L)[None, None, :])
 
 
 @triton.jit

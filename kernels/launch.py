@@ -30,7 +30,8 @@ class Launch:
     ):
         self.kernel, self.tensors, self.sizes = kernel, tuple(tensors), dict(sizes)
         self.grid_of, self.alternatives = grid, tuple(alternatives)
-        self._pick = itemgetter(*map(list(names).index, tensors))
+        first, *others = map(list(names).index, tensors)
+        self._pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
         self.configure(constants, num_warps)
 
     def configure(self, constants: Mapping[str, Any], num_warps: int) -> None:
@@ -58,7 +59,8 @@ class Launch:
 
     def _first(self, arguments: Sequence[Tensor]) -> None:
         compiled = self.kernel[self.grid](
-            *self._pick(arguments), *self.sizes.values(), **self.constants, num_warps=self.num_warps
-        )
+            *self._pick(arguments), *self.sizes.values(), **self.constants, num_warps=self.num_warps,
+            enable_fp_fusion=True,
+        )  # fmt: skip
         if compiled is not None:  # None under the interpreter; the specialisation is the plan's key
             self._run = compiled[self.grid]

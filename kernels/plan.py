@@ -264,7 +264,7 @@ class Plan:
     def _small(self, most: int = tiles.TILE) -> dict[str, int]:
         """Return the blocks that both small kernels share, with tiles within a limit."""
         windows = self._window_tile(most)
-        bi, bj = tiles.attention_rows(self.channels, self.head)
+        bi, bj = tiles.attention_rows(self.channels, self.head, most)
         blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BR": windows["BR"], "BJ": windows["BJ"], "BV": windows["BV"]}
         blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj}
         blocks |= {"BW": tiles.power(self.width), "BH": tiles.power(self.height)}

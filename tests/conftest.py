@@ -1,6 +1,7 @@
 """Fixtures: uninitialised memory is NaN, the backend choice is restored, the extension is there or not."""
 
 import os
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -9,6 +10,12 @@ import fastattn
 from fastattn import native as loader
 
 from .helpers import DEVICE, FAST, INTERPRETED
+
+
+def pytest_configure(config):
+    numpy = tuple(map(int, version("numpy").split(".")[:2])) if INTERPRETED else ()
+    if numpy >= (2, 4) and version("triton").startswith("3.6."):
+        pytest.exit("the interpreter of Triton 3.6 needs NumPy older than 2.4: pip install 'numpy<2.4'", 2)
 
 
 def pytest_addoption(parser):

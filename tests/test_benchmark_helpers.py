@@ -20,6 +20,7 @@ from benchmarks.shapes import (
     FORWARD,
     MEMORY_FORMATS,
     SAVED_SHAPE,
+    STAGES,
     TRAINING,
     model_cases,
     module_cases,
@@ -238,6 +239,11 @@ def all_records() -> list[dict]:
             case = {"suite": "model", "model": model, "shape": [batch, 3, 224, 224], "format": layout}
             found.append(record(**case, speedup={"plain": both(0.98 if batch == 8 else 0.5)}))
             found.append(record(**case, rival="eager", speedup={"plain": both(0.8)}))
+        for stage in STAGES:
+            moved = {"forward_traffic_over_x": 4.2, "backward_traffic_over_x": 5.2}
+            found.append({"suite": "traffic", "shape": [1, *stage], "format": layout, **moved})
+    for stage, work in itertools.product(STAGES, ("inference", "training")):
+        found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
     return found
 
 
@@ -258,8 +264,12 @@ def test_summary_of_a_whole_run() -> None:
     saved = next(row for row in rows if "saved for backward" in row["what"])
     assert (saved["measured"], saved["met"]) == (pytest.approx(1.04), True)
     assert str(SAVED_SHAPE) in saved["what"]
+    python = next(row for row in rows if "Python" in row["what"])
+    assert (python["measured"], python["median"], python["met"]) == (pytest.approx(20.0), pytest.approx(30.0), True)
+    traffic = [row["met"] for row in rows if "traffic" in row["what"]]
+    assert traffic == [True, False, True, True]
 
 
 def test_summary_measures_nothing_from_a_part_of_the_cases() -> None:
-    some = [r for r in all_records() if r["format"] == CONTIGUOUS and r["suite"] == "module"]
+    some = [r for r in all_records() if r.get("format") == CONTIGUOUS and r["suite"] == "module"]
     assert [row["measured"] for row in summary(some)] == [None] * len(summary([]))

@@ -12,7 +12,7 @@ import torch
 from benchmarks import traffic
 from benchmarks.machine_code import default_plan
 from benchmarks.shapes import MEMORY_FORMATS, Case
-from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure
+from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure, planned_like
 from tests.helpers import draw, make
 
 triton = pytest.importorskip("triton")
@@ -184,15 +184,10 @@ def configurations(case: Case) -> list[tuple]:
 
 
 @pytest.fixture
-def tiles_of_a_batch(monkeypatch: pytest.MonkeyPatch):
-    """Two samples are planned like 32, on a GPU that is smaller by as much, and take a sixteenth of the time."""
-    from fastattn.kernels import plan, scsa
-
-    processors = plan._processors(torch.device("cpu"))
-    monkeypatch.setattr(plan, "_processors", lambda device: -(-processors * SAMPLES // BATCH))
-    scsa.plan.cache_clear()
-    yield
-    scsa.plan.cache_clear()
+def tiles_of_a_batch():
+    """Two samples stand for 32 and take a sixteenth of the time."""
+    with planned_like(BATCH, SAMPLES):
+        yield
 
 
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
@@ -210,8 +205,8 @@ def test_scsa_keeps_its_budget(stage, layout) -> None:
     x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
     found = measure(make("scsa", stage[0]), x, backward=True)
     forward, backward = BUDGETS[stage]
-    assert in_a_batch(found["forward"]) <= forward, describe(found["forward"])
-    assert in_a_batch(found["backward"]) <= backward, describe(found["backward"])
+    assert found["forward"].in_a_batch(SAMPLES, BATCH) <= forward, describe(found["forward"])
+    assert found["backward"].in_a_batch(SAMPLES, BATCH) <= backward, describe(found["backward"])
     assert found["forward"].launches <= 5
     assert found["backward"].launches <= 7
 
@@ -225,12 +220,6 @@ def test_small_maps_take_one_launch_forward_and_two_backward(stage, layout) -> N
     assert found["forward_launches"] == 1
     assert found["backward_launches"] == 2
     assert found["forward_traffic_over_x"] == found["forward_traffic_bytes"] / (x.numel() * 4)
-
-
-def in_a_batch(moved: Traffic) -> float:
-    """Times x at the full batch, over which the parameters' gradients are written once."""
-    once = sum(record.written.get("grad_params", 0) for record in moved.records)
-    return (moved.bytes - once * (1 - SAMPLES / BATCH)) / moved.bytes_of_x
 
 
 def describe(moved: Traffic) -> str:
