@@ -115,13 +115,16 @@ class Plan:
         self.dtypes |= {"x": x_dtype, "grad_x": x_dtype, "out": out_dtype, "grad_out": out_dtype}
         self.dtypes |= {"saved": torch.float32, "scratch": torch.float32, "grad_params": param_dtype}
         self.forward = (self._small_forward(),) if self.small else self._large_forward()
+        self._backward: dict[tuple[bool, bool], tuple[Launch, ...]] = {}
         self.backward = self.part_of_backward(True, True)
 
-    @functools.cache  # noqa: B019 (a plan lives as long as the cache of plans)
     def part_of_backward(self, need_x: bool, need_params: bool) -> tuple[Launch, ...]:
         """Return the launches that these gradients need."""
-        launches = (self._small_backward(need_x),) if self.small else self._large_backward(need_x)
-        return (*launches, self._batch_sum()) if need_params else launches
+        wanted = need_x, need_params
+        if wanted not in self._backward:
+            launches = (self._small_backward(need_x),) if self.small else self._large_backward(need_x)
+            self._backward[wanted] = (*launches, self._batch_sum()) if need_params else launches
+        return self._backward[wanted]
 
     def _choose_columns(self) -> None:
         """Choose the columns of a block of x, fewer where channels and samples alone would not fill a GPU."""
@@ -179,13 +182,16 @@ class Plan:
     def _row_tile(self, rows: int, most: int = tiles.TILE) -> dict[str, int]:
         """Return a tile [BC, BR, BW] that covers the block's columns and, at most, so many rows."""
         width = tiles.power(self.columns)
+        if not (self.channels_last or self.small):
+            most //= 2
+        most = max(most, width)
         if self.channels_last:
             channels = self._segment() if self.small else self._channels_per_block()
             bw, bc, br = tiles.fit(most, width, channels, rows)
             if self.small:
                 bc *= min(most // (bw * bc * br), tiles.power(self.channels) // bc) or 1
         else:
-            bw, br, bc = tiles.fit(most if self.small else most // 2, width, min(rows, 32), self.channels)
+            bw, br, bc = tiles.fit(most, width, min(rows, 32), self.channels)
         return {"BC": bc, "BR": br, "BW": bw}
 
     def _window_tile(self, most: int = tiles.TILE) -> dict[str, int]:
@@ -195,6 +201,7 @@ class Plan:
         bv, bj = tiles.power(self.window[1]), tiles.power(per_block)
         if self.channels_last or self.max:
             channels = self._segment() if self.small else self._channels_per_block()
+            most = max(most, bv * bj)
             bv, bj, bc, br = tiles.fit(most, bv, bj, channels, self.window[0])
             if self.small:
                 bc *= min(most // (bv * bj * bc * br), tiles.power(self.channels) // bc) or 1

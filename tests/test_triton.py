@@ -92,6 +92,7 @@ WIDE = {
     "a remainder alone in the last block": (1, 8, 14, 115, {}),
     "a window wider than a block": (1, 8, 80, 170, {"window_size": 70}),
     "global average of a wide map": (1, 8, 3, 200, {"window_size": -1}),
+    "global average of a map wider than a tile": (1, 4, 3, 1100, {"window_size": -1}),
     "maxima of a wide map": (1, 8, 14, 75, {"down_sample_mode": "max_pool"}),
     "few samples and channels": (1, 4, 21, 56, {}),
 }
