@@ -117,9 +117,10 @@ def channel_attention(
     statistics, pooled, gate, rows,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+    POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gates of the channels i0 to i1 of a sample; of all of them with a softmax."""
-    mean, scale = pooled_statistics(pooled, C * N, BLOCK)
+    mean, scale = pooled_statistics(pooled, C * N, POOLED_BLOCK)
     tl.store(statistics, mean)
     tl.store(statistics + 1, scale)
     for i in range(i0, i1, BI):
@@ -137,7 +138,7 @@ def channel_attention_kernel(
     saved, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
     C, H, W, NI, NJ, D, SAVED, ROWS,
     SPATIAL: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
-    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
@@ -146,7 +147,7 @@ def channel_attention_kernel(
     channel_attention(
         statistics, pooled, gate, rows,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK,
+        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK, POOLED_BLOCK,
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ class Launch:
 
     `tensors` names the tensors that the kernel takes, in its order; `names` is the order in which a call
     brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`, of which
-    `alternatives` holds other values, for tuning; `grid` follows from the constants.
+    `alternatives` holds other values, for tuning; `grid` follows from the constants. `context` is what
+    tuning must keep apart besides: dtypes and device.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class Launch:
         constants: Mapping[str, Any],
         num_warps: int,
         alternatives: Sequence[Mapping[str, int]] = (),
+        context: tuple = (),
     ):
         self.kernel, self.tensors, self.sizes = kernel, tuple(tensors), dict(sizes)
-        self.grid_of, self.alternatives = grid, tuple(alternatives)
+        self.grid_of, self.alternatives, self.context = grid, tuple(alternatives), context
         first, *others = map(list(names).index, tensors)
         self._pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
         self.configure(constants, num_warps)

@@ -31,7 +31,7 @@ from .launch import Grid, Launch
 SMALL = 16  # pixels on a side, up to which one program can hold an axis of many channels
 SMALL_SAMPLE = 1 << 17  # elements of x that one program may take through all stages
 SMALL_ATTENTION = 1 << 19  # pairs of channels
-MOST = (1 << 31) - 1  # elements of a sample, which is indexed by 32 bits; samples themselves by 64
+MOST = (1 << 29) - 1  # elements of a sample, whose workspace is indexed by 32 bits; samples themselves by 64
 FORWARD = ("x", "out", "saved")  # the tensors of a call, before its parameters
 BACKWARD = ("grad_out", "x", "saved", "scratch", "grad_x", "grad_params")
 
@@ -75,7 +75,7 @@ class Plan:
         self.window = (self.height, self.width) if window == -1 else (window, window)
         self.max = channel and mode == "max_pool" and window != -1
         self.head = self.channels // heads
-        self.item = x_dtype.itemsize
+        self.item, self.device = x_dtype.itemsize, device
         self.processors = _processors(device)
         self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
         pairs = self.channels * self.head if channel else 0
@@ -103,6 +103,7 @@ class Plan:
             **{f"K{i}": size for i, size in enumerate(kernels)},
             "KMAX": max(kernels),
             "BLOCK": min(1024, max(128, tiles.power(self.channels))),
+            "POOLED_BLOCK": min(tiles.TILE, 64 * tiles.power(self.channels)),
         }
         self.sizes = {
             "B": self.batch, "C": self.channels, "H": self.height, "W": self.width,
@@ -176,6 +177,7 @@ class Plan:
             {name: known[name] for name in arguments if name in known},
             num_warps,
             alternatives,
+            (self.device, *(self.dtypes[name] for name in tensors)),
         )
         return tuning.apply(launch)
 
@@ -191,7 +193,7 @@ class Plan:
             if self.small:
                 bc *= min(most // (bw * bc * br), tiles.power(self.channels) // bc) or 1
         else:
-            bw, br, bc = tiles.fit(most, width, min(rows, 32), self.channels)
+            bw, br, bc = tiles.fit(most, width, min(rows, 16 if self.small else 8), self.channels)
         return {"BC": bc, "BR": br, "BW": bw}
 
     def _window_tile(self, most: int = tiles.TILE) -> dict[str, int]:

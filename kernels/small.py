@@ -31,6 +31,7 @@ def small_forward_kernel(
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
     WINDOW_BC: tl.constexpr, WINDOW_BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
+    POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     if NHWC:
@@ -71,7 +72,7 @@ def small_forward_kernel(
         channel_attention(
             statistics, pooled, gate, rows,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-            first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK,
+            first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK, POOLED_BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
     for c0 in range(first, last, BC):

@@ -34,7 +34,7 @@ def _bucket(launch: Launch) -> tuple:
     varied = {name for blocks in launch.alternatives for name in blocks}
     sizes = tuple(power(launch.sizes[name]) for name in _KEYS if name in launch.sizes)
     constants = tuple((name, value) for name, value in launch.constants.items() if name not in varied)
-    return launch.name, sizes, constants
+    return launch.name, launch.context, sizes, constants
 
 
 def apply(launch: Launch) -> Launch:
@@ -54,17 +54,16 @@ def tune(launch: Launch, arguments: Sequence[Tensor], do_bench: Callable | None 
         raise RuntimeError("kernels cannot be tuned while a CUDA graph is captured: call fastattn.warmup before")
     bucket = _bucket(launch)
     if bucket not in _found:
-        blocks = [{}, *launch.alternatives]
-        varied = {name for block in blocks for name in block}
-        defaults = {name: launch.constants[name] for name in varied}
         warps = {w for w in (launch.num_warps // 2, launch.num_warps, 2 * launch.num_warps) if 4 <= w <= 16}
-        configs = [triton.Config({**defaults, **block}, num_warps=w) for block in blocks for w in sorted(warps)]
+        # with all constants in the configurations, Triton's cache on disk tells formats and options apart
+        blocks = [{**launch.constants, **block} for block in ({}, *launch.alternatives)]
+        configs = [triton.Config(block, num_warps=w) for block in blocks for w in sorted(warps)]
         options = {"do_bench": do_bench} if do_bench else {}
         keys = [name for name in _KEYS if name in launch.sizes]
         tuner = triton.autotune(configs, key=keys, cache_results=True, **options)(launch.kernel)
-        fixed = {name: value for name, value in launch.constants.items() if name not in varied}
-        tuner[lambda meta: launch.grid_of({**fixed, **meta})](
-            *launch.pick(arguments), *launch.sizes.values(), **fixed
-        )
+        # some kernels work in place, on scratch
+        named = zip(launch.tensors, launch.pick(arguments), strict=True)
+        tensors = [tensor.clone() if name == "scratch" else tensor for name, tensor in named]
+        tuner[launch.grid_of](*tensors, *launch.sizes.values())
         _found[bucket] = tuner.best_config
     apply(launch)
