@@ -272,6 +272,14 @@ def test_this_readme_says_what_was_measured_on_a_gpu() -> None:
         assert section == report.NO_GPU
 
 
+def test_a_suite_without_rivals_needs_none(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    info = {"suite": "traffic", "shape": [1, 64, 56, 56]}
+    benchmarks = [{"name": "counted", "extra_info": info}]
+    path.write_text(json.dumps({"benchmarks": benchmarks, "fastattn": {"schema": report.SCHEMA, "summary": []}}))
+    assert [b["extra_info"] for b in load(path)["benchmarks"]] == [info]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,7 +1,8 @@
 """Reading a result file: pytest-benchmark's JSON with what fastattn's benchmarks add to it.
 
 Besides pytest-benchmark's own keys there are, for each benchmark, `extra_info` with `suite` (module, tuned,
-copy, precision or model), the case (`work`, `shape`, `dtype`, `format`, `model`, on a GPU `launch`), `rival`,
+copy, precision or model; python and traffic, which have no rivals), the case (`work`, `shape`, `dtype`,
+`format`, `model`, on a GPU `launch`), `rival`,
 `least_ms`, `median_ms`, `speedup` over each other rival of the same interleaved run, and the figures derived from them;
 `machine_info`; and under `fastattn` the `schema`, the `selection` that ran, the `summary` of asked and measured
 figures, and for a GPU the `device` (cuda) and the `part` or `parts` that ran.
@@ -13,6 +14,7 @@ from typing import Any
 
 SCHEMA = 1
 NEEDED = ("suite", "rival", "shape", "format", "dtype", "work", "least_ms", "speedup")
+ALONE = ("python", "traffic")  # suites without rivals, which show in the summary only
 
 
 class ResultError(ValueError):
@@ -38,7 +40,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ResultError(f"{path} has schema {ours.get('schema')!r}; this version reads {SCHEMA}")
     for benchmark in result["benchmarks"]:
         info = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
-        missing = [name for name in NEEDED if name not in (info or {})]
+        needed = ("shape",) if info and info.get("suite") in ALONE else NEEDED
+        missing = [name for name in needed if name not in (info or {})]
         if missing:
             name = benchmark.get("name", "a benchmark") if isinstance(benchmark, dict) else "a benchmark"
             raise ResultError(f"{path}: {name} lacks {', '.join(missing)}")
