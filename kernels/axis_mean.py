@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .layout import aligned, kernel, mean_parts, on_axis, pixels, sample, saved_axes
+from .layout import aligned, channel_block, kernel, mean_parts, on_axis, pixels, sample, saved_axes
 
 
 @triton.jit
@@ -41,16 +41,13 @@ def axis_mean_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
-    blocks, part = tl.cdiv(C, BC), tl.program_id(1)
-    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    C, W = aligned(C, W, NHWC, ALIGN)
+    b, c0 = channel_block(C, BC)
+    part = tl.program_id(1)
     _, _, mean_h, mean_w = saved_axes(sample(saved, b, SAVED), C, H, W)
     if SPLIT:
         mean_h = mean_parts(out, b, C, H, W) + part * C * H
     axis_means(
-        sample(x, b, C * H * W), mean_h, mean_w, block * BC, part * COLUMNS, C, H, W,
+        sample(x, b, C * H * W), mean_h, mean_w, c0, part * COLUMNS, C, H, W,
         NHWC, COLUMNS, BC, BR, BW,
     )  # fmt: skip

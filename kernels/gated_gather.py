@@ -10,7 +10,7 @@ Tiles as in `gated_pool`. The rows below the last whole window follow as one mor
 import triton
 import triton.language as tl
 
-from .layout import aligned, kernel, on_axis, pixels, sample, saved_axes, scratch_axes, scratch_channels
+from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, saved_axes, scratch_axes, scratch_channels
 
 
 @triton.jit
@@ -67,18 +67,16 @@ def gather_by_rows(
 @triton.jit
 def gather_by_windows(
     grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, j0, last, C, H, W, WH, WW, NI, NJ,
-    NHWC: tl.constexpr, SPATIAL: tl.constexpr, WINDOWS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    NHWC: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Gather the windows j0 to last, of which the one after NJ is a remainder; without WINDOWS no p."""
+    """Gather the windows j0 to last, of which the one after NJ is a remainder."""
     c = (c0 + tl.arange(0, BC))[:, None, None, None]
     j = (j0 + tl.arange(0, BJ))[None, None, :, None]
     v = tl.arange(0, BV)[None, None, None, :]
     w = j * WW + v
     columns = (c < C) & (j < last) & (v < WW) & (w < W)  # [BC, 1, BJ, BV]
     at_w = on_axis(c, w, C, W, NHWC)
-    if SPATIAL:
-        weight_w = tl.load(a_w + at_w, mask=columns, other=0.0)
+    weight_w = tl.load(a_w + at_w, mask=columns, other=0.0)
     total_w = tl.zeros([BC, BR, BJ, BV], tl.float32)
     for i in range(tl.cdiv(H, WH)):
         sums = tl.zeros([BC, 1, BJ, BV], tl.float32)
@@ -90,27 +88,21 @@ def gather_by_windows(
             offsets = pixels(c, h, w, C, H, W, NHWC)
             tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BR, BJ, BV]
             gradient = tl.load(grad_out + offsets, mask=inside, other=0.0).to(tl.float32)
-            if SPATIAL:
-                at_h = on_axis(c, h, C, H, NHWC)
-                by_row = tile * tl.load(a_h + at_h, mask=rows, other=0.0)
-                by_column = tile * weight_w
-                total_w += gradient * by_row
-                part = tl.sum(tl.sum(gradient * by_column, axis=3, keep_dims=True), axis=2, keep_dims=True)
-                tl.store(r_h + at_h, part, mask=rows)
-                if WINDOWS:
-                    sums += tl.sum(by_row, axis=1, keep_dims=True)
-                    part = tl.sum(by_column, axis=3, keep_dims=True)  # [BC, BR, BJ, 1]
-                    if i < NI:
-                        tl.store(p_h + j * C * H + at_h, part, mask=rows & (j < tl.minimum(last, NJ)))
-            else:
-                total_w += gradient * tile
-        if SPATIAL and WINDOWS:
+            at_h = on_axis(c, h, C, H, NHWC)
+            by_row = tile * tl.load(a_h + at_h, mask=rows, other=0.0)
+            by_column = tile * weight_w
+            total_w += gradient * by_row
+            part = tl.sum(tl.sum(gradient * by_column, axis=3, keep_dims=True), axis=2, keep_dims=True)
+            tl.store(r_h + at_h, part, mask=rows)
+            sums += tl.sum(by_row, axis=1, keep_dims=True)
+            part = tl.sum(by_column, axis=3, keep_dims=True)  # [BC, BR, BJ, 1]
             if i < NI:
-                tl.store(p_w + i * C * W + at_w, sums, mask=columns)
+                tl.store(p_h + j * C * H + at_h, part, mask=rows & (j < tl.minimum(last, NJ)))
+        if i < NI:
+            tl.store(p_w + i * C * W + at_w, sums, mask=columns)
     total = tl.sum(total_w, axis=1, keep_dims=True)  # [BC, 1, BJ, BV]
-    if SPATIAL:
-        tl.store(r_w + at_w, total, mask=columns)
-        total *= weight_w
+    tl.store(r_w + at_w, total, mask=columns)
+    total *= weight_w
     total = tl.sum(tl.sum(total, axis=3, keep_dims=True), axis=2, keep_dims=True)
     tl.store(dg + c, total, mask=c < C)
 
@@ -128,7 +120,7 @@ def gated_gathers(
         last = tl.minimum(tl.cdiv(W, WW), j0 + per_part)
         gather_by_windows(
             grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, j0, last, C, H, W, WH, WW, NI, NJ,
-            NHWC, SPATIAL, WINDOWS, BC, BR, BJ, BV,
+            NHWC, BC, BR, BJ, BV,
         )  # fmt: skip
     else:
         gather_by_rows(
@@ -145,18 +137,15 @@ def gated_gather_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
-    blocks, part = tl.cdiv(C, BC), tl.program_id(1)
-    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    C, W = aligned(C, W, NHWC, ALIGN)
+    b, c0 = channel_block(C, BC)
+    part = tl.program_id(1)
     scratch = sample(scratch, b, SCRATCH)
     a_h, a_w, _, _ = saved_axes(sample(saved, b, SAVED), C, H, W)
     r_h, r_w, _, _, p_h, p_w = scratch_axes(scratch, C, H, W, NI, NJ, PARTS)
     dg, _ = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     gated_gathers(
         sample(grad_out, b, C * H * W), sample(x, b, C * H * W), a_h, a_w, r_h + part * C * H, r_w, p_h, p_w,
-        dg + part * C, block * BC, part, C, H, W, WH, WW, NI, NJ,
+        dg + part * C, c0, part, C, H, W, WH, WW, NI, NJ,
         NHWC, SPATIAL, WINDOWS, COLUMNS, BC, BR, BW, BJ, BV,
     )  # fmt: skip

@@ -8,7 +8,7 @@ way in both formats.
 import triton
 import triton.language as tl
 
-from .layout import aligned, kernel, on_axis, pixels, sample, saved_axes, saved_channels
+from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, saved_axes, saved_channels
 
 
 @triton.jit
@@ -125,16 +125,12 @@ def gated_pool_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
-    blocks = tl.cdiv(C, BC)
-    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    C, W = aligned(C, W, NHWC, ALIGN)
+    b, c0 = channel_block(C, BC)
     saved = sample(saved, b, SAVED)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
     _, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_pools(
-        sample(x, b, C * H * W), a_h, a_w, pooled, index, block * BC, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
+        sample(x, b, C * H * W), a_h, a_w, pooled, index, c0, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
         NHWC, SPATIAL, MAX, COLUMNS, BC, BR, BW, BJ, BV,
     )  # fmt: skip

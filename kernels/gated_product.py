@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .layout import aligned, kernel, on_axis, pixels, sample, saved_axes, saved_channels
+from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, saved_axes, saved_channels
 
 
 @triton.jit
@@ -40,17 +40,13 @@ def gated_product_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
-    blocks = tl.cdiv(C, BC)
-    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    C, W = aligned(C, W, NHWC, ALIGN)
+    b, c0 = channel_block(C, BC)
     saved = sample(saved, b, SAVED)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
     _, gate, _, _, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_products(
         sample(x, b, C * H * W), sample(out, b, C * H * W), a_h, a_w, gate,
-        block * BC, tl.program_id(1) * COLUMNS, C, H, W,
+        c0, tl.program_id(1) * COLUMNS, C, H, W,
         NHWC, SPATIAL, CHANNEL, COLUMNS, BC, BR, BW,
     )  # fmt: skip

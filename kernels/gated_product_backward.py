@@ -3,7 +3,18 @@
 import triton
 import triton.language as tl
 
-from .layout import aligned, kernel, on_axis, pixels, sample, saved_axes, saved_channels, scratch_axes, scratch_channels
+from .layout import (
+    aligned,
+    channel_block,
+    kernel,
+    on_axis,
+    pixels,
+    sample,
+    saved_axes,
+    saved_channels,
+    scratch_axes,
+    scratch_channels,
+)
 
 
 @triton.jit
@@ -61,12 +72,8 @@ def input_gradient_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
-    blocks = tl.cdiv(C, BC)
-    b, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    C, W = aligned(C, W, NHWC, ALIGN)
+    b, c0 = channel_block(C, BC)
     saved, scratch = sample(saved, b, SAVED), sample(scratch, b, SCRATCH)
     a_h, a_w, _, _ = saved_axes(saved, C, H, W)
     _, gate, _, _, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
@@ -74,6 +81,6 @@ def input_gradient_kernel(
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, SPATIAL, MAX)
     input_gradients(
         sample(grad_out, b, C * H * W), sample(grad_x, b, C * H * W), a_h, a_w, d_h, d_w, gate, dy, index,
-        block * BC, tl.program_id(1) * COLUMNS, C, H, W, WH, WW, NI, NJ,
+        c0, tl.program_id(1) * COLUMNS, C, H, W, WH, WW, NI, NJ,
         NHWC, SPATIAL, CHANNEL, MAX, COLUMNS, BC, BR, BW,
     )  # fmt: skip

@@ -54,9 +54,20 @@ def on_axis(c, l, C, L, NHWC: tl.constexpr):
 
 
 @triton.jit
-def aligned(size, ALIGN: tl.constexpr):
-    """Return the size, which the compiler then knows to be a multiple of ALIGN."""
-    return size // ALIGN * ALIGN
+def aligned(C, W, NHWC: tl.constexpr, ALIGN: tl.constexpr):
+    """Return both sizes, of which the compiler then knows that neighbouring values run over a multiple of ALIGN."""
+    if NHWC:
+        C = C // ALIGN * ALIGN
+    else:
+        W = W // ALIGN * ALIGN
+    return C, W
+
+
+@triton.jit
+def channel_block(C, BC: tl.constexpr):
+    """Sample and first channel of a program, in a grid of samples x blocks of channels."""
+    blocks = tl.cdiv(C, BC)
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * BC
 
 
 @triton.jit

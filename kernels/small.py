@@ -34,15 +34,12 @@ def small_forward_kernel(
     POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
+    C, W = aligned(C, W, NHWC, ALIGN)
     b = tl.program_id(0)
     x, out, saved = sample(x, b, C * H * W), sample(out, b, C * H * W), sample(saved, b, SAVED)
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
     statistics, gate, rows, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
-    first = tl.program_id(1) * aligned(ROWS, BC)
+    first = tl.program_id(1) * (ROWS // BC * BC)
     last = tl.minimum(first + ROWS, C)
     if SPATIAL:
         for c0 in range(0, C, BC):
@@ -96,10 +93,7 @@ def small_backward_kernel(
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples); the parameters' gradients are left for `batch_sum`."""
-    if NHWC:
-        C = aligned(C, ALIGN)
-    else:
-        W = aligned(W, ALIGN)
+    C, W = aligned(C, W, NHWC, ALIGN)
     b = tl.program_id(0)
     x, grad_out, grad_x = sample(x, b, C * H * W), sample(grad_out, b, C * H * W), sample(grad_x, b, C * H * W)
     saved, scratch = sample(saved, b, SAVED), sample(scratch, b, SCRATCH)
