@@ -3,10 +3,11 @@
 from . import functional
 from ._version import __version__
 from .backends import available_backends, explain, get_backend, set_backend, use_backend
-from .modules import PCSA, SCSA, SMSA
+from .modules import CFSAM, PCSA, SCSA, SMSA
 from .warmup import warmup
 
 __all__ = [
+    "CFSAM",
     "PCSA",
     "SCSA",
     "SMSA",

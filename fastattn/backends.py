@@ -19,7 +19,9 @@ import torch
 from . import native
 from .parameters import DTYPES
 
-OPERATIONS = ("scsa", "smsa", "pcsa")
+OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention")
+COMPOSED = ("cfsam", "partition_attention")  # native: torch's own operators, rearranged
+HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
 
 
 class Call(NamedTuple):
@@ -33,6 +35,7 @@ class Call(NamedTuple):
     recombination: bool = False
     dropout: bool = False
     transformed: bool = False
+    head_dim: int = 32
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -59,7 +62,8 @@ def _fast_path_reasons(call: Call) -> list[str]:
 
 def _native_reasons(call: Call) -> list[str]:
     state, detail = native.status()
-    reasons = [] if state == "ok" else [f"the extension fastattn._native: {state}: {detail}"]
+    built = state == "ok" or call.operation in COMPOSED
+    reasons = [] if built else [f"the extension fastattn._native: {state}: {detail}"]
     if call.device != "cpu":
         reasons.append(f"x is on {call.device}; native serves the CPU")
     return reasons + _fast_path_reasons(call)
@@ -83,6 +87,8 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"x is on {call.device}; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests")
     elif status := _triton_status():  # imports Triton, which is not light
         reasons.append(status)
+    if call.operation in COMPOSED and call.head_dim not in HEAD_DIMS:
+        reasons.append(f"heads have {call.head_dim} channels; the kernels take {', '.join(map(str, HEAD_DIMS))}")
     return reasons + _fast_path_reasons(call)
 
 
@@ -104,12 +110,12 @@ def unsupported_reasons(name: str, call: Call) -> list[str]:
     return BACKENDS[name](call)
 
 
-def choose(wanted: str, *call) -> str:
+def choose(wanted: str, *call, **named) -> str:
     """Return the backend that serves the call of these `Call` fields.
 
     ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve.
     """
-    return _choose(wanted, *call)
+    return _choose(wanted, *call, **named)
 
 
 # what torch.compiler.assume_constant_result does, without its import of Dynamo: the arguments
@@ -118,8 +124,8 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _choose(wanted: str, *fields) -> str:
-    call = Call(*fields)
+def _choose(wanted: str, *fields, **named) -> str:
+    call = Call(*fields, **named)
     _check_name(wanted)
     if wanted == "auto":
         return next(name for name in BACKENDS if not unsupported_reasons(name, call))

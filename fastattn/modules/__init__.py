@@ -1,5 +1,6 @@
 """The modules: parameters under the authors' names, validation and repr."""
 
+from .cfsam import CFSAM
 from .scsa import PCSA, SCSA, SMSA
 
-__all__ = ["PCSA", "SCSA", "SMSA"]
+__all__ = ["CFSAM", "PCSA", "SCSA", "SMSA"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..functional import check_channel, check_spatial, run
+from ..functional.scsa import check_channel, check_spatial, run
 from ..ops import scsa as ops
 
 _CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")

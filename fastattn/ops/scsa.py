@@ -8,7 +8,6 @@ any (PCSA).
 or (0,) where nothing is saved. Backward returns the parameters' gradients as one tensor, in the order of params.
 """
 
-import importlib
 from collections.abc import Sequence
 
 import torch
@@ -16,22 +15,9 @@ from torch import Tensor
 
 from .. import native
 from ..parameters import common_dtype, unflatten
+from .registry import LIBRARY, Servers, once, watched
 
-_watchers = torch._C._len_torch_dispatch_stack
-_tracing = torch._C._get_tracing_state
-_LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
-
-
-class _Servers(dict):
-    """A backend's module: forward, backward and saved_size."""
-
-    def __missing__(self, backend: str):
-        assert backend == "triton", backend
-        self[backend] = importlib.import_module("fastattn.kernels.scsa")  # imports Triton
-        return self[backend]
-
-
-_SERVERS = _Servers(native=native)
+_SERVERS = Servers("scsa", native=native)  # a backend's module: forward, backward and saved_size
 
 
 def dense(x: Tensor) -> Tensor:
@@ -42,52 +28,38 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _watched(x: Tensor) -> bool:
-    """Return whether anything wants to see the registered operator: a compiler, tracer, mode, subclass or profiler.
-
-    Where nothing does, its dispatch is left out: a third of what a short call costs.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or _watchers() > 0
-        or _tracing() is not None
-        or torch.autograd._profiler_enabled()
-    )
-
-
 class Operation:
     """One operation: its two registered operators, their fakes, and autograd around them."""
 
     def __init__(self, name: str, *, spatial: bool, channel: bool):
         self.name, self.spatial, self.channel = name, spatial, channel
         options = "int head_num, int window_size, str down_sample_mode, " * channel + "str gate_layer"
-        _LIBRARY.define(
+        LIBRARY.define(
             f"{name}_forward(Tensor x, Tensor[] params, {options}, ScalarType out_dtype, bool save, str backend) "
             "-> (Tensor out, Tensor saved)"
         )
-        _LIBRARY.define(
+        LIBRARY.define(
             f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, "
             "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor grad_params)"
         )
         for direction in ("forward", "backward"):
             for device in ("CPU", "CUDA"):
-                _LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), device)
+                LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), device)
             torch.library.register_fake(
-                f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=_LIBRARY
+                f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=LIBRARY
             )
         self.forward_op = getattr(torch.ops.fastattn, f"{name}_forward").default
         self.backward_op = getattr(torch.ops.fastattn, f"{name}_backward").default
 
     def forward(self, x, params, options: tuple, out_dtype, save: bool, backend: str) -> tuple[Tensor, Tensor]:
         """Run forward on a dense x; return (out, saved)."""
-        if _watched(x):
+        if watched(x):
             return self.forward_op(x, params, *options, out_dtype, save, backend)
         return _SERVERS[backend].forward(self, x, params, options, out_dtype, save)
 
     def backward(self, grad_out, x, saved, params, options: tuple, need_x: bool, need_params: bool, backend: str):
         """Run backward on a dense x; return (grad_x, grad_params), empty where not needed."""
-        if _watched(x):
+        if watched(x):
             return self.backward_op(grad_out, x, saved, params, *options, need_x, need_params, backend)
         return self._backward(grad_out, x, saved, params, *options, need_x, need_params, backend)
 
@@ -145,25 +117,8 @@ class _Recorded(torch.autograd.Function):
         )
         grads = [grad_x, *(unflatten(flat, params) if any(need_params) else params)]
         grads = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad[4:], strict=True)]
-        if torch.is_grad_enabled():  # create_graph=True
-            wanted = [g for g in grads if g is not None]
-            once = iter(_Once.apply(len(wanted), *wanted, grad_out, x, *params))
-            grads = [g if g is None else next(once) for g in grads]
+        grads = once(grads, grad_out, x, *params)
         return None, None, None, None, *grads
-
-
-class _Once(torch.autograd.Function):
-    """Pass gradients through, and refuse to be differentiated."""
-
-    @staticmethod
-    def forward(ctx, count, *tensors):
-        return tuple(t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            "double backward is not supported by fastattn's fast paths; use backend='reference'"
-        )
 
 
 SCSA = Operation("scsa", spatial=True, channel=True)

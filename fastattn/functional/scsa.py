@@ -1,4 +1,4 @@
-"""The operations on plain tensors: validation, the choice of a backend, and the call.
+"""SCSA and its parts on plain tensors: validation, the choice of a backend, and the call.
 
 Shapes: x (B, C, H, W); four convolution weights (C/4, 1, k) with odd k and four biases (C/4); norm_h, norm_w
 and norm are (weight, bias) pairs of (C); the weights of q, k and v (C, 1, 1, 1) and their optional biases
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
-from .backends import choose, get_backend
-from .ops import scsa as ops
+from .. import reference
+from ..backends import choose, get_backend
+from ..ops import scsa as ops
 
 DOWN_SAMPLE_MODES = ("avg_pool", "max_pool", "recombination")
 GATE_LAYERS = ("sigmoid", "softmax")

@@ -1,0 +1,86 @@
+"""CFSAM, the cross-layer feature self-attention module for pyramids (arXiv 2510.14726)."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..functional.cfsam import cfsam, check_options
+from ..reference.cfsam import EPSILON, Affine, Block, Level
+
+
+class CFSAM(nn.Module):
+    """Cross-layer feature self-attention over the maps [(B, C_i, H_i, W_i)] of a pyramid, finest first, which keep their
+    shapes (arXiv 2510.14726, eq. 1-5).
+
+    `local=False` leaves out the 3x3 convolutions, `fusion=False` the local features beside the global ones, `depth=0` the
+    transformer blocks; `conv_bias` is that of all convolutions. ValueError for options that do not fit one another; in
+    forward, for another number of maps, and for maps of other channels, batch sizes, dtypes or devices, naming them.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        dim: int = 256,
+        num_parts: int = 2,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        depth: int = 1,
+        conv_bias: bool = False,
+        qkv_bias: bool = True,
+        local: bool = True,
+        fusion: bool = True,
+    ):
+        super().__init__()
+        check_options(in_channels, dim, num_parts, num_heads, mlp_ratio, depth)
+        self.in_channels, self.dim, self.num_parts, self.num_heads = tuple(in_channels), dim, num_parts, num_heads
+        self.mlp_ratio, self.depth, self.conv_bias, self.qkv_bias = mlp_ratio, depth, conv_bias, qkv_bias
+        self.has_local, self.has_fusion = local, fusion
+        self.local = nn.ModuleList(_local(channels, dim, conv_bias, local) for channels in in_channels)
+        self.blocks = nn.ModuleList(_TransformerBlock(dim, int(dim * mlp_ratio), qkv_bias) for _ in range(depth))
+        mixed = 2 * dim if fusion else dim
+        self.fuse = nn.ModuleList(nn.Conv2d(mixed, channels, 1, bias=conv_bias) for channels in in_channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        levels = [
+            Level(_affine(local[0]) if self.has_local else None, _affine(local[-1]), _affine(fuse))
+            for local, fuse in zip(self.local, self.fuse, strict=True)
+        ]
+        blocks = [block.parameters_by_name() for block in self.blocks]
+        return cfsam(maps, levels, blocks, num_parts=self.num_parts, num_heads=self.num_heads)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, dim={self.dim}, num_parts={self.num_parts}, num_heads={self.num_heads}, "
+            f"mlp_ratio={self.mlp_ratio}, depth={self.depth}, conv_bias={self.conv_bias}, qkv_bias={self.qkv_bias}, "
+            f"local={self.has_local}, fusion={self.has_fusion}"
+        )
+
+
+class _TransformerBlock(nn.Module):
+    """The parameters of a pre-norm block; the operation reads them."""
+
+    def __init__(self, dim: int, hidden: int, qkv_bias: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPSILON)
+        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def parameters_by_name(self) -> Block:
+        mlp_in, _, mlp_out = self.mlp
+        modules = (self.norm1, self.q, self.k, self.v, self.proj, self.norm2, mlp_in, mlp_out)
+        return Block(*map(_affine, modules))
+
+
+def _local(channels: int, dim: int, bias: bool, convolves: bool) -> nn.Sequential:
+    """Return the convolutions of a level under their names, "0" (3x3) and "1" (1x1)."""
+    layers = OrderedDict({"1": nn.Conv2d(channels, dim, 1, bias=bias)})
+    if convolves:
+        layers = OrderedDict({"0": nn.Conv2d(channels, channels, 3, padding=1, bias=bias), **layers})
+    return nn.Sequential(layers)
+
+
+def _affine(module: nn.Module) -> Affine:
+    return module.weight, module.bias  # type: ignore[return-value]

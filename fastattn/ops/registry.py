@@ -1,0 +1,62 @@
+"""What registered operators share: the library, who serves a backend, who watches a call, and no double backward."""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
+_watchers = torch._C._len_torch_dispatch_stack
+_tracing = torch._C._get_tracing_state
+
+
+class Servers(dict):
+    """The module that serves an operation, by backend; that of Triton is imported when it is first asked for."""
+
+    def __init__(self, name: str, **known: ModuleType):
+        super().__init__(known)
+        self.name = name
+
+    def __missing__(self, backend: str) -> ModuleType:
+        assert backend == "triton", backend
+        self[backend] = importlib.import_module(f"fastattn.kernels.{self.name}")
+        return self[backend]
+
+
+def watched(x: Tensor) -> bool:
+    """Return whether anything wants to see the registered operator: a compiler, tracer, mode, subclass or profiler.
+
+    Where nothing does, its dispatch is left out: a third of what a short call costs.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or _watchers() > 0
+        or _tracing() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def once(grads: Sequence[Tensor | None], *inputs: Tensor) -> list[Tensor | None]:
+    """Return what an autograd Function's backward returns, such that differentiating it raises."""
+    if not torch.is_grad_enabled():  # create_graph=False
+        return list(grads)
+    wanted = [g for g in grads if g is not None]
+    results = iter(_Once.apply(len(wanted), *wanted, *inputs))
+    return [g if g is None else next(results) for g in grads]
+
+
+class _Once(torch.autograd.Function):
+    """Pass gradients through, and refuse to be differentiated."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "double backward is not supported by fastattn's fast paths; use backend='reference'"
+        )

@@ -1,0 +1,142 @@
+"""The token gather: flatten + concatenate (+ add) (+ resize) + LayerNorm. The registered operators
+`fastattn::token_gather_{forward,backward}` (Triton), and the composition of torch's operators that serves the CPU.
+
+Sources are maps (B, D, H, W), or tokens (B, N, D), which the operators take as maps (B, D, N, 1) in channels_last; they
+are concatenated along the tokens. `addend` (B, N, D) is added, `length` is the number of tokens that they are resized
+to. `statistics` (B, length, 2) float32 are mean and 1 / standard deviation. Backward returns the gradients of weight and
+bias as one tensor; an addend beside a single source has that one's gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..parameters import unflatten
+from ..reference.cfsam import EPSILON, Affine, resize
+from .registry import LIBRARY, Servers, once, watched
+from .scsa import dense
+
+_SERVERS = Servers("token_gather")
+LIBRARY.define(
+    "token_gather_forward(Tensor[] maps, Tensor? addend, Tensor? weight, Tensor? bias, SymInt length, float eps) "
+    "-> (Tensor tokens, Tensor normed, Tensor statistics)"
+)
+LIBRARY.define(
+    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor tokens, Tensor statistics, Tensor? weight, "
+    "SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
+    "-> (Tensor[] grad_maps, Tensor grad_params)"
+)
+
+
+def token_gather(
+    sources: Sequence[Tensor], addend: Tensor | None, norm: Affine | None, length: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Return tokens and normed tokens (B, length, D), without a norm the tokens twice.
+
+    With an addend there is one source. A graph is recorded only where a gradient is wanted.
+    """
+    resizes = length != count_tokens(sources)
+    if backend == "native" or not (norm or resizes):
+        return compose(sources, addend, norm, length)
+    weight, bias = norm or (None, None)
+    maps = [dense(x if x.dim() == 4 else x.contiguous().mT.unsqueeze(3)) for x in sources]
+    addend = None if addend is None else addend.contiguous()
+    inputs = (addend, weight, bias, *maps)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        tokens, normed = _Recorded.apply(length, *inputs)
+    else:
+        tokens, normed, _ = forward(maps, addend, weight, bias, length)
+    return tokens, normed if norm else tokens
+
+
+def count_tokens(sources: Sequence[Tensor]) -> int:
+    """Return how many tokens all sources have."""
+    return sum(x.shape[2] * x.shape[3] if x.dim() == 4 else x.shape[1] for x in sources)
+
+
+def compose(sources: Sequence[Tensor], addend: Tensor | None, norm: Affine | None, length: int):
+    """Do it by torch's own operators."""
+    tokens = [x.flatten(2).mT if x.dim() == 4 else x for x in sources]
+    y = torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
+    y = resize(y if addend is None else y + addend, length)
+    return y, F.layer_norm(y, y.shape[-1:], *norm, EPSILON) if norm else y
+
+
+def forward(maps, addend, weight, bias, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, normed tokens and their statistics, the last two empty without a norm."""
+    if watched(maps[0]):
+        return torch.ops.fastattn.token_gather_forward(maps, addend, weight, bias, length, EPSILON)
+    return _forward(maps, addend, weight, bias, length, EPSILON)
+
+
+def _forward(maps, addend, weight, bias, length, eps):
+    return _SERVERS["triton"].forward([dense(x) for x in maps], addend, weight, bias, length, eps)
+
+
+def _backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
+    grad_tokens, grad_normed = (g if g is None else g.contiguous() for g in (grad_tokens, grad_normed))
+    layouts = list(zip(heights, widths, channels_last, strict=True))
+    return _SERVERS["triton"].backward(grad_tokens, grad_normed, tokens, statistics, weight, layouts, need_params)
+
+
+def _fake_forward(maps, addend, weight, bias, length, eps):
+    x = maps[0]
+    tokens = x.new_empty((x.shape[0], length, x.shape[1]))
+    if weight is None:
+        return tokens, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
+    return tokens, torch.empty_like(tokens), x.new_empty((x.shape[0], length, 2), dtype=torch.float32)
+
+
+def _fake_backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
+    given = grad_tokens if grad_normed is None else grad_normed
+    batch, _, dim = given.shape
+    formats = [torch.channels_last if last else torch.contiguous_format for last in channels_last]
+    grads = [
+        given.new_empty((batch, dim, height, width)).contiguous(memory_format=layout)
+        for height, width, layout in zip(heights, widths, formats, strict=True)
+    ]
+    dtype = given.dtype if weight is None else weight.dtype
+    return grads, given.new_empty(2 * dim if need_params else 0, dtype=dtype)
+
+
+for _name, _run, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
+    for _device in ("CPU", "CUDA"):
+        LIBRARY.impl(f"token_gather_{_name}", _run, _device)
+    torch.library.register_fake(f"fastattn::token_gather_{_name}", _fake, lib=LIBRARY)
+
+
+class _Recorded(torch.autograd.Function):
+    """Autograd around the registered operators."""
+
+    @staticmethod
+    def forward(ctx, length, addend, weight, bias, *maps):
+        tokens, normed, statistics = forward(maps, addend, weight, bias, length)
+        ctx.set_materialize_grads(False)
+        ctx.layouts = [x.shape[2] for x in maps], [x.shape[3] for x in maps], [not x.is_contiguous() for x in maps]
+        if weight is None:
+            ctx.mark_non_differentiable(normed)
+            ctx.save_for_backward(None, None, None, None)
+        else:
+            ctx.save_for_backward(tokens, statistics, weight, bias)
+        return tokens, normed
+
+    @staticmethod
+    def backward(ctx, grad_tokens, grad_normed):
+        tokens, statistics, weight, bias = ctx.saved_tensors
+        given = grad_tokens if grad_normed is None else grad_normed
+        if given is None:
+            return (None,) * (4 + len(ctx.layouts[0]))
+        needs = ctx.needs_input_grad
+        need_params = grad_normed is not None and (needs[2] or needs[3])
+        if grad_normed is None:  # the norm's result is not used
+            tokens = statistics = given.new_empty(0)
+            weight = None
+        run = torch.ops.fastattn.token_gather_backward if watched(given) else _backward
+        grads, flat = run(grad_tokens, grad_normed, tokens, statistics, weight, *ctx.layouts, need_params)
+        grad_weight, grad_bias = unflatten(flat, (weight, bias)) if need_params else (None, None)
+        grad_addend = grads[0].flatten(2).mT if needs[1] else None
+        wanted = [grad_addend, grad_weight, grad_bias, *grads]
+        wanted = [g if need else None for g, need in zip(wanted, needs[1:], strict=True)]
+        return None, *once(wanted, given)
