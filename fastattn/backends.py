@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -183,17 +183,18 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if any(not unsupported_reasons(name, call) for call in calls))
 
 
-def explain(what, x: torch.Tensor, **options) -> str:
+def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
     """Say which backend serves a module or an operation (by name) on x, and why each other one does not.
 
-    `options` are those of the operation's functional that matter here: `down_sample_mode`, `attn_drop_ratio`,
-    `training`, `backend`; a module brings its own.
+    x is a tensor, or the list of a pyramid's maps. `options` are those of the operation's functional that matter here:
+    `down_sample_mode`, `attn_drop_ratio`, `training`, `num_heads`, `backend`; a module brings its own.
     """
+    x = x if isinstance(x, torch.Tensor) else x[0]
     dtype = x.dtype
     if not isinstance(what, str):
         options = {**vars(what), **options}
         dtype = next(what.parameters()).dtype
-        what = what.operation.name
+        what = str(what.operation)
     if what not in OPERATIONS:
         raise ValueError(f"unknown operation {what!r}: expected one of {', '.join(OPERATIONS)}")
     call = Call(
@@ -205,6 +206,8 @@ def explain(what, x: torch.Tensor, **options) -> str:
         options.get("down_sample_mode") == "recombination",
         bool(options.get("training") and options.get("attn_drop_ratio")),
     )
+    if "num_heads" in options:
+        call = call._replace(head_dim=options.get("dim", x.shape[-1]) // options["num_heads"])
     wanted = options.get("backend") or get_backend()
     try:
         chosen = f"served by {choose(wanted, *call)} (asked for: {wanted})"

@@ -15,7 +15,7 @@ class Launch:
     `tensors` names the tensors that the kernel takes, in its order; `names` is the order in which a call
     brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`, of which
     `alternatives` holds other values, for tuning; `grid` follows from the constants. `context` is what
-    tuning must keep apart besides: dtypes and device.
+    tuning must keep apart besides: dtypes and device. `num_stages` is how far loads run ahead in a loop of products.
     """
 
     def __init__(
@@ -29,9 +29,11 @@ class Launch:
         num_warps: int,
         alternatives: Sequence[Mapping[str, int]] = (),
         context: tuple = (),
+        num_stages: int = 3,
     ):
         self.kernel, self.tensors, self.sizes = kernel, tuple(tensors), dict(sizes)
         self.grid_of, self.alternatives, self.context = grid, tuple(alternatives), context
+        self.num_stages = num_stages
         first, *others = map(list(names).index, tensors)
         self._pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
         self.configure(constants, num_warps)
@@ -62,7 +64,7 @@ class Launch:
     def _first(self, arguments: Sequence[Tensor]) -> None:
         compiled = self.kernel[self.grid](
             *self._pick(arguments), *self.sizes.values(), **self.constants, num_warps=self.num_warps,
-            enable_fp_fusion=True,
+            num_stages=self.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
         if compiled is not None:  # None under the interpreter; the specialisation is the plan's key
             self._run = compiled[self.grid]

@@ -1,5 +1,7 @@
 """fastattn.models: where the attention goes, what it adds, and that every backend agrees in a whole model."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -140,8 +142,28 @@ def test_unknown_backbone_names_the_known_ones(name: str) -> None:
 
 
 def test_unknown_attention_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown attention 'selfish'.*pcsa, scsa, smsa"):
+    with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes pcsa, scsa, smsa"):
         models.create("resnet18", attention="selfish")
+
+
+def test_an_attention_on_pyramids_does_not_fit_a_classifier() -> None:
+    with pytest.raises(ValueError, match=r"no attention 'cfsam' for 'resnet50', which takes pcsa, scsa, smsa"):
+        models.create("resnet50", attention="cfsam")
+    with pytest.raises(ValueError, match=r"levels are those of ssd300_vgg16, 'resnet50' has none"):
+        models.create("resnet50", attention="scsa", levels="shallow")
+
+
+def test_names_are_listed() -> None:
+    assert models.attentions() == ["cfsam", "pcsa", "scsa", "smsa"]
+    assert models.attentions("resnet50") == ["pcsa", "scsa", "smsa"]
+    assert models.attentions("ssd300_vgg16") == ["cfsam"]
+    assert {"resnet50", "mobilenetv2_100", "ssd300_vgg16"} < set(models.backbones())
+
+
+def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"needs timm: pip install 'fastattn\[models\]'"):
+        models.create("resnet18", attention="scsa")
 
 
 def test_maps_smaller_than_the_window_raise() -> None:

@@ -46,8 +46,8 @@ def cfsam(
     """Exchange features between the maps (B, C_i, H_i, W_i) of a pyramid, which keep their shapes (arXiv 2510.14726,
     eq. 1-5).
 
-    `levels` and `blocks` hold the parameters, see `fastattn.reference.cfsam`. ValueError for maps that do not fit them or
-    one another; RuntimeError with the reasons where a named backend cannot serve.
+    `levels` and `blocks` hold the parameters, see `fastattn.reference.cfsam`. ValueError for maps that do not fit them
+    or one another; RuntimeError with the reasons where a named backend cannot serve.
     """
     _check_maps(maps, levels, num_parts)
     x, weight = maps[0], levels[0].project[0]
@@ -69,7 +69,7 @@ def check_options(
 ) -> None:
     """ValueError unless these are options of CFSAM."""
     if not in_channels or any(channels < 1 for channels in in_channels):
-        raise ValueError(f"in_channels must be the positive numbers of channels of the levels, got {tuple(in_channels)}")
+        raise ValueError(f"in_channels must be positive, one number for each level, got {tuple(in_channels)}")
     check_heads(dim, num_heads)
     check_parts(num_parts)
     if int(dim * mlp_ratio) < 1:
@@ -112,6 +112,7 @@ def _check_maps(maps: Sequence[Tensor], levels: Sequence[Level], num_parts: int)
     if isinstance(maps, Tensor) or len(maps) != len(levels):
         found = "one tensor" if isinstance(maps, Tensor) else f"{len(maps)} maps"
         raise ValueError(f"expected a list of {len(levels)} maps, one for each level, got {found}")
+    mixes = torch.is_autocast_enabled(maps[0].device.type)  # which casts each map
     for i, (x, level) in enumerate(zip(maps, levels, strict=True)):
         if x.dim() != 4:
             raise ValueError(f"level {i} must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
@@ -124,7 +125,7 @@ def _check_maps(maps: Sequence[Tensor], levels: Sequence[Level], num_parts: int)
             raise ValueError(f"level {i} is {x.shape[2]} x {x.shape[3]}: there is nothing to attend to")
         for what, found, first in (
             ("a batch of", x.shape[0], maps[0].shape[0]),
-            ("dtype", x.dtype, maps[0].dtype),
+            ("dtype", x.dtype, x.dtype if mixes else maps[0].dtype),
             ("device", x.device, maps[0].device),
         ):
             if found != first:

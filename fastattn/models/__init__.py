@@ -1,5 +1,6 @@
-"""The papers' backbones, with an attention placed where its paper places it."""
+"""The papers' backbones and detectors, with an attention placed where its paper places it."""
 
 from .create import attentions, backbones, create
+from .levels import OnLevels, PerLevel
 
-__all__ = ["attentions", "backbones", "create"]
+__all__ = ["OnLevels", "PerLevel", "attentions", "backbones", "create"]

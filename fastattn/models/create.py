@@ -1,65 +1,84 @@
-"""Backbones by their timm names, with an attention in them."""
+"""Backbones by their timm names and detectors by their torchvision names, with an attention in them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from ..modules import PCSA, SCSA, SMSA
+from ..modules import CFSAM, PCSA, SCSA, SMSA
 from .placement import placement
+from .ssd import place_in_ssd
 
-ATTENTIONS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA}
+# Made for a map's number of channels, and for those of all levels of a pyramid, whose maps it takes as a list.
+ON_MAPS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA}
+ON_PYRAMIDS: dict[str, Callable[..., nn.Module]] = {"cfsam": CFSAM}
+DETECTORS = ("ssd300_vgg16",)
 
 
-def attentions() -> list[str]:
-    """The names of the attentions that `create` knows."""
-    return sorted(ATTENTIONS)
+def attentions(backbone: str | None = None) -> list[str]:
+    """The names of the attentions that `create` knows, or of those that fit one backbone."""
+    if backbone is None:
+        return sorted(ON_MAPS | ON_PYRAMIDS)
+    return sorted(ON_PYRAMIDS if backbone in DETECTORS else ON_MAPS)
 
 
 def backbones() -> list[str]:
-    """The names, as in timm, of the backbones that `create` knows; ImportError without timm."""
-    return [name for name in timm().list_models() if placement(name)]
+    """The names that `create` knows: timm's of the backbones, torchvision's of the detectors; ImportError without
+    timm."""
+    return [*filter(placement, library("timm").list_models()), *DETECTORS]
 
 
 def create(
     name: str,
-    attention: str | Callable[[int], nn.Module] | None = None,
+    attention: str | Callable[..., nn.Module] | None = None,
     *,
     attention_kwargs: Mapping[str, Any] | None = None,
+    levels: str | slice = "all",
     pretrained: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Create a timm backbone with an attention at its paper's place in every block (arXiv 2407.05128, section
-    4).
+    4), or torchvision's SSD300 with one between its pyramid and its head (arXiv 2510.14726).
 
-    `attention` is a name, a callable that makes a module for a number of channels, or None for the plain
-    backbone; `attention_kwargs` go to its constructor, `kwargs` to `timm.create_model`. With `pretrained` the
-    backbone's weights are loaded and the attention's are fresh. SCSA needs feature maps of at least its
-    window: 7 x 7, which inputs of 224 x 224 give. Raises ValueError for an unknown backbone or attention,
-    ImportError without timm.
+    `attention` is a name, None for the plain model, or a callable: in a backbone it makes a module for a number of
+    channels, in a detector one for the list of the levels' channels, which maps a list of maps to one of the same
+    shapes. `attention_kwargs` go to its constructor, `kwargs` to `timm.create_model` or torchvision's builder. With
+    `pretrained` the backbone's weights are loaded and the attention's are fresh; torchvision's `weights="DEFAULT"`
+    loads a detector as a whole, of 91 classes. A detector's `levels` are "all" six, "shallow", the first three, "deep",
+    the last three, or a slice of them.
+
+    SCSA needs feature maps of at least its window: 7 x 7, which inputs of 224 x 224 give. Raises ValueError for an
+    unknown backbone, an attention that does not fit it and levels that are not there, ImportError without timm or
+    torchvision.
     """
-    library = timm()
-    place = placement(name)
-    if place is None or name.partition(".")[0] not in backbones():
+    detects, place = name in DETECTORS, placement(name)
+    if not detects and (place is None or name.partition(".")[0] not in backbones()):
         raise ValueError(f"unknown backbone {name!r}: fastattn.models knows {', '.join(backbones())}")
-    if isinstance(attention, str) and attention not in ATTENTIONS:
-        raise ValueError(f"unknown attention {attention!r}: fastattn.models knows {', '.join(attentions())}")
-    model = library.create_model(name, pretrained=pretrained, **kwargs)
-    if attention is None:
-        return model
-    build = ATTENTIONS[attention] if isinstance(attention, str) else attention
-
-    def make(convolution: nn.Conv2d) -> nn.Module:
-        return build(convolution.out_channels, **(attention_kwargs or {})).to(convolution.weight)
-
-    place(model, make)
+    if levels != "all" and not detects:
+        raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {name!r} has none")
+    if isinstance(attention, str):
+        if attention not in attentions(name):
+            raise ValueError(f"no attention {attention!r} for {name!r}, which takes {', '.join(attentions(name))}")
+        attention = (ON_MAPS | ON_PYRAMIDS)[attention]
+    make = None if attention is None else partial(attention, **(attention_kwargs or {}))
+    if detects:
+        weights = {} if pretrained else {"weights_backbone": None}  # torchvision loads the backbone's by default
+        model = getattr(library("torchvision.models.detection"), name)(**weights | kwargs)
+        if make:
+            place_in_ssd(model, make, levels)
+    else:
+        model = library("timm").create_model(name, pretrained=pretrained, **kwargs)
+        if make:
+            place(model, lambda convolution: make(convolution.out_channels).to(convolution.weight))
     return model
 
 
-def timm() -> Any:
-    """The timm library, imported when it is first needed."""
+def library(name: str) -> Any:
+    """A library's module, imported when it is first needed."""
     try:
-        import timm as library
+        return import_module(name)
     except ImportError as error:
-        raise ImportError("fastattn.models needs timm: pip install 'fastattn[models]'") from error
-    return library
+        package = name.partition(".")[0]
+        raise ImportError(f"fastattn.models needs {package}: pip install 'fastattn[models]'") from error

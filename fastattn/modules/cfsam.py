@@ -10,13 +10,15 @@ from ..reference.cfsam import EPSILON, Affine, Block, Level
 
 
 class CFSAM(nn.Module):
-    """Cross-layer feature self-attention over the maps [(B, C_i, H_i, W_i)] of a pyramid, finest first, which keep their
-    shapes (arXiv 2510.14726, eq. 1-5).
+    """Cross-layer feature self-attention over the maps (B, C_i, H_i, W_i) of a pyramid, a list with the finest first,
+    which keep their shapes (arXiv 2510.14726, eq. 1-5).
 
-    `local=False` leaves out the 3x3 convolutions, `fusion=False` the local features beside the global ones, `depth=0` the
-    transformer blocks; `conv_bias` is that of all convolutions. ValueError for options that do not fit one another; in
-    forward, for another number of maps, and for maps of other channels, batch sizes, dtypes or devices, naming them.
+    `local=False` leaves out the 3x3 convolutions, `fusion=False` the local features beside the global ones, `depth=0`
+    the transformer blocks; `conv_bias` is that of all convolutions. ValueError for options that do not fit one another;
+    in forward, for another number of maps, and for maps of other channels, batch sizes, dtypes or devices, naming them.
     """
+
+    operation = "cfsam"
 
     def __init__(
         self,

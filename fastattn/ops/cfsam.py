@@ -1,5 +1,5 @@
-"""CFSAM by its algebra (see `fastattn.reference.cfsam`): products and convolutions are the library's, the token gather and
-the partitioned attention a backend's."""
+"""CFSAM by its algebra (see `fastattn.reference.cfsam`): products and convolutions are the library's, the token gather
+and the partitioned attention a backend's."""
 
 from collections.abc import Sequence
 

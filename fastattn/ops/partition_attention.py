@@ -1,8 +1,8 @@
 """Partitioned attention: the registered operators `fastattn::partition_attention_{forward,backward}` (Triton), and the
 composition of torch's operators that serves the CPU.
 
-q, k, v and out are (B, N, heads * d); token n is in part n % num_parts. `logsumexp` (B, num_parts * heads, N // num_parts)
-float32 is what backward needs besides q, k, v and out.
+q, k, v and out are (B, N, heads * d); token n is in part n % num_parts. `logsumexp`, in base 2, is what backward needs
+besides them: (B, num_parts * heads, N // num_parts), float32.
 """
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from .registry import LIBRARY, Servers, once, watched
 
 _SERVERS = Servers("partition_attention")
-_SCHEMA = "int num_parts, int num_heads"
-LIBRARY.define(f"partition_attention_forward(Tensor q, Tensor k, Tensor v, {_SCHEMA}) -> (Tensor out, Tensor logsumexp)")
+_OPTIONS = "int num_parts, int num_heads"
+LIBRARY.define(
+    f"partition_attention_forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor logsumexp)"
+)
 LIBRARY.define(
     "partition_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-    f"{_SCHEMA}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
+    f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
 )
 
 

@@ -51,6 +51,9 @@ class Operation:
         self.forward_op = getattr(torch.ops.fastattn, f"{name}_forward").default
         self.backward_op = getattr(torch.ops.fastattn, f"{name}_backward").default
 
+    def __str__(self) -> str:
+        return self.name
+
     def forward(self, x, params, options: tuple, out_dtype, save: bool, backend: str) -> tuple[Tensor, Tensor]:
         """Run forward on a dense x; return (out, saved)."""
         if watched(x):

@@ -3,8 +3,8 @@
 
 Sources are maps (B, D, H, W), or tokens (B, N, D), which the operators take as maps (B, D, N, 1) in channels_last; they
 are concatenated along the tokens. `addend` (B, N, D) is added, `length` is the number of tokens that they are resized
-to. `statistics` (B, length, 2) float32 are mean and 1 / standard deviation. Backward returns the gradients of weight and
-bias as one tensor; an addend beside a single source has that one's gradient.
+to. `statistics` (B, length, 2) float32 are mean and 1 / standard deviation. Backward returns the gradients of weight
+and bias as one tensor; an addend beside a single source has that one's gradient.
 """
 
 from collections.abc import Sequence

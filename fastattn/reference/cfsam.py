@@ -72,7 +72,7 @@ def resize(tokens: Tensor, length: int) -> Tensor:
 
 
 def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
-    """Attend within parts of q, k and v (B, N, heads * d): softmax(q k^T / sqrt(d)) v over the tokens of a part (eq. 3)."""
+    """Attend within the parts of q, k and v (B, N, heads * d): softmax(q k^T / sqrt(d)) v (eq. 3)."""
     batch, tokens, channels = q.shape
     parts = (tokens // num_parts, num_parts, num_heads, channels // num_heads)
     q, k, v = (t.reshape(batch, *parts).permute(0, 2, 3, 1, 4) for t in (q, k, v))  # [B, P, heads, N/P, d]
