@@ -44,18 +44,22 @@ def named(value: object) -> str:
 
 
 def make(name: str, dim: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options) -> nn.Module:
-    """Return a module with random parameters, so that no gradient is hidden by a one or a zero."""
+    """Return a module with random parameters."""
+    return randomize(MODULES[name](dim, **options), seed).to(DEVICE, dtype)
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a module random parameters, so that no gradient is hidden by a one or a zero."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    module = MODULES[name](dim, **options)
     with torch.no_grad():
         for key, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, device="cpu")
             if "norm" in key:
                 noise = noise * 0.2 + (1 if key.endswith("weight") else 0)
-            elif key.startswith("conv_d"):
-                noise = noise / parameter.shape[1] ** 0.5
+            elif key.startswith(("conv_d", "local", "blocks", "fuse")) and parameter.dim() > 1:
+                noise = noise / parameter[0].numel() ** 0.5
             parameter.copy_(noise)
-    return module.to(DEVICE, dtype)
+    return module
 
 
 def draw(

@@ -67,7 +67,7 @@ def _transform(
     length = padded_length(tokens, num_parts)
     y, normed = token_gather(local, None, blocks[0].norm1, length, backend)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        q, k, v = (F.linear(normed, *_cast(affine, dtype)) for affine in (block.q, block.k, block.v))
+        q, k, v = _projections(normed, block, dtype)
         attended = F.linear(
             partition_attention(q, k, v, num_parts, num_heads, backend), *_cast(block.proj, dtype)
         )
@@ -77,6 +77,29 @@ def _transform(
         norm, length = (following.norm1, length) if following else (None, tokens)
         y, normed = token_gather([y], change, norm, length, backend)
     return y
+
+
+def _projections(normed: Tensor, block: Block, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v; without k's bias, which the softmax drops."""
+    weight, bias = block.k
+    q, v = (F.linear(normed, *_cast(affine, dtype)) for affine in (block.q, block.v))
+    k = F.linear(normed, weight.to(dtype))
+    learns = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return q, _Unaffected.apply(k, bias) if learns else k, v
+
+
+class _Unaffected(torch.autograd.Function):
+    """Pass a tensor through, and give a parameter that has no effect its gradient: zero."""
+
+    @staticmethod
+    def forward(ctx, x, parameter):
+        ctx.like = parameter.shape, parameter.dtype
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        shape, dtype = ctx.like
+        return grad, grad.new_zeros(shape, dtype=dtype)
 
 
 def _fuse_alone(level: Level) -> Affine:
