@@ -11,7 +11,8 @@ tensors raises before it happens, and so do a misaligned one and a floating-poin
 
     python -m benchmarks.traffic
 
-prints that of SCSA, launch by launch. The interpreter takes seconds for each sample and stage of ResNet-50.
+prints that of SCSA, launch by launch, and `--operation gather` or `--operation attention` that of CFSAM's kernels at
+SSD300's levels. The interpreter takes seconds for each sample and stage of ResNet-50.
 """
 
 import argparse
@@ -19,9 +20,10 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +35,9 @@ from torch import Tensor, nn
 import fastattn
 from fastattn.report import Table, to_text
 
-from .shapes import MEMORY_FORMATS, STAGES, Case, name_of
+from .cfsam import attend, attention_scene, gather_tokens, random_maps
+from .scene import outputs
+from .shapes import MEMORY_FORMATS, STAGES, AttentionCase, Case, PyramidCase, name_of
 
 
 class AccessError(RuntimeError):
@@ -199,7 +203,7 @@ def count() -> Iterator[list[Record]]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The launches of one pass, beside the size of x."""
+    """The launches of one pass, beside the size of x, which is all inputs together."""
 
     records: list[Record]
     bytes_of_x: int
@@ -222,31 +226,40 @@ class Traffic:
         return (self.bytes - once * (1 - samples / batch)) / self.bytes_of_x
 
 
-def measure(module: nn.Module, x: Tensor, backward: bool = False) -> dict[str, Traffic]:
+def measure(
+    forward: Callable[..., Any], inputs: Sequence[Tensor], parameters: Iterable[Tensor] = (), *, backward: bool = False
+) -> dict[str, Traffic]:
     """Traffic of the forward pass, and of the backward pass if asked, on the triton backend."""
-    x = x.detach().requires_grad_(backward)
-    size = x.numel() * x.element_size()
-    with fastattn.use_backend("triton"), torch.set_grad_enabled(backward), count() as forward:
-        out = module(x)
-    found = {"forward": Traffic(forward, size)}
+    inputs = [x.detach().requires_grad_(backward) for x in inputs]
+    size = sum(x.numel() * x.element_size() for x in inputs)
+    with fastattn.use_backend("triton"), torch.set_grad_enabled(backward), count() as records:
+        outs = outputs(forward(*inputs))
+    found = {"forward": Traffic(records, size)}
     if backward:
-        grad_out = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        grads = [torch.empty_like(out).normal_(generator=generator) for out in outs]
         with count() as records:
-            torch.autograd.grad(out, [x, *module.parameters()], grad_out)
+            torch.autograd.grad(outs, [*inputs, *parameters], grads)
         found["backward"] = Traffic(records, size)
     return found
 
 
 @contextmanager
 def planned_like(batch: int, samples: int) -> Iterator[None]:
-    """Plan calls of few samples like those of a batch, on a GPU that is smaller by as much, and so much faster."""
-    from fastattn.kernels import plan, scsa
+    """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
+    faster."""
+    from fastattn.kernels import launch, partition_attention, plan, scsa
 
-    processors = plan._processors(torch.device("cpu"))
-    scsa.plan.cache_clear()
-    with patch.object(plan, "_processors", lambda device: -(-processors * samples // batch)):
+    fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
+    plans = scsa.plan, partition_attention.plan
+    for cached in plans:
+        cached.cache_clear()
+    with ExitStack() as patches:
+        for module in (plan, partition_attention):
+            patches.enter_context(patch.object(module, "processors", lambda device: fewer))
         yield
-    scsa.plan.cache_clear()
+    for cached in plans:
+        cached.cache_clear()
 
 
 def as_extra_info(found: Mapping[str, Traffic]) -> dict[str, float]:
@@ -262,7 +275,7 @@ def as_extra_info(found: Mapping[str, Traffic]) -> dict[str, float]:
     }
 
 
-def table(case: Case, found: Mapping[str, Traffic]) -> Table:
+def table(case: Any, found: Mapping[str, Traffic]) -> Table:
     """A row for each launch and one for each pass, in times x."""
     rows = []
     for work, traffic in found.items():
@@ -276,15 +289,38 @@ def table(case: Case, found: Mapping[str, Traffic]) -> Table:
     return Table(f"{name_of(case.dtype)}, {case.memory_format}, {shape}", columns, rows)
 
 
+def scsa(case: Case, like_batch: int) -> dict[str, Traffic]:
+    x = torch.randn(case.shape).to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
+    module = fastattn.SCSA(case.shape[1]).to(case.dtype)
+    with planned_like(like_batch, case.shape[0]):
+        return measure(module, [x], module.parameters(), backward=True)
+
+
+def gather(case: PyramidCase) -> dict[str, Traffic]:
+    """Of the first gather of a CFSAM: maps to tokens, which are kept, and normalised ones."""
+    norm = nn.LayerNorm(case.dim, dtype=case.dtype)
+    forward = partial(gather_tokens, norm=norm)
+    return measure(forward, random_maps(case, [case.dim] * len(case.levels)), norm.parameters(), backward=True)
+
+
+def attention(case: AttentionCase, like_batch: int) -> dict[str, Traffic]:
+    """Of one head, each of which moves as much."""
+    case = replace(case, heads=1)
+    inputs = list(attention_scene(case).inputs.values())
+    with planned_like(like_batch * AttentionCase.heads, case.batch):
+        return measure(partial(attend, case=case), inputs, backward=True)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Counted traffic of SCSA.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Counted traffic.")
     stages = {"x".join(map(str, stage)): stage for stage in STAGES}
     dtypes = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     formats = list(MEMORY_FORMATS)
+    parser.add_argument("--operation", choices=("scsa", "gather", "attention"), default="scsa", help="(default: scsa)")
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
     parser.add_argument("--like-batch", type=int, help="plan the launches like those of so many samples")
-    parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample")
-    parser.add_argument("--format", nargs="+", choices=formats, default=formats)
+    parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample: scsa")
+    parser.add_argument("--format", nargs="+", choices=formats, default=formats, help="of maps: scsa, gather")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--json", action="store_true", help="print numbers for a benchmark's extra_info")
     options = parser.parse_args(arguments)
@@ -293,22 +329,33 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def counted(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Traffic]]]:
+    """The cases that are asked for, each with its traffic."""
+    if options.operation == "attention":
+        case = AttentionCase(options.batch, dtype=options.dtype)
+        yield case, attention(case, options.like_batch or options.batch)
+    elif options.operation == "gather":
+        for layout in options.format:
+            case = PyramidCase(options.batch, layout, dtype=options.dtype)
+            yield case, gather(case)
+    else:
+        for stage, layout in product(options.shape, options.format):
+            case = Case((options.batch, *stage), options.dtype, layout)
+            yield case, scsa(case, options.like_batch or options.batch)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print a table for each shape and format, or all of them as JSON."""
     os.environ["TRITON_INTERPRET"] = "1"  # Triton is imported with the first kernel
     options = parse(arguments)
     results = []
-    for stage, layout in product(options.shape, options.format):
-        case = Case((options.batch, *stage), options.dtype, layout)
-        x = torch.randn(case.shape).to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[layout])
-        with planned_like(options.like_batch or options.batch, options.batch):
-            found = measure(fastattn.SCSA(stage[0]).to(case.dtype), x, backward=True)
-        facts = {"operation": "scsa", "shape": list(case.shape), "dtype": name_of(case.dtype), "format": layout}
+    for case, found in counted(options):
+        facts = {name: value for name, value in case.facts().items() if name != "work"}
         numbers = as_extra_info(found)
         if options.like_batch:
             parts = found.items()
             numbers |= {f"{work}_traffic_over_x": t.in_a_batch(options.batch, options.like_batch) for work, t in parts}
-        results.append({**facts, "bytes_of_x": found["forward"].bytes_of_x, **numbers})
+        results.append({"operation": options.operation, **facts, "bytes_of_x": found["forward"].bytes_of_x, **numbers})
         if not options.json:
             print(to_text(table(case, found)), end="\n\n", flush=True)
     if options.json:

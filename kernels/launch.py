@@ -1,12 +1,22 @@
 """One launch of a kernel inside a plan: what does not change from call to call is bound once."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132  # as on an H200
 
 
 class Launch:

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import Grid, Launch
-from .plan import _processors
-from .scsa import _run as run
+from .launch import Grid, Launch, processors
+from .run import run
 from .tiles import power
 
 SIZES = ("LENGTH", "PARTS", "HEADS", "QB", "QN", "KB", "KN", "VB", "VN", "B")
@@ -244,7 +243,7 @@ class Plan:
         batch, tokens, channels = shape
         self.head_dim, self.length, self.dtype = channels // num_heads, tokens // num_parts, dtype
         self.sequences = batch * num_parts * num_heads
-        self.processors = _processors(device)
+        self.processors = processors(device)
         self.context = dtype, precision, device
         names = ("QB", "QN", "KB", "KN", "VB", "VN")
         self.sizes = {"B": batch, "LENGTH": self.length, "PARTS": num_parts, "HEADS": num_heads}

@@ -3,7 +3,6 @@
 Large maps take one launch per pass over x or over vectors, small ones one launch in all.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from . import (
     tiles,
     tuning,
 )
-from .launch import Grid, Launch
+from .launch import Grid, Launch, processors
 
 SMALL = 16  # pixels on a side, up to which one program can hold an axis of many channels
 SMALL_SAMPLE = 1 << 17  # elements of x that one program may take through all stages
@@ -48,11 +47,7 @@ def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tupl
     return size
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 132  # as on an H200
+_processors = processors
 
 
 class Plan:
@@ -76,7 +71,7 @@ class Plan:
         self.max = channel and mode == "max_pool" and window != -1
         self.head = self.channels // heads
         self.item, self.device = x_dtype.itemsize, device
-        self.processors = _processors(device)
+        self.processors = processors(device)
         self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
         pairs = self.channels * self.head if channel else 0
         self.small = (

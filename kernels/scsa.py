@@ -1,6 +1,5 @@
 """SCSA, SMSA and PCSA on Triton: the calls. What they launch is in `plan`, the algebra in `fastattn.reference`."""
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -8,12 +7,11 @@ import torch
 from torch import Tensor
 
 from .. import parameters
-from . import tuning
-from .launch import Launch
 from .plan import Plan, saved_size
+from .run import run
 
 __all__ = ["backward", "forward", "plan", "saved_size"]
-_HERE = contextlib.nullcontext()
+_run = run
 
 
 @functools.lru_cache(maxsize=512)
@@ -39,7 +37,7 @@ def forward(
     ready, params = _prepare(operation, x, params, options, out_dtype, x.data_ptr() & 15)
     out = torch.empty_like(x, dtype=out_dtype)
     saved = x.new_empty((ready.batch, ready.saved_size), dtype=torch.float32)
-    _run(ready.forward, (x, out, saved, *params))
+    run(ready.forward, (x, out, saved, *params))
     return out, saved if save else saved.new_empty(0)
 
 
@@ -54,16 +52,5 @@ def backward(
     scratch = x.new_empty((ready.batch, ready.scratch_size), dtype=torch.float32)
     grad_params = params[0].new_empty(ready.sizes["GRADS"] if need_params else 0)
     launches = ready.backward if need_x and need_params else ready.part_of_backward(need_x, need_params)
-    _run(launches, (grad_out, x, saved, scratch, grad_x, grad_params, *params))
+    run(launches, (grad_out, x, saved, scratch, grad_x, grad_params, *params))
     return grad_x, grad_params
-
-
-def _run(launches: Sequence[Launch], arguments: tuple[Tensor, ...]) -> None:
-    """Launch on the device of the tensors, whichever is current."""
-    device = arguments[0].device
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if elsewhere else _HERE:
-        for launch in launches:
-            if tuning.active:
-                tuning.tune(launch, arguments)
-            launch(arguments)

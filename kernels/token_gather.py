@@ -1,12 +1,7 @@
-"""Token gather: flatten + concatenate + add + resize + LayerNorm in one pass, and its backward.
+"""Token gather: flatten + concatenate + add + resize + LayerNorm in one pass, and its backward in another.
 
-Levels are maps, contiguous or channels_last, or token matrices, which lie like channels_last maps; behind each other
-they are N tokens of D channels. Resizing to M tokens is linear along the tokens, as
-F.interpolate(mode="linear", align_corners=False): with the clamped source s(o) = (o + 1/2) N / M - 1/2,
-
-    out(o) = sum over i of hat(s(o) - i) in(i),  hat(t) = max(0, 1 - |t|)
-
-o - i takes few values for the tokens of a block, so that the sum runs over it: each term reads neighbouring tokens.
+A level is a map (B, D, H, W), contiguous or channels_last, or a token matrix (B, N, D), which lies like the latter.
+Levels behind each other are N tokens of D channels, which are resized to M.
 """
 
 import functools
@@ -21,15 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from . import batch_sum, tiles, tuning
-from .launch import Grid, Launch
-from .plan import _processors
-from .scsa import _run
+from .launch import Grid, Launch, processors
+from .resize import hat, input_shifts, output_shifts
+from .run import run
 
 LEVELS = 8  # that one launch takes
 MAPS = tuple(f"map_{i}" for i in range(LEVELS))
 Levels = tuple[tuple[int, bool], ...]  # of each: pixels, whether channels are neighbours in memory
-SIZES = ("B", "D", "N", "M", *(f"P{i}" for i in range(LEVELS)))
-PROGRAMS = 3  # of the backward pass per multiprocessor, each with a row of parameter gradients
+SIZES = ("B", "D", "N", "M", *(f"P{i}" for i in range(LEVELS)), "FORMATS")
+PROGRAMS = 2  # of the backward pass per multiprocessor, each with a row of parameter gradients
 
 
 def kernel(function):
@@ -38,88 +33,73 @@ def kernel(function):
 
 
 @triton.jit
-def hat(o, i, N, M):
-    """Return the weights of input tokens i in output tokens o, exact up to one rounding."""
-    one = M.to(tl.int64) * 2
-    source = tl.minimum(tl.maximum((o.to(tl.int64) * 2 + 1) * N - M, 0), one * (N - 1))  # times 2 M
-    return tl.maximum(one - tl.abs(source - one * i), 0).to(tl.float32) / one.to(tl.float32)
+def element(tokens, b, n0, t, d, N, D):
+    """Pointers to channels d of the tokens n0 + t in sample b of a token matrix (B, N, D): [BT, BD]."""
+    return tokens + (b.to(tl.int64) * N + n0) * D + (t[:, None] * D + d[None, :])
 
 
 @triton.jit
-def first_input(o, N, M):
-    """Return the first input token that output token o reads; it may read the next one too."""
-    one = M.to(tl.int64) * 2
-    return (tl.minimum(tl.maximum((o.to(tl.int64) * 2 + 1) * N - M, 0), one * (N - 1)) // one).to(tl.int32)
+def of_level(level, b, n0, t, d, start, P, D, KIND: tl.constexpr):
+    """Pointers to the tokens n0 + t in sample b of a level that has P from start on, and which it has: [BT, BD]."""
+    if KIND == 0:
+        at = element(level, b, n0 - start, t, d, P, D)
+    else:
+        start = start // (1 << KIND - 1) * (1 << KIND - 1)
+        P = P // (1 << KIND - 1) * (1 << KIND - 1)
+        at = level + b.to(tl.int64) * D * P + (n0 - start) + (d.to(tl.int64)[None, :] * P + t[:, None])
+    n = n0 + t
+    return at, ((n >= start) & (n < start + P))[:, None] & (d < D)[None, :]
 
 
 @triton.jit
-def readers(i, N, M):
-    """Return bounds of the output tokens that read input token i."""
-    one = N.to(tl.int64) * 2
-    middle = (i.to(tl.int64) * 2 + 1) * M
-    first = tl.maximum(middle - 2 * M.to(tl.int64) + N, 0) // one
-    return first.to(tl.int32), ((middle + 2 * M.to(tl.int64) - N - 1) // one).to(tl.int32)
+def chosen(values, i, LEVELS: tl.constexpr):
+    """Return values[i]."""
+    value = values[0]
+    for j in tl.static_range(1, LEVELS):
+        if i == j:
+            value = values[j]
+    return value
 
 
 @triton.jit
-def element(level, b, n, d, D, P, ALIGN: tl.constexpr):
-    """Pointers to channels d of tokens n, in sample b of a level of P pixels; ALIGN is its digit of PLANES."""
-    level += b.to(tl.int64) * D * P
-    if ALIGN == 0:
-        return level + n.to(tl.int64)[:, None] * D + d[None, :]
-    return level + d.to(tl.int64)[None, :] * P + n[:, None]
+def transfer(
+    maps, pixels, kinds, tile, b, n0, used, d, D,
+    LEVELS: tl.constexpr, KINDS: tl.constexpr, WRITE: tl.constexpr, RESIZE: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Write a tile [BT, BD] to those of the tokens n0, n0 + 1, ... that levels have, or return it plus them.
 
-
-@triton.jit
-def pixels_of(P, ALIGN: tl.constexpr):
-    """Return P, of which the compiler then knows that ALIGN divides it."""
-    if ALIGN == 0:
-        return P
-    return P // ALIGN * ALIGN
-
-
-@triton.jit
-def read_levels(
-    maps, pixels, b, n0, used, d, D, PLANES: tl.constexpr, LEVELS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
-):
-    """Return those tokens that are used, of n0, n0 + 1, ...: [BT, BD]."""
-    n = n0 + tl.arange(0, BT)
-    tile = tl.zeros([BT, BD], tl.float32)
+    Resizing, only what is used is read.
+    """
     start = 0
-    for i in tl.static_range(LEVELS):
-        P = pixels_of(pixels[i], (PLANES >> 4 * i) & 15)
+    for i in range(LEVELS):  # rolled, and with one body for all levels of a kind: fewer registers
+        P = chosen(pixels, i, LEVELS)
         if (n0 < start + P) & (n0 + BT > start):
-            inside = ((n >= start) & (n < start + P) & used)[:, None] & (d < D)[None, :]
-            at = element(maps[i], b, n - start, d, D, P, (PLANES >> 4 * i) & 15)
-            tile += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            level = chosen(maps, i, LEVELS)
+            for k in tl.static_range(5):
+                if (KINDS >> k) & 1:
+                    if ((kinds >> 4 * i) & 15) == k:
+                        at, inside = of_level(level, b, n0, tl.arange(0, BT), d, start, P, D, k)
+                        if RESIZE and not WRITE:
+                            inside &= used[:, None]
+                        if WRITE:
+                            tl.store(at, tile, mask=inside)
+                        else:
+                            tile += tl.load(at, mask=inside, other=0.0).to(tl.float32)
         start += P
     return tile
 
 
 @triton.jit
-def write_levels(
-    maps, pixels, tile, b, n0, d, D, PLANES: tl.constexpr, LEVELS: tl.constexpr, BT: tl.constexpr
-):  # fmt: skip
-    """Write the tokens n0, n0 + 1, ... of a tile [BT, BD], where there are that many."""
-    n = n0 + tl.arange(0, BT)
-    start = 0
-    for i in tl.static_range(LEVELS):
-        P = pixels_of(pixels[i], (PLANES >> 4 * i) & 15)
-        if (n0 < start + P) & (n0 + BT > start):
-            inside = ((n >= start) & (n < start + P))[:, None] & (d < D)[None, :]
-            tl.store(element(maps[i], b, n - start, d, D, P, (PLANES >> 4 * i) & 15), tile, mask=inside)
-        start += P
-
-
-@triton.jit
 def read_tokens(
-    maps, pixels, addend, b, n0, used, d, N, D,
-    ADD: tl.constexpr, PLANES: tl.constexpr, LEVELS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    maps, pixels, kinds, addend, b, n0, used, d, N, D,
+    LEVELS: tl.constexpr, KINDS: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Return those tokens that are used, of n0, n0 + 1, ..., with the addend: [BT, BD]."""
-    tile = read_levels(maps, pixels, b, n0, used, d, D, PLANES, LEVELS, BT, BD)
+    tile = tl.zeros([BT, BD], tl.float32)
+    tile = transfer(maps, pixels, kinds, tile, b, n0, used, d, D, LEVELS, KINDS, False, RESIZE, BT)
     if ADD:
-        at = element(addend, b, n0 + tl.arange(0, BT), d, D, N, 0)
+        at = element(addend, b, n0, tl.arange(0, BT), d, N, D)
         tile += tl.load(at, mask=used[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
     return tile
 
@@ -131,8 +111,8 @@ def token_gather_kernel(
     weight, bias,  # [D]
     tokens, normed,  # [B, M, D]
     statistics,  # [B, M, 2]
-    D, N, M, P0, P1, P2, P3, P4, P5, P6, P7,
-    LEVELS: tl.constexpr, PLANES: tl.constexpr, ALIGN: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
+    D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
+    LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
     NORM: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of output tokens)."""
@@ -141,22 +121,23 @@ def token_gather_kernel(
     D = D // ALIGN * ALIGN
     blocks = tl.cdiv(M, BT)
     b, o0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BT
-    o = o0 + tl.arange(0, BT)
+    t = tl.arange(0, BT)
+    o = o0 + t
     d = tl.arange(0, BD)
     if RESIZE:
-        last = tl.minimum(o0 + BT, M) - 1
-        shift, other = first_input(o0, N, M) - o0, first_input(last, N, M) - last
         tile = tl.zeros([BT, BD], tl.float32)
-        for s in range(tl.minimum(shift, other), tl.maximum(shift, other) + 2):
-            share = hat(o, o + s, N, M)
-            used = (share > 0) & (o < M)
-            part = read_tokens(maps, pixels, addend, b, o0 + s, used, d, N, D, ADD, PLANES, LEVELS, BT, BD)
+        first, end = input_shifts(o0, N, M, BT)
+        for s in range(first, end):
+            share = hat(o0, o0 + s, t, N, M)
+            part = read_tokens(
+                maps, pixels, FORMATS, addend, b, o0 + s, share > 0, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD
+            )
             tile += share[:, None] * part
     else:
-        tile = read_tokens(maps, pixels, addend, b, o0, o < M, d, N, D, ADD, PLANES, LEVELS, BT, BD)
+        tile = read_tokens(maps, pixels, FORMATS, addend, b, o0, o < M, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD)
     tile = tile.to(tokens.dtype.element_ty)
     inside = (o < M)[:, None] & (d < D)[None, :]
-    tl.store(element(tokens, b, o, d, D, M, 0), tile, mask=inside)
+    tl.store(element(tokens, b, o0, t, d, M, D), tile, mask=inside)
     if NORM:
         tile = tile.to(tl.float32)
         mean = tl.sum(tile, axis=1) / D
@@ -165,7 +146,7 @@ def token_gather_kernel(
         gamma = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
         beta = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
         tile = tile * scale[:, None] * gamma[None, :] + beta[None, :]
-        tl.store(element(normed, b, o, d, D, M, 0), tile, mask=inside)
+        tl.store(element(normed, b, o0, t, d, M, D), tile, mask=inside)
         at = statistics + (b.to(tl.int64) * M + o) * 2
         tl.store(at, mean, mask=o < M)
         tl.store(at + 1, scale, mask=o < M)
@@ -173,28 +154,33 @@ def token_gather_kernel(
 
 @triton.jit
 def token_gradient(
-    grad_tokens, grad_normed, tokens, statistics, gamma, b, o, share, d, M, D,
-    GRAD_TOKENS: tl.constexpr, NORM: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    grad_tokens, grad_normed, tokens, statistics, gamma, b, o0, share, d, M, D,
+    GRAD_TOKENS: tl.constexpr, NORM: tl.constexpr, RESIZE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Return a share of the gradient of output tokens o, [BT, BD], and what they add to the parameters', [BD] each."""
+    """Return shares of the gradients of output tokens o0 + t, [BT, BD], and their sums for weight and bias, [BD]."""
+    t = tl.arange(0, BT)
     inside = (share > 0)[:, None] & (d < D)[None, :]
     grad = tl.zeros([BT, BD], tl.float32)
     d_weight = tl.zeros([BD], tl.float32)
     d_bias = tl.zeros([BD], tl.float32)
     if NORM:
-        at = statistics + (b.to(tl.int64) * M + o) * 2
+        at = statistics + (b.to(tl.int64) * M + o0) * 2 + t * 2
         mean = tl.load(at, mask=share > 0, other=0.0)[:, None]
         scale = tl.load(at + 1, mask=share > 0, other=0.0)[:, None]
-        x = tl.load(element(tokens, b, o, d, D, M, 0), mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(element(tokens, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
         x = (x - mean) * scale
-        g = tl.load(element(grad_normed, b, o, d, D, M, 0), mask=inside, other=0.0).to(tl.float32) * share[:, None]
-        d_weight += tl.sum(g * x, axis=0)
-        d_bias += tl.sum(g, axis=0)
+        g = tl.load(element(grad_normed, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
+        if RESIZE:
+            g *= share[:, None]
+        d_weight = tl.sum(g * x, axis=0)
+        d_bias = tl.sum(g, axis=0)
         g *= gamma[None, :]
         grad = (g - (tl.sum(g, axis=1) / D)[:, None] - x * (tl.sum(g * x, axis=1) / D)[:, None]) * scale
     if GRAD_TOKENS:
-        g = tl.load(element(grad_tokens, b, o, d, D, M, 0), mask=inside, other=0.0)
-        grad += g.to(tl.float32) * share[:, None]
+        g = tl.load(element(grad_tokens, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
+        if RESIZE:
+            g *= share[:, None]
+        grad += g
     return grad, d_weight, d_bias
 
 
@@ -205,8 +191,8 @@ def token_gather_backward_kernel(
     weight,  # [D]
     map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7,  # gradients
     scratch,  # [programs, 2, D]: gradients of weight and bias
-    B, D, N, M, P0, P1, P2, P3, P4, P5, P6, P7,
-    LEVELS: tl.constexpr, PLANES: tl.constexpr, ALIGN: tl.constexpr, GRAD_TOKENS: tl.constexpr, RESIZE: tl.constexpr,
+    B, D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
+    LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, GRAD_TOKENS: tl.constexpr, RESIZE: tl.constexpr,
     NORM: tl.constexpr, PARAMS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs), over which samples x blocks of input tokens are dealt."""
@@ -222,30 +208,28 @@ def token_gather_backward_kernel(
     blocks = tl.cdiv(N, BT)
     for block in range(tl.program_id(0), B * blocks, tl.num_programs(0)):
         b, i0 = block // blocks, block % blocks * BT
-        i = i0 + tl.arange(0, BT)
+        t = tl.arange(0, BT)
+        i = i0 + t
         if RESIZE:
-            last = tl.minimum(i0 + BT, N) - 1
-            first_0, last_0 = readers(i0, N, M)
-            first_1, last_1 = readers(last, N, M)
             grad = tl.zeros([BT, BD], tl.float32)
-            for s in range(tl.minimum(first_0 - i0, first_1 - last), tl.maximum(last_0 - i0, last_1 - last) + 1):
-                o = i + s
-                share = tl.where((o >= 0) & (o < M), hat(o, i, N, M), 0.0)
+            first, end = output_shifts(i0, N, M, BT)
+            for s in range(first, end):
+                share = hat(i0 + s, i0, t, N, M)
                 part, part_weight, part_bias = token_gradient(
-                    grad_tokens, grad_normed, tokens, statistics, gamma, b, o, share, d, M, D,
-                    GRAD_TOKENS, NORM, BT, BD,
+                    grad_tokens, grad_normed, tokens, statistics, gamma, b, i0 + s, share, d, M, D,
+                    GRAD_TOKENS, NORM, RESIZE, BT, BD,
                 )  # fmt: skip
                 grad += part
                 d_weight += part_weight
                 d_bias += part_bias
         else:
             grad, part_weight, part_bias = token_gradient(
-                grad_tokens, grad_normed, tokens, statistics, gamma, b, i, (i < N).to(tl.float32), d, M, D,
-                GRAD_TOKENS, NORM, BT, BD,
+                grad_tokens, grad_normed, tokens, statistics, gamma, b, i0, (i < N).to(tl.float32), d, M, D,
+                GRAD_TOKENS, NORM, RESIZE, BT, BD,
             )  # fmt: skip
             d_weight += part_weight
             d_bias += part_bias
-        write_levels(maps, pixels, grad, b, i0, d, D, PLANES, LEVELS, BT)
+        transfer(maps, pixels, FORMATS, grad, b, i0, i < N, d, D, LEVELS, KINDS, True, RESIZE, BT)
     if PARAMS:
         row = scratch + tl.program_id(0).to(tl.int64) * D * 2
         tl.store(row + d, d_weight, mask=d < D)
@@ -258,7 +242,7 @@ def forward_plan(
     device: torch.device, alignment: tuple,
 ) -> Launch:  # fmt: skip
     """Return the launch of one signature; `alignment` keeps calls apart for which Triton compiles apart."""
-    sizes, constants, num_warps = _blocks(levels, channels, length, dtypes[0])
+    sizes, constants, num_warps = _blocks(levels, channels, length, wide=dtypes[0].itemsize == 2)
     constants |= {"ADD": add, "NORM": norm, "EPS": eps}
 
     def grid(constants: Mapping[str, Any]) -> Grid:
@@ -276,11 +260,11 @@ def backward_plan(
     device: torch.device, alignment: tuple,
 ) -> tuple[tuple[Launch, ...], int]:  # fmt: skip
     """Return the launches of one signature and their programs, each of which has a row of scratch."""
-    sizes, constants, num_warps = _blocks(levels, channels, length, dtypes[0])
+    sizes, constants, num_warps = _blocks(levels, channels, length)
     constants |= {"GRAD_TOKENS": add, "NORM": norm, "PARAMS": params}
     programs = batch * -(-sizes["N"] // constants["BT"])
     if params:
-        programs = min(programs, PROGRAMS * _processors(device))
+        programs = min(programs, PROGRAMS * processors(device))
     tensors = ("grad_tokens", "grad_normed", "tokens", "statistics", "weight", *MAPS, "scratch")
     names = (*tensors, "grad_params")
     context = (device, *dtypes)
@@ -300,22 +284,25 @@ def backward_plan(
 
 
 def _blocks(
-    levels: Levels, channels: int, length: int, dtype: torch.dtype
+    levels: Levels, channels: int, length: int, wide: bool = False
 ) -> tuple[dict[str, int], dict[str, Any], int]:
     """Return sizes, constants and warps that both passes share."""
     pixels = [size for size, _ in levels]
     count = sum(pixels)
-    # what divides a level's planes and its first token; resizing shifts the tokens anyhow
-    dividers = list(accumulate(pixels, gcd, initial=1 if length != count else 8))[1:]
-    planes = [0 if neighbours else divider for divider, (_, neighbours) in zip(dividers, levels, strict=True)]
-    elements = tiles.TILE * (2 if any(planes) and dtype.itemsize == 2 else 1)  # 64 bytes of a plane, at 256 channels
+    kinds = [
+        0 if neighbours else gcd(start, size, 1 if length != count else 8).bit_length()
+        for start, (size, neighbours) in zip(accumulate(pixels, initial=0), levels, strict=False)
+    ]
+    # a row of a plane that is read is 64 bytes, with 256 channels
+    elements = tiles.TILE * (2 if wide and any(kinds) and length == count else 1)
     rows, columns = max(1, elements // tiles.power(channels)), tiles.power(channels)
     tokens = min(rows, 64, tiles.power(min(length, count)))
     sizes = {"D": channels, "N": count, "M": length}
     sizes |= {f"P{i}": size for i, size in enumerate([*pixels, *[0] * (LEVELS - len(pixels))])}
+    sizes["FORMATS"] = sum(kind << 4 * i for i, kind in enumerate(kinds))
     constants = {
         "LEVELS": len(levels),
-        "PLANES": sum(divider << 4 * i for i, divider in enumerate(planes)),
+        "KINDS": sum(1 << kind for kind in set(kinds)),
         "ALIGN": tiles.alignment(channels),
         "RESIZE": length != count,
         "BT": tokens,
@@ -329,7 +316,7 @@ def _level(source: Tensor) -> tuple[int, bool]:
     if source.dim() == 3:
         return source.shape[1], True
     pixels = source.shape[2] * source.shape[3]
-    return pixels, pixels == 1 or not source.is_contiguous()
+    return pixels, not source.is_contiguous()
 
 
 def _as_tokens(source: Tensor) -> Tensor:
@@ -367,32 +354,36 @@ def forward(
         tuple(map(_level, sources)), batch, channels, length, (tokens.dtype, others[1].dtype, others[2].dtype),
         addend is not None, norm, eps, tokens.device, _aligned(*sources, others[0]),
     )  # fmt: skip
-    _run((launch,), (*_padded(sources), *others, tokens, normed, statistics))
+    run((launch,), (*_padded(sources), *others, tokens, normed, statistics))
     return tokens, normed, statistics
 
 
 def backward(
-    grad_tokens: Tensor | None, grad_normed: Tensor | None, tokens: Tensor, statistics: Tensor, weight: Tensor | None,
-    sources: Sequence[Tensor], length: int, need_params: bool,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Return the sources' gradients, and weight's and bias's (2 * D), empty unless needed.
+    grad_tokens: Tensor | None, grad_normed: Tensor | None, tokens: Tensor | None, statistics: Tensor | None,
+    weight: Tensor | None, grads: Sequence[Tensor], need_params: bool,
+) -> Tensor:  # fmt: skip
+    """Write the sources' gradients, and return weight's and bias's (2 * D), empty unless needed.
 
-    Of the sources only shapes and formats are used; an addend's gradient is that of the one token matrix beside it.
+    Without a norm tokens, statistics and weight are None; an addend's gradient is that of the token matrix beside it.
     """
-    batch, _, channels = tokens.shape
-    grads = [torch.empty_like(source) for source in sources]
-    tail = list(map(_as_tokens, grads[LEVELS - 1 :])) if len(grads) > LEVELS else []
-    maps = [*grads[: LEVELS - 1], torch.cat(tail, 1)] if tail else grads
+    given = grad_tokens if grad_normed is None else grad_normed
+    assert given is not None
+    batch, length, channels = given.shape
+    maps, tail = list(grads), []
+    if len(maps) > LEVELS:
+        tail = list(map(_as_tokens, grads[LEVELS - 1 :]))
+        maps[LEVELS - 1 :] = [given.new_empty((batch, sum(grad.shape[1] for grad in tail), channels))]
     # stand-ins for what is not there are not read
-    gradients = [tokens if tensor is None else tensor for tensor in (grad_tokens, grad_normed)]
-    gamma = tokens if weight is None else weight
+    tensors = [given if t is None else t for t in (grad_tokens, grad_normed, tokens, statistics, weight)]
+    gamma = tensors[-1]
     launches, programs = backward_plan(
-        tuple(map(_level, maps)), batch, channels, length, (tokens.dtype, gamma.dtype),
-        grad_tokens is not None, weight is not None, need_params, tokens.device, _aligned(*gradients, tokens, *maps),
+        tuple(map(_level, maps)), batch, channels, length, (given.dtype, gamma.dtype),
+        grad_tokens is not None, weight is not None, need_params, given.device, _aligned(*tensors[:3], *maps),
     )  # fmt: skip
-    scratch = tokens.new_empty((programs, 2 * channels) if need_params else 0, dtype=torch.float32)
+    scratch = given.new_empty((programs, 2 * channels) if need_params else 0, dtype=torch.float32)
     grad_params = gamma.new_empty(2 * channels if need_params else 0)
-    _run(launches, (*gradients, tokens, statistics, gamma, *_padded(maps), scratch, grad_params))
-    for part, grad in zip(maps[-1].split([grad.shape[1] for grad in tail], 1), tail, strict=True) if tail else ():
-        grad.copy_(part)
-    return grads, grad_params
+    run(launches, (*tensors, *_padded(maps), scratch, grad_params))
+    if tail:
+        for part, grad in zip(maps[-1].split([grad.shape[1] for grad in tail], 1), tail, strict=True):
+            grad.copy_(part)
+    return grad_params

@@ -16,6 +16,7 @@ from fastattn.functional import partition_attention
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
 
 SIZES = ((7, 6), (4, 3), (1, 1))  # 55 tokens
+TINY = ((3, 2), (2, 1), (1, 1))  # 9 tokens
 CHANNELS = (8, 12, 8)
 NHWC = torch.channels_last
 # (sizes, options)
@@ -23,9 +24,10 @@ CASES = {
     "default": (SIZES, {}),
     "55 tokens in 5 parts": (SIZES, {"num_parts": 5}),
     "55 tokens in 4 parts, resized to 56": (SIZES, {"num_parts": 4}),
-    "55 tokens in 30 parts, resized to 60": (SIZES, {"num_parts": 30}),
+    "9 tokens in 5 parts, resized to 10": (TINY, {"num_parts": 5}),
+    "9 tokens in 6 parts, resized to 12": (TINY, {"num_parts": 6}),
     "one part": (SIZES, {"num_parts": 1}),
-    "a part for each token": (SIZES, {"num_parts": 55}),
+    "a part for each token": (TINY, {"num_parts": 9}),
     "one level": (((5, 7),), {"num_parts": 5}),
     "one pixel": (((1, 1),), {"num_parts": 1}),
     "three pixels in two parts": (((1, 1), (2, 1)), {"num_parts": 2}),

@@ -82,7 +82,7 @@ def test_small_maps_by_the_launches_for_large_ones(name, case, memory_format):
 @pytest.mark.parametrize("processors", [1, 1000], ids=["one program a sample", "many programs a sample"])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 def test_programs_of_one_sample(memory_format, processors, monkeypatch):
-    monkeypatch.setattr(plan, "_processors", lambda device: processors)
+    monkeypatch.setattr(plan, "processors", lambda device: processors)
     module, x = make("scsa", 272), draw(2, 272, 7, 8, memory_format=memory_format)
     check(module, x)
 

@@ -1,6 +1,7 @@
 """Partitioned attention and CFSAM on plain tensors: validation, the choice of a backend, and the call."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def cfsam(
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
 
 

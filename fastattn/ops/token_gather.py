@@ -24,8 +24,8 @@ LIBRARY.define(
     "-> (Tensor tokens, Tensor normed, Tensor statistics)"
 )
 LIBRARY.define(
-    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor tokens, Tensor statistics, Tensor? weight, "
-    "SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
+    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor? tokens, Tensor? statistics, "
+    "Tensor? weight, SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
     "-> (Tensor[] grad_maps, Tensor grad_params)"
 )
 
@@ -77,8 +77,20 @@ def _forward(maps, addend, weight, bias, length, eps):
 
 def _backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
     grad_tokens, grad_normed = (g if g is None else g.contiguous() for g in (grad_tokens, grad_normed))
-    layouts = list(zip(heights, widths, channels_last, strict=True))
-    return _SERVERS["triton"].backward(grad_tokens, grad_normed, tokens, statistics, weight, layouts, need_params)
+    grads = _empty_maps(grad_tokens if grad_normed is None else grad_normed, heights, widths, channels_last)
+    return grads, _SERVERS["triton"].backward(
+        grad_tokens, grad_normed, tokens, statistics, weight, grads, need_params
+    )
+
+
+def _empty_maps(given: Tensor, heights, widths, channels_last) -> list[Tensor]:
+    """Return maps for the tokens of a gradient (B, length, D)."""
+    batch, _, dim = given.shape
+    formats = [torch.channels_last if last else torch.contiguous_format for last in channels_last]
+    return [
+        torch.empty((batch, dim, height, width), dtype=given.dtype, device=given.device, memory_format=layout)
+        for height, width, layout in zip(heights, widths, formats, strict=True)
+    ]
 
 
 def _fake_forward(maps, addend, weight, bias, length, eps):
@@ -91,14 +103,9 @@ def _fake_forward(maps, addend, weight, bias, length, eps):
 
 def _fake_backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
     given = grad_tokens if grad_normed is None else grad_normed
-    batch, _, dim = given.shape
-    formats = [torch.channels_last if last else torch.contiguous_format for last in channels_last]
-    grads = [
-        given.new_empty((batch, dim, height, width)).contiguous(memory_format=layout)
-        for height, width, layout in zip(heights, widths, formats, strict=True)
-    ]
+    grads = _empty_maps(given, heights, widths, channels_last)
     dtype = given.dtype if weight is None else weight.dtype
-    return grads, given.new_empty(2 * dim if need_params else 0, dtype=dtype)
+    return grads, given.new_empty(2 * given.shape[2] if need_params else 0, dtype=dtype)
 
 
 for _name, _run, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
@@ -125,14 +132,13 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_tokens, grad_normed):
         tokens, statistics, weight, bias = ctx.saved_tensors
+        if weight is None or grad_normed is None:  # no norm, or its result is not used
+            tokens = statistics = weight = grad_normed = None
         given = grad_tokens if grad_normed is None else grad_normed
         if given is None:
             return (None,) * (4 + len(ctx.layouts[0]))
         needs = ctx.needs_input_grad
-        need_params = grad_normed is not None and (needs[2] or needs[3])
-        if grad_normed is None:  # the norm's result is not used
-            tokens = statistics = given.new_empty(0)
-            weight = None
+        need_params = weight is not None and (needs[2] or needs[3])
         run = torch.ops.fastattn.token_gather_backward if watched(given) else _backward
         grads, flat = run(grad_tokens, grad_normed, tokens, statistics, weight, *ctx.layouts, need_params)
         grad_weight, grad_bias = unflatten(flat, (weight, bias)) if need_params else (None, None)
