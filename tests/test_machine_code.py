@@ -1,11 +1,22 @@
-"""The kernels compiled for four architectures, without a GPU: no spills, and wide loads and stores of x."""
+"""The kernels compiled for four architectures, without a GPU: no spills, and wide loads and stores of tensors."""
 
 from collections import Counter
 
 import pytest
 import torch
 
-from benchmarks.machine_code import ARCHITECTURES, DTYPES, cases, compile_all, instructions, main, occupancy, rows
+from benchmarks.machine_code import (
+    ARCHITECTURES,
+    DTYPES,
+    attention_cases,
+    compile_all,
+    gather_cases,
+    instructions,
+    main,
+    occupancy,
+    rows,
+    scsa_cases,
+)
 from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, STAGES, Case, name_of
 from tests.helpers import DEVICE, INTERPRETED, named
 
@@ -19,6 +30,9 @@ MAIN = 90  # compiled in all shapes, the other architectures in the largest map 
 READERS = {"axis_mean_kernel", "gated_pool_kernel", "gated_gather_kernel"}
 WRITERS = {"gated_product_kernel", "input_gradient_kernel"}
 SMALL = {"small_forward_kernel", "small_backward_kernel"}
+TWO = (torch.float32, torch.bfloat16)  # float16's code is bfloat16's but for the arithmetic
+LARGE_HEADS = (64, 128)
+SOME = (89, MAIN)  # the architecture with the least shared memory, and another
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +41,7 @@ def compiled():
     found = [
         row
         for arch in ARCHITECTURES
-        for row in rows(cases(stages=STAGES if arch == MAIN else (STAGES[0], STAGES[-1])), [arch])
+        for row in rows(scsa_cases(stages=STAGES if arch == MAIN else (STAGES[0], STAGES[-1])), [arch])
     ]
     codes = compile_all(row.compilation for row in found)
     return [(row, codes[row.compilation]) for row in found]
@@ -92,6 +106,72 @@ def test_no_sum_is_atomic(compiled, arch, dtype, layout) -> None:
     assert not [place(row) for row, code in chosen(compiled, arch, dtype, layout) if code.atomics]
 
 
+@pytest.fixture(scope="module")
+def attention():
+    """The launches of partitioned attention, in SSD300's 1940 tokens and batch 32."""
+    found = rows(attention_cases([32]), ARCHITECTURES) + rows(attention_cases(LARGE_HEADS, TWO), SOME)
+    codes = compile_all(row.compilation for row in found)
+    return [(row, codes[row.compilation]) for row in found]
+
+
+def of_heads(attention, arch: int, dtype: torch.dtype, head_dim: int):
+    wanted = arch, dtype, head_dim
+    ours = [(r, code) for r, code in attention if (r.compilation.arch, r.case.dtype, r.case.head_dim) == wanted]
+    assert [row.work for row, _ in ours] == ["forward", "backward", "backward"]
+    assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
+    return ours
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=named)
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(attention, arch, dtype) -> None:
+    for row, code in of_heads(attention, arch, dtype, 32):
+        assert code.spilled == code.stack == 0, place(row)
+        assert min(widest(code.loads), widest(code.stores)) == 128, place(row)
+        assert code.occupancy > 0, place(row)
+        assert not code.atomics, place(row)
+
+
+@needs_compiler
+@pytest.mark.parametrize("head_dim", LARGE_HEADS)
+@pytest.mark.parametrize("dtype", TWO, ids=named)
+@pytest.mark.parametrize("arch", SOME, ids=lambda arch: f"sm_{arch}")
+def test_attention_of_larger_heads_fits(attention, arch, dtype, head_dim) -> None:
+    """In float32 it may spill."""
+    for row, code in of_heads(attention, arch, dtype, head_dim):
+        assert dtype == torch.float32 or code.spilled == code.stack == 0, place(row)
+        assert code.occupancy > 0, place(row)
+        assert not code.atomics, place(row)
+
+
+@pytest.fixture(scope="module")
+def gather():
+    """The launches of the token gather, at SSD300's levels and batch 32."""
+    found = rows(gather_cases(TWO), ARCHITECTURES)
+    codes = compile_all(row.compilation for row in found)
+    return [(row, codes[row.compilation]) for row in found]
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("dtype", TWO, ids=named)
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+def test_the_token_gather_stays_in_registers_and_moves_128_bits(gather, arch, dtype, layout) -> None:
+    """Planes of odd sizes are read and written in what is aligned."""
+    ours = chosen(gather, arch, dtype, layout)
+    assert {row.work for row, _ in ours} == {"forward", "backward"}
+    assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
+    for row, code in ours:
+        assert code.spilled == code.stack == code.atomics == 0, place(row)
+        assert code.occupancy > 0, place(row)
+    passes = {row.compilation.kernel: code for row, code in ours}
+    forward, backward = passes["token_gather_kernel"], passes["token_gather_backward_kernel"]
+    assert widest(forward.stores) == widest(backward.loads) == 128
+    if layout == CHANNELS_LAST:
+        assert widest(forward.loads) == widest(backward.stores) == 128
+
+
 def widest(counts: Counter[int]) -> int:
     return max(counts, default=0)
 
@@ -133,10 +213,20 @@ def test_occupancy_is_what_the_scarcest_resource_leaves(arch, registers, shared,
 
 
 @needs_compiler
-def test_the_command_prints_a_row_for_each_launch(capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"--arch": "90", "--dtype": "float16", "--format": CONTIGUOUS, "--stage": "512x7x7", "--pass": "backward"}
-    assert main([word for option in options.items() for word in option]) == 0
+@pytest.mark.parametrize(
+    ("options", "title", "lines"),
+    [
+        pytest.param(
+            ["--operation", "scsa", "--format", CONTIGUOUS, "--stage", "512x7x7"], "(32, 512, 7, 7)", 2, id="scsa"
+        ),
+        pytest.param(
+            ["--operation", "attention", "--head-dim", "16"], "(32, 1940, 128), 8 heads in 2 parts", 2, id="attention"
+        ),
+    ],
+)
+def test_the_command_prints_a_row_for_each_launch(options, title, lines, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options, "--arch", "90", "--dtype", "float16", "--pass", "backward"]) == 0
     printed = capsys.readouterr().out
-    assert f"sm_90, {name_of(torch.float16)}, {CONTIGUOUS}, (32, 512, 7, 7)" in printed
-    assert sum(line.startswith("backward") for line in printed.splitlines()) == 2
+    assert f"sm_90, {name_of(torch.float16)}, {CONTIGUOUS}, {title}" in printed
+    assert sum(line.startswith("backward") for line in printed.splitlines()) == lines
     assert max(map(len, printed.splitlines())) <= 120

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastattn
-from fastattn import functional
+from fastattn.functional.scsa import _autocast_dtype
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, make, named, run
 
@@ -202,7 +202,7 @@ def test_autocast_on_a_gpu_gives_eagers_dtype(name, gate, dtype, to, autocast_on
         autocast_on_cuda(to)
         with fastattn.use_backend("reference"):
             eager = module(x).dtype
-    assert functional._autocast_dtype(module.operation, "cuda", dtype, gate) == eager
+    assert _autocast_dtype(module.operation, "cuda", dtype, gate) == eager
 
 
 @pytest.mark.usefixtures("fast")

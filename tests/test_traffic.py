@@ -5,13 +5,14 @@ Needs TRITON_INTERPRET=1 from the start of the process.
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import traffic
 from benchmarks.machine_code import default_plan
-from benchmarks.shapes import MEMORY_FORMATS, Case
+from benchmarks.shapes import MEMORY_FORMATS, AttentionCase, Case, PyramidCase
 from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure, planned_like
 from tests.helpers import draw, make
 
@@ -160,7 +161,7 @@ def test_counting_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_prints_each_launch_or_the_totals(as_json: bool, monkeypatch, capsys) -> None:
     records = [Record("copy_kernel", 4, {"x": 50}, {"out": 100}), Record("sum_kernel", 1, {"out": 100}, {})]
     found = {"forward": Traffic(records, 100)}
-    monkeypatch.setattr(traffic, "measure", lambda module, x, backward: found)
+    monkeypatch.setattr(traffic, "measure", lambda forward, inputs, parameters, backward: found)
     assert traffic.main(["--shape", "64x56x56", "--format", "contiguous", *["--json"] * as_json]) == 0
     printed = capsys.readouterr().out
     if as_json:
@@ -203,7 +204,8 @@ def test_two_samples_can_stand_for_a_batch(stage, layout, request: pytest.Fixtur
 @pytest.mark.parametrize("stage", BUDGETS, ids=str)
 def test_scsa_keeps_its_budget(stage, layout) -> None:
     x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
-    found = measure(make("scsa", stage[0]), x, backward=True)
+    module = make("scsa", stage[0])
+    found = measure(module, [x], module.parameters(), backward=True)
     forward, backward = BUDGETS[stage]
     assert found["forward"].in_a_batch(SAMPLES, BATCH) <= forward, describe(found["forward"])
     assert found["backward"].in_a_batch(SAMPLES, BATCH) <= backward, describe(found["backward"])
@@ -216,10 +218,34 @@ def test_scsa_keeps_its_budget(stage, layout) -> None:
 @pytest.mark.parametrize("stage", SMALL, ids=str)
 def test_small_maps_take_one_launch_forward_and_two_backward(stage, layout) -> None:
     x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
-    found = as_extra_info(measure(make("scsa", stage[0]), x, backward=True))
+    module = make("scsa", stage[0])
+    found = as_extra_info(measure(module, [x], module.parameters(), backward=True))
     assert found["forward_launches"] == 1
     assert found["backward_launches"] == 2
     assert found["forward_traffic_over_x"] == found["forward_traffic_bytes"] / (x.numel() * 4)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_counts_cfsams_gather_in_both_formats(as_json: bool, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(traffic, "PyramidCase", partial(PyramidCase, levels=((16, 3), (16, 1)), dim=16))
+    assert traffic.main(["--operation", "gather", *["--json"] * as_json]) == 0
+    printed = capsys.readouterr().out
+    if as_json:
+        found = json.loads(printed)
+        assert [(facts["operation"], facts["format"]) for facts in found] == [("gather", f) for f in MEMORY_FORMATS]
+        assert all(facts["shape"] == [1, 10, 16] and facts["bytes_of_x"] == 640 for facts in found)
+        assert all(facts["forward_traffic_over_x"] >= 3 for facts in found)
+    else:
+        assert sum(line.startswith("forward") for line in printed.splitlines()) == 2 * 2
+
+
+def test_attentions_traffic_is_that_of_a_head_in_a_batch() -> None:
+    found = traffic.attention(AttentionCase(1, 64), like_batch=32)
+    assert found["forward"].bytes_of_x == 3 * 64 * 32 * 4
+    assert [record.kernel for record in found["forward"].records] == ["attention_forward_kernel"]
+    # every row of a part in one program: q, k, v are read once, out is written
+    assert found["forward"].times_x == pytest.approx(4 / 3 + 1 / 96)
+    assert found["backward"].launches == 2
 
 
 def describe(moved: Traffic) -> str:

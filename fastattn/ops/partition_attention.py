@@ -9,17 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import LIBRARY, Servers, once, watched
+from .registry import Servers, once, register, watched
 
 _SERVERS = Servers("partition_attention")
-_OPTIONS = "int num_parts, int num_heads"
-LIBRARY.define(
-    f"partition_attention_forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor logsumexp)"
-)
-LIBRARY.define(
-    "partition_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-    f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
-)
 
 
 def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int, backend: str) -> Tensor:
@@ -41,9 +33,7 @@ def compose(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, Tensor]:
     """Return (out, logsumexp)."""
-    if watched(q):
-        return torch.ops.fastattn.partition_attention_forward(q, k, v, num_parts, num_heads)
-    return _forward(q, k, v, num_parts, num_heads)
+    return (FORWARD if watched(q) else _forward)(q, k, v, num_parts, num_heads)
 
 
 def _forward(q, k, v, num_parts, num_heads):
@@ -72,10 +62,18 @@ def _fake_backward(grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
 
-for _name, _run, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
-    for _device in ("CPU", "CUDA"):
-        LIBRARY.impl(f"partition_attention_{_name}", _run, _device)
-    torch.library.register_fake(f"fastattn::partition_attention_{_name}", _fake, lib=LIBRARY)
+_OPTIONS = "int num_parts, int num_heads"
+FORWARD = register(
+    f"partition_attention_forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor logsumexp)",
+    _forward,
+    _fake_forward,
+)
+BACKWARD = register(
+    "partition_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
+    f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    _backward,
+    _fake_backward,
+)
 
 
 class _Recorded(torch.autograd.Function):
@@ -91,7 +89,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         saved = ctx.saved_tensors
-        run = torch.ops.fastattn.partition_attention_backward if watched(grad_out) else _backward
-        grads = run(grad_out, *saved, *ctx.options)
+        grads = (BACKWARD if watched(grad_out) else _backward)(grad_out, *saved, *ctx.options)
         needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[2:], strict=True)]
         return None, None, *once(needed, grad_out, *saved[:3])

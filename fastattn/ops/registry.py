@@ -1,15 +1,26 @@
 """What registered operators share: the library, who serves a backend, who watches a call, and no double backward."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
+DEVICES = ("CPU", "CUDA")
 _watchers = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
+
+
+def register(schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
+    """Register an operator by its schema, what computes it and what makes its empty results; return it."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    for device in DEVICES:
+        LIBRARY.impl(name, run, device)
+    torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.fastattn, name).default
 
 
 class Servers(dict):

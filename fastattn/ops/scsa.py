@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import native
 from ..parameters import common_dtype, unflatten
-from .registry import LIBRARY, Servers, once, watched
+from .registry import Servers, once, register, watched
 
 _SERVERS = Servers("scsa", native=native)  # a backend's module: forward, backward and saved_size
 
@@ -34,22 +34,18 @@ class Operation:
     def __init__(self, name: str, *, spatial: bool, channel: bool):
         self.name, self.spatial, self.channel = name, spatial, channel
         options = "int head_num, int window_size, str down_sample_mode, " * channel + "str gate_layer"
-        LIBRARY.define(
+        self.forward_op = register(
             f"{name}_forward(Tensor x, Tensor[] params, {options}, ScalarType out_dtype, bool save, str backend) "
-            "-> (Tensor out, Tensor saved)"
+            "-> (Tensor out, Tensor saved)",
+            self._forward,
+            self._fake_forward,
         )
-        LIBRARY.define(
+        self.backward_op = register(
             f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params, {options}, "
-            "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor grad_params)"
+            "bool need_x, bool need_params, str backend) -> (Tensor grad_x, Tensor grad_params)",
+            self._backward,
+            self._fake_backward,
         )
-        for direction in ("forward", "backward"):
-            for device in ("CPU", "CUDA"):
-                LIBRARY.impl(f"{name}_{direction}", getattr(self, f"_{direction}"), device)
-            torch.library.register_fake(
-                f"fastattn::{name}_{direction}", getattr(self, f"_fake_{direction}"), lib=LIBRARY
-            )
-        self.forward_op = getattr(torch.ops.fastattn, f"{name}_forward").default
-        self.backward_op = getattr(torch.ops.fastattn, f"{name}_backward").default
 
     def __str__(self) -> str:
         return self.name

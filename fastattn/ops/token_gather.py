@@ -15,19 +15,10 @@ from torch import Tensor
 
 from ..parameters import unflatten
 from ..reference.cfsam import EPSILON, Affine, resize
-from .registry import LIBRARY, Servers, once, watched
+from .registry import Servers, once, register, watched
 from .scsa import dense
 
 _SERVERS = Servers("token_gather")
-LIBRARY.define(
-    "token_gather_forward(Tensor[] maps, Tensor? addend, Tensor? weight, Tensor? bias, SymInt length, float eps) "
-    "-> (Tensor tokens, Tensor normed, Tensor statistics)"
-)
-LIBRARY.define(
-    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor? tokens, Tensor? statistics, "
-    "Tensor? weight, SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
-    "-> (Tensor[] grad_maps, Tensor grad_params)"
-)
 
 
 def token_gather(
@@ -66,9 +57,7 @@ def compose(sources: Sequence[Tensor], addend: Tensor | None, norm: Affine | Non
 
 def forward(maps, addend, weight, bias, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens, normed tokens and their statistics, the last two empty without a norm."""
-    if watched(maps[0]):
-        return torch.ops.fastattn.token_gather_forward(maps, addend, weight, bias, length, EPSILON)
-    return _forward(maps, addend, weight, bias, length, EPSILON)
+    return (FORWARD if watched(maps[0]) else _forward)(maps, addend, weight, bias, length, EPSILON)
 
 
 def _forward(maps, addend, weight, bias, length, eps):
@@ -78,9 +67,7 @@ def _forward(maps, addend, weight, bias, length, eps):
 def _backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
     grad_tokens, grad_normed = (g if g is None else g.contiguous() for g in (grad_tokens, grad_normed))
     grads = _empty_maps(grad_tokens if grad_normed is None else grad_normed, heights, widths, channels_last)
-    return grads, _SERVERS["triton"].backward(
-        grad_tokens, grad_normed, tokens, statistics, weight, grads, need_params
-    )
+    return grads, _SERVERS["triton"].backward(grad_tokens, grad_normed, tokens, statistics, weight, grads, need_params)
 
 
 def _empty_maps(given: Tensor, heights, widths, channels_last) -> list[Tensor]:
@@ -108,10 +95,19 @@ def _fake_backward(grad_tokens, grad_normed, tokens, statistics, weight, heights
     return grads, given.new_empty(2 * given.shape[2] if need_params else 0, dtype=dtype)
 
 
-for _name, _run, _fake in (("forward", _forward, _fake_forward), ("backward", _backward, _fake_backward)):
-    for _device in ("CPU", "CUDA"):
-        LIBRARY.impl(f"token_gather_{_name}", _run, _device)
-    torch.library.register_fake(f"fastattn::token_gather_{_name}", _fake, lib=LIBRARY)
+FORWARD = register(
+    "token_gather_forward(Tensor[] maps, Tensor? addend, Tensor? weight, Tensor? bias, SymInt length, float eps) "
+    "-> (Tensor tokens, Tensor normed, Tensor statistics)",
+    _forward,
+    _fake_forward,
+)
+BACKWARD = register(
+    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor? tokens, Tensor? statistics, "
+    "Tensor? weight, SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
+    "-> (Tensor[] grad_maps, Tensor grad_params)",
+    _backward,
+    _fake_backward,
+)
 
 
 class _Recorded(torch.autograd.Function):
@@ -139,7 +135,7 @@ class _Recorded(torch.autograd.Function):
             return (None,) * (4 + len(ctx.layouts[0]))
         needs = ctx.needs_input_grad
         need_params = weight is not None and (needs[2] or needs[3])
-        run = torch.ops.fastattn.token_gather_backward if watched(given) else _backward
+        run = BACKWARD if watched(given) else _backward
         grads, flat = run(grad_tokens, grad_normed, tokens, statistics, weight, *ctx.layouts, need_params)
         grad_weight, grad_bias = unflatten(flat, (weight, bias)) if need_params else (None, None)
         grad_addend = grads[0].flatten(2).mT if needs[1] else None
