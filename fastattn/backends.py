@@ -88,7 +88,7 @@ def _triton_reasons(call: Call) -> list[str]:
     elif status := _triton_status():  # imports Triton, which is not light
         reasons.append(status)
     if call.operation in COMPOSED and call.head_dim not in HEAD_DIMS:
-        reasons.append(f"heads have {call.head_dim} channels; the kernels take {', '.join(map(str, HEAD_DIMS))}")
+        reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {', '.join(map(str, HEAD_DIMS))}")
     return reasons + _fast_path_reasons(call)
 
 

@@ -381,9 +381,11 @@ def test_compile_dynamic_shapes(backend):
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compile_the_functional(backend):
-    qkv = draw_qkv(1, 9, 2, 2, 16)
-    compiled = torch.compile(lambda q, k, v: partition_attention(q, k, v, 2, 2), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*qkv), partition_attention(*qkv, 2, 2))
+    compiled = torch.compile(lambda q, k, v: partition_attention(q, k, v, 2, 2), fullgraph=True, backend="aot_eager",
+                             dynamic=True)  # fmt: skip
+    for batch, length, width in ((1, 9, 16), (2, 7, 16), (2, 7, 32)):
+        qkv = draw_qkv(batch, length, 2, 2, width)
+        torch.testing.assert_close(compiled(*qkv), partition_attention(*qkv, 2, 2))
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
@@ -394,6 +396,15 @@ def test_export(strict, backend):
     torch.export.save(program, stored)
     stored.seek(0)
     for out, other in zip(torch.export.load(stored).module()(maps), module(maps), strict=True):
+        torch.testing.assert_close(out, other)
+
+
+def test_export_with_a_dynamic_batch(backend):
+    module, maps = make(SIZES, batch=3, num_parts=4)
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = torch.export.export(module.eval(), (maps,), dynamic_shapes=([batch] * len(maps),))
+    maps = make(SIZES, batch=5)[1]
+    for out, other in zip(program.module()(maps), module(maps), strict=True):
         torch.testing.assert_close(out, other)
 
 

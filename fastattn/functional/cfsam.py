@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import choose, get_backend
+from ..backends import HEAD_DIMS, choose, get_backend
 from ..ops import cfsam as composition
 from ..ops.partition_attention import partition_attention as attend
 from ..reference.cfsam import Block, Level
@@ -26,7 +26,7 @@ def partition_attention(
     device, autocast = q.device.type, torch.is_autocast_enabled(q.device.type)
     name = choose(
         backend or get_backend(), "partition_attention", device, q.dtype, q.dtype, autocast,
-        head_dim=q.shape[2] // num_heads, transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(q.shape[2] // num_heads), transformed=torch._C._are_functorch_transforms_active(),
     )  # fmt: skip
     if autocast and q.dtype is not torch.float64:  # products have autocast's dtype
         q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
@@ -56,13 +56,23 @@ def cfsam(
     autocast = torch.is_autocast_enabled(device)
     name = choose(
         backend or get_backend(), "cfsam", device, x.dtype, weight.dtype, autocast,
-        head_dim=dim // num_heads, transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(dim // num_heads), transformed=torch._C._are_functorch_transforms_active(),
     )  # fmt: skip
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
+
+
+def _known(head_dim: int) -> int:
+    """Return the head size as a constant, which dynamic shapes would hide from a compiler; 0 for an unusual one."""
+    if not torch.compiler.is_compiling():
+        return head_dim
+    for known in HEAD_DIMS:
+        if head_dim == known:
+            return known
+    return 0
 
 
 def check_options(

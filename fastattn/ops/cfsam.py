@@ -117,7 +117,7 @@ def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
     pairs = [(w, t.mT) if transposed else (t, w.mT) for w, t in zip(weights, sources, strict=True)]
     out = torch.matmul(*pairs[0])  # [B, C, HW] or [B, HW, C]
     for factors in pairs[1:]:
-        out.baddbmm_(*(f if f.dim() == 3 else f.expand(len(out), *f.shape) for f in factors))
+        out.baddbmm_(*(f if f.dim() == 3 else f.expand(out.shape[0], *f.shape) for f in factors))
     if bias is not None:
         out += bias[:, None] if transposed else bias
     return (out if transposed else out.mT).unflatten(2, pixels)
