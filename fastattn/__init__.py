@@ -3,7 +3,7 @@
 from . import functional
 from ._version import __version__
 from .backends import available_backends, explain, get_backend, set_backend, use_backend
-from .modules import CFSAM, PCSA, SCSA, SMSA
+from .modules import CFSAM, PCSA, SCSA, SMSA, LocalGlobalAttention
 from .warmup import warmup
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PCSA",
     "SCSA",
     "SMSA",
+    "LocalGlobalAttention",
     "__version__",
     "available_backends",
     "explain",

@@ -19,8 +19,9 @@ import torch
 from . import native
 from .parameters import DTYPES
 
-OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention")
-COMPOSED = ("cfsam", "partition_attention")  # native: torch's own operators, rearranged
+OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention", "lga")
+ATTENTIVE = ("cfsam", "partition_attention")  # to tokens, by heads; native: torch's own operators, rearranged
+  # native: torch's own operators, rearranged
 HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
 
 
@@ -62,8 +63,10 @@ def _fast_path_reasons(call: Call) -> list[str]:
 
 def _native_reasons(call: Call) -> list[str]:
     state, detail = native.status()
-    built = state == "ok" or call.operation in COMPOSED
+    built = state == "ok" or call.operation in ATTENTIVE
     reasons = [] if built else [f"the extension fastattn._native: {state}: {detail}"]
+    if call.operation == "lga":
+        reasons.append("native has no lga path")
     if call.device != "cpu":
         reasons.append(f"x is on {call.device}; native serves the CPU")
     return reasons + _fast_path_reasons(call)
@@ -87,8 +90,9 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"x is on {call.device}; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests")
     elif status := _triton_status():  # imports Triton, which is not light
         reasons.append(status)
-    if call.operation in COMPOSED and call.head_dim not in HEAD_DIMS:
-        reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {', '.join(map(str, HEAD_DIMS))}")
+    if call.operation in ATTENTIVE and call.head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {known}")
     return reasons + _fast_path_reasons(call)
 
 
@@ -206,7 +210,7 @@ def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
         options.get("down_sample_mode") == "recombination",
         bool(options.get("training") and options.get("attn_drop_ratio")),
     )
-    if "num_heads" in options:
+    if what in ATTENTIVE and "num_heads" in options:
         call = call._replace(head_dim=options.get("dim", x.shape[-1]) // options["num_heads"])
     wanted = options.get("backend") or get_backend()
     try:

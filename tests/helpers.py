@@ -48,6 +48,10 @@ def make(name: str, dim: int, *, dtype: torch.dtype = torch.float32, seed: int =
     return randomize(MODULES[name](dim, **options), seed).to(DEVICE, dtype)
 
 
+# layers whose sums are long: their weights are drawn smaller
+SCALED = ("conv_d", "local_convs", "local.", "blocks", "fuse", "multi_scale", "global_conv", "scale_att", "out_conv")
+
+
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give a module random parameters, so that no gradient is hidden by a one or a zero."""
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -56,7 +60,7 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, device="cpu")
             if "norm" in key:
                 noise = noise * 0.2 + (1 if key.endswith("weight") else 0)
-            elif key.startswith(("conv_d", "local", "blocks", "fuse")) and parameter.dim() > 1:
+            elif parameter.dim() > 1 and key.startswith(SCALED):
                 noise = noise / parameter[0].numel() ** 0.5
             parameter.copy_(noise)
     return module

@@ -11,12 +11,13 @@ pytest.importorskip("safetensors")
 
 from safetensors import safe_open
 
-from fastattn import SCSA
+import fastattn
 
 from .helpers import FORMATS, assert_accurate, named, run
 
-FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parent / "goldens") / "scsa"
-FILES = sorted(FOLDER.glob("*.safetensors"))
+FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parent / "goldens")
+MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
+FILES = sorted(path for name in MODULES for path in (FOLDER / name).glob("*.safetensors"))
 STORED = 1e-7  # the files hold float64 results rounded to float32
 
 
@@ -24,17 +25,23 @@ def load(path, dtype):
     """Return the module, its input, the gradient fed to it, and the true results by name."""
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        module = SCSA(**json.loads(file.metadata()["config"]))
+        options = json.loads(file.metadata()["config"])
+        if "contraction" in file.metadata():
+            options["contraction"] = file.metadata()["contraction"]
+        module = MODULES[path.parent.name](**options)
     parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
     module.load_state_dict(parameters)
     truth = {"out": tensors["out"], "grad_x": tensors["grad_x"]}
-    truth |= {name: tensors[f"grad_param.{name}"] for name, _ in module.named_parameters()}
+    for name, parameter in module.named_parameters():  # released: queries and keys have no gradient
+        truth[name] = tensors.get(f"grad_param.{name}", torch.zeros_like(parameter))
     truth = {name: tensor.double() for name, tensor in truth.items()}
     return module.to(dtype), tensors["x"].to(dtype), tensors["grad_out"].to(dtype), truth
 
 
 def test_there_are_goldens():
-    assert len(FILES) >= 8
+    counts = {name: sum(path.parent.name == name for path in FILES) for name in MODULES}
+    assert counts["scsa"] >= 8
+    assert counts["lga"] >= 6
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,5 +58,7 @@ def test_reference_in_float64_is_exact(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_float32(path, memory_format, backend):
     module, x, grad_out, truth = load(path, torch.float32)
+    if "can serve" not in next(line for line in fastattn.explain(module, x).splitlines() if f"  {backend}:" in line):
+        pytest.skip(f"{backend} does not serve it")
     eager = run(module, x, grad_out, "reference")
     assert_accurate(run(module, x.contiguous(memory_format=memory_format), grad_out, backend), truth, eager)

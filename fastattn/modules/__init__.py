@@ -1,6 +1,7 @@
 """The modules: parameters under the authors' names, validation and repr."""
 
 from .cfsam import CFSAM
+from .lga import LocalGlobalAttention
 from .scsa import PCSA, SCSA, SMSA
 
-__all__ = ["CFSAM", "PCSA", "SCSA", "SMSA"]
+__all__ = ["CFSAM", "PCSA", "SCSA", "SMSA", "LocalGlobalAttention"]

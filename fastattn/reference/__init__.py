@@ -1,8 +1,9 @@
 """Eager PyTorch for every operation: the truth the fast paths are tested against. Imports torch alone."""
 
 from .cfsam import cfsam, partition_attention
+from .lga import local_global_attention
 from .pcsa import pcsa
 from .scsa import scsa
 from .smsa import smsa
 
-__all__ = ["cfsam", "partition_attention", "pcsa", "scsa", "smsa"]
+__all__ = ["cfsam", "local_global_attention", "partition_attention", "pcsa", "scsa", "smsa"]
