@@ -13,9 +13,9 @@ import torch
 from . import shapes
 from .contest import Effort
 from .devices import device, wall_clock
-from .gpu import GpuContest, GpuModelContest, GpuScsaContest, fast_backends, rival
+from .gpu import GpuContest, GpuModelContest, GpuScsaContest, rival
 from .models import PLAIN
-from .scsa import COMPILE, COPY, EAGER, TUNED
+from .scene import COMPILE, COPY, EAGER, TUNED, fast_backends
 from .shapes import GRAPH, LAUNCHES, Selection
 
 pytestmark = pytest.mark.benchmark(timer=wall_clock)

@@ -1,11 +1,10 @@
-"""Whole models on photographs: what SCSA costs a network, eager and fast."""
+"""Whole models on photographs: what an attention costs a network, eager and fast."""
 
 import pytest
 
 from . import shapes
 from .contest import Contest, Effort
-from .models import PLAIN, ModelContest
-from .scsa import EAGER, fast_backends
+from .models import ModelContest, model_rivals
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -17,7 +16,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         indirect=True,
         scope="module",
     )
-    metafunc.parametrize("rival", [PLAIN, EAGER, *fast_backends()])
+    metafunc.parametrize("rival", dict.fromkeys(rival for case in cases for rival in model_rivals(case)))
 
 
 def test_model(contest: Contest, rival: str, effort: Effort, benchmark) -> None:

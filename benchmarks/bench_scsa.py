@@ -5,16 +5,19 @@ import torch
 
 from . import shapes
 from .contest import Contest, Effort
-from .scsa import COMPILE, COPY, EAGER, BackendContest, CopyContest, PrecisionContest, fast_backends
+from .devices import Cpu
+from .scene import COMPILE, COPY, EAGER, fast_backends
+from .scsa import BackendContest, CopyContest, PrecisionContest
 from .shapes import name_of
 
+FAST = fast_backends(Cpu())
 # test -> its cases, its rivals and how they are built
 CONTESTS = {
-    "test_scsa": (shapes.module_cases, [EAGER, COMPILE, *fast_backends()], BackendContest),
-    "test_scsa_over_copy": (shapes.copy_cases, [COPY, *fast_backends()], CopyContest),
+    "test_scsa": (shapes.module_cases, [EAGER, COMPILE, *FAST], BackendContest),
+    "test_scsa_over_copy": (shapes.copy_cases, [COPY, *FAST], CopyContest),
     "test_scsa_precision": (
         shapes.precision_cases,
-        [name_of(torch.float32), name_of(torch.bfloat16)] if fast_backends() else [],
+        [name_of(torch.float32), name_of(torch.bfloat16)] if FAST else [],
         PrecisionContest,
     ),
 }

@@ -13,7 +13,7 @@ import torch
 import fastattn
 from fastattn import backends
 
-from .shapes import MEMORY_FORMATS, SELECTION, STAGES
+from .shapes import CONTIGUOUS, MEMORY_FORMATS, SELECTION, STAGES
 
 pytest.importorskip("triton")
 BATCH = 32
@@ -50,8 +50,25 @@ def test_traffic(stage, layout, request, benchmark) -> None:
     """Count the bytes of a forward and a backward at float32; the time is the interpreter's, and means nothing."""
     if request.config.stash[SELECTION] == "smoke" and stage != STAGES[-1]:
         pytest.skip("one shape is enough smoke")
-    command = [sys.executable, "-m", "benchmarks.traffic", "--json", "--batch", "1", "--like-batch", str(BATCH)]
-    command += ["--format", layout, "--shape", "x".join(map(str, stage))]
+    shape = "x".join(map(str, stage))
+    count(benchmark, "scsa", "--format", layout, "--shape", shape, "--like-batch", str(BATCH))
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+def test_traffic_of_the_token_gather(layout, request, benchmark) -> None:
+    if request.config.stash[SELECTION] == "smoke" and layout == CONTIGUOUS:
+        pytest.skip("one format is enough smoke")
+    count(benchmark, "gather", "--format", layout)
+
+
+def test_traffic_of_attention(request, benchmark) -> None:
+    if request.config.stash[SELECTION] == "smoke":
+        pytest.skip("takes its time")
+    count(benchmark, "attention", "--like-batch", str(BATCH))
+
+
+def count(benchmark, operation: str, *options: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.traffic", "--json", "--operation", operation, *options]
     done = benchmark.pedantic(
         subprocess.run, (command,), rounds=1,
         kwargs={"env": {**os.environ, "TRITON_INTERPRET": "1"}, "capture_output": True, "text": True, "check": True},

@@ -25,13 +25,14 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long the clocks run: rounds of the interleaved timing, their length, and pytest-benchmark's own
-    rounds; no case begins after `until` on the monotonic clock."""
+    """How long the clocks run: rounds of the interleaved timing, their length, and pytest-benchmark's own rounds, fewer
+    where they take longer; no case begins after `until` on the monotonic clock."""
 
     rounds: int = 24
     round_seconds: float = 0.005
     budget_seconds: float = 12.0
     pedantic_rounds: int = 5
+    pedantic_seconds: float = 2.0
     until: float = math.inf
 
 
@@ -106,7 +107,7 @@ class Contest:
 
     def report(self, benchmark, name: str, effort: Effort, suite: str) -> None:
         """Give a rival's numbers to pytest-benchmark; fail for a wrong result and for a rival that does not run,
-        skip where that is the compiler's, and where time ran out."""
+        skip where that is the compiler's, where time ran out, and where it takes no part."""
         # Inductor is not the package: left out where it finds no compiler, or rounds more than the tolerance allows
         give_up = pytest.skip if name.startswith(COMPILERS) else pytest.fail
         if name in self.late:
@@ -115,11 +116,13 @@ class Contest:
             give_up(f"{name} is wrong, so it is not timed: {self.wrong[name]}")
         if name in self.broken:
             give_up(f"{name} does not run: {self.broken[name]}")
+        if name not in self.rivals:
+            pytest.skip(f"{name} takes no part in this case")
         rival, timing = self.rivals[name], self.timings[name]
+        rounds = int(effort.pedantic_seconds / (timing.calls * timing.least)) - 1  # one warms up
+        rounds = max(1, min(rounds, effort.pedantic_rounds))
         with rival.context():
-            benchmark.pedantic(
-                rival.call, rounds=effort.pedantic_rounds, iterations=timing.calls, warmup_rounds=1
-            )
+            benchmark.pedantic(rival.call, rounds=rounds, iterations=timing.calls, warmup_rounds=int(rounds > 1))
         benchmark.extra_info.update(
             suite=suite,
             rival=name,

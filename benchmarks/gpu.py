@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastattn import backends, models
+from fastattn import models
 
 from .contest import Contest, Effort
 from .devices import Cpu, Work
@@ -21,19 +21,14 @@ from .interleave import Ratio, Rival, speedup
 from .measures import bytes_moved_at_least
 from .models import PLAIN, inference, prepare
 from .photographs import noise
-from .scsa import COMPILE, COPY, EAGER, TUNED, EagerSCSA, Forward, Scene, setting
+from .scene import COMPILE, COPY, EAGER, TUNED, Forward, fast_backends, setting
+from .scsa import EagerSCSA, scsa_scene
 from .shapes import FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, Case, ModelCase, name_of
 
 LIMITS = {TUNED: 120.0, COMPILE: 60.0}  # seconds until a first answer, compilation and all
 LIMIT, LAST_LIMIT = 100.0, 20.0  # of the others, and of all where the part's time is up
 CHECKED_IMAGES = 2
 Results = Callable[[], Mapping[str, Tensor]]
-
-
-def fast_backends(device: Cpu) -> list[str]:
-    """The backends, the reference left out, that serve a device."""
-    call = backends.Call("scsa", device.type)
-    return [name for name in backends.BACKENDS if name != "reference" and not backends.unsupported_reasons(name, call)]
 
 
 def rival(name: str, launch: str) -> str:
@@ -125,7 +120,7 @@ class GpuScsaContest(GpuContest):
         torch._dynamo.reset()
         self.suite = "tuned" if TUNED in names else "module"
         self.held.enter_context(convolutions(tf32=False, search=False))
-        self.scene = scene = Scene(case, device.type)
+        self.scene = scene = scsa_scene(case, device.type)
         truths = scene.truths()
         for name in names:
             if name == COPY:
@@ -161,7 +156,7 @@ class GpuScsaContest(GpuContest):
         return forward, forward
 
     def add_copy(self) -> None:
-        x = self.scene.x.detach()
+        x = self.scene.inputs["x"].detach()
         out = torch.empty_like(x)
 
         def results() -> dict[str, Tensor]:
@@ -172,22 +167,19 @@ class GpuScsaContest(GpuContest):
 
     def facts(self, name: str) -> dict[str, object]:
         label, launch = self.seats[name]
-        case, x = self.scene.case, self.scene.x
-        moved = bytes_moved_at_least(x, FORWARD if label == COPY else case.work)
+        case, x = self.scene.case, self.scene.inputs["x"]
+        moved = bytes_moved_at_least([x], [x], FORWARD if label == COPY else case.work)
         bandwidth = moved / self.timings[name].median
         copied = self.timings.get(rival(COPY, launch))
         return {
             "operation": "scsa",
-            "work": case.work,
-            "shape": list(case.shape),
-            "dtype": name_of(case.dtype),
-            "format": case.memory_format,
+            **case.facts(),
             "rival": label,
             "launch": launch,
             "images_per_s": case.shape[0] / self.timings[name].median,
             "bytes_moved_at_least": moved,
             "gb_per_s": bandwidth / 1e9,
-            "share_of_copy": bandwidth / (bytes_moved_at_least(x, FORWARD) / copied.median) if copied else None,
+            "share_of_copy": bandwidth / (bytes_moved_at_least([x], [x], FORWARD) / copied.median) if copied else None,
         }
 
 

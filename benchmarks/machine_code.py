@@ -1,11 +1,13 @@
 """What the compiler makes of the Triton kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
 
-Every launch of SCSA's default plans, at batch 32 in the shapes of ResNet-50's four stages, in three dtypes, both memory
-formats and for four architectures: registers, spills, shared memory, occupancy, and how wide the loads and stores of
-global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton brings both tools.
+Every launch of the default plans at batch 32, of SCSA in the shapes of ResNet-50's four stages, of CFSAM's attention
+and token gather at SSD300's levels, in three dtypes, both memory formats and for four architectures: registers, spills,
+shared memory, occupancy, and how wide the loads and stores of global memory are, counted in the machine code that ptxas
+emits and nvdisasm prints. Triton brings both tools.
 """
 
 import argparse
+import functools
 import importlib
 import multiprocessing
 import os
@@ -16,22 +18,31 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import fastattn
+from fastattn.backends import HEAD_DIMS
 from fastattn.report import Table, to_text
 
-from .shapes import CHANNELS_LAST, MEMORY_FORMATS, STAGES, Case, name_of
+from .cfsam import attend, gather_tokens, random_maps
+from .scene import outputs
+from .shapes import CHANNELS_LAST, MEMORY_FORMATS, STAGES, AttentionCase, Case, PyramidCase, name_of
 
 BATCH = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 WORKS = ("forward", "backward")
+OPERATIONS = ("scsa", "attention", "gather")
 TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+AnyCase = Case | AttentionCase | PyramidCase
+Launches = dict[str, list[tuple[Any, list[torch.dtype]]]]  # pass -> launches, each with the dtypes of its tensors
 
 REGISTERS = 1 << 16  # of one multiprocessor
 REGISTER_UNIT, SHARED_UNIT, SHARED_RESERVED = 256, 128, 1024  # per warp; bytes; bytes of every block
@@ -59,6 +70,7 @@ class Compilation:
     types: tuple[str, ...]  # of the parameters, in their order
     constants: tuple[tuple[str, Any], ...]
     warps: int
+    stages: int
     arch: int
 
 
@@ -81,22 +93,37 @@ class Code:
 class Row:
     """One launch of a plan, and its compilation."""
 
-    case: Case
+    case: AnyCase
     work: str
     programs: int
     compilation: Compilation
 
 
-def cases(
+def scsa_cases(
     stages: Iterable[tuple[int, int, int]] = STAGES,
     dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
     formats: Iterable[str] = tuple(MEMORY_FORMATS),
 ) -> list[Case]:
-    """The inputs whose plans are compiled."""
+    """The inputs of SCSA."""
     return [Case((BATCH, *stage), dtype, layout) for dtype, layout, stage in product(dtypes, formats, stages)]
 
 
-def rows(cases: Iterable[Case], archs: Iterable[int], works: Iterable[str] = WORKS) -> list[Row]:
+def attention_cases(
+    head_dims: Iterable[int] = HEAD_DIMS, dtypes: Iterable[torch.dtype] = tuple(DTYPES.values())
+) -> list[AttentionCase]:
+    """The inputs of partitioned attention."""
+    order = product(dtypes, head_dims)
+    return [AttentionCase(BATCH, head_dim=head_dim, dtype=dtype) for dtype, head_dim in order]
+
+
+def gather_cases(
+    dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()), formats: Iterable[str] = tuple(MEMORY_FORMATS)
+) -> list[PyramidCase]:
+    """The maps of the token gather."""
+    return [PyramidCase(BATCH, layout, dtype=dtype) for dtype, layout in product(dtypes, formats)]
+
+
+def rows(cases: Iterable[AnyCase], archs: Iterable[int], works: Iterable[str] = WORKS) -> list[Row]:
     """Every launch of the plans of these cases."""
     return [row for arch, case, work in product(archs, cases, works) for row in launches(case, work, arch)]
 
@@ -121,17 +148,56 @@ def default_plan(case: Case) -> Any:
     )
 
 
-def launches(case: Case, work: str, arch: int) -> Iterator[Row]:
+def launches(case: AnyCase, work: str, arch: int) -> Iterator[Row]:
     """The launches of one pass."""
-    plan = default_plan(case)
-    for launch in getattr(plan, work):
-        pointers = [f"*{TRITON_NAMES[plan.dtypes[name]]}" for name in launch.tensors]
+    for launch, dtypes in scsa_launches(case)[work] if isinstance(case, Case) else cfsam_launches(case)[work]:
+        pointers = [f"*{TRITON_NAMES[dtype]}" for dtype in dtypes]
         sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
         types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
+        constants = tuple(launch.constants.items())
         compilation = Compilation(
-            launch.kernel.__module__, launch.name, types, tuple(launch.constants.items()), launch.num_warps, arch
+            launch.kernel.__module__, launch.name, types, constants, launch.num_warps, launch.num_stages, arch
         )
         yield Row(case, work, launch.grid[0] * launch.grid[1] * launch.grid[2], compilation)
+
+
+def scsa_launches(case: Case) -> Launches:
+    plan = default_plan(case)
+    return {
+        work: [(launch, [plan.dtypes[name] for name in launch.tensors]) for launch in getattr(plan, work)]
+        for work in WORKS
+    }
+
+
+@functools.cache
+def cfsam_launches(case: AttentionCase | PyramidCase) -> Launches:
+    """What attention, or the first gather of a CFSAM, would launch for both passes."""
+    if isinstance(case, AttentionCase):
+        inputs = [torch.empty(case.shape, dtype=case.dtype) for _ in range(3)]
+        forward = functools.partial(attend, case=case)
+    else:
+        inputs = random_maps(case, [case.dim] * len(case.levels))
+        forward = functools.partial(gather_tokens, norm=torch.nn.LayerNorm(case.dim, dtype=case.dtype))
+    inputs = [x.requires_grad_() for x in inputs]
+    with recorded() as forwards:
+        outs = outputs(forward(*inputs))
+    with recorded() as backwards:
+        torch.autograd.grad(outs, inputs, [torch.empty_like(out) for out in outs])
+    return {"forward": forwards, "backward": backwards}
+
+
+@contextmanager
+def recorded() -> Iterator[list[tuple[Any, list[torch.dtype]]]]:
+    """Launch nothing; note what would be launched, and the dtypes of its tensors."""
+    from fastattn.kernels.launch import Launch
+
+    made: list[tuple[Any, list[torch.dtype]]] = []
+
+    def note(launch: Launch, arguments: Sequence[torch.Tensor]) -> None:
+        made.append((launch, [tensor.dtype for tensor in launch.pick(arguments)]))
+
+    with patch.object(Launch, "__call__", note):
+        yield made
 
 
 def compile_all(compilations: Iterable[Compilation], jobs: int | None = None) -> dict[Compilation, Code]:
@@ -157,7 +223,7 @@ def compile_one(compilation: Compilation) -> Code:
     }
     signature = dict(zip(kernel.arg_names, compilation.types, strict=True))
     source = ASTSource(kernel, signature, dict(compilation.constants), attributes)
-    options = {"num_warps": compilation.warps, "enable_fp_fusion": True}
+    options = {"num_warps": compilation.warps, "num_stages": compilation.stages, "enable_fp_fusion": True}
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", compilation.arch, 32), options=options)
         return read(compiled.asm["cubin"], compiled.metadata.shared, compilation)
@@ -214,8 +280,9 @@ def tables(rows: Sequence[Row], codes: dict[Compilation, Code]) -> Iterator[Tabl
     columns = ("pass", "kernel", "programs", "warps", "registers", "spilled", "shared", "occupancy", "loads", "stores")
     for (arch, case), group in groupby(rows, lambda row: (row.compilation.arch, row.case)):
         shape = "(" + ", ".join(map(str, case.shape)) + ")"
+        heads = f", {case.heads} heads in {case.parts} parts" if isinstance(case, AttentionCase) else ""
         yield Table(
-            f"sm_{arch}, {name_of(case.dtype)}, {case.memory_format}, {shape}",
+            f"sm_{arch}, {name_of(case.dtype)}, {case.memory_format}, {shape}{heads}",
             columns,
             [tuple(cells(row, codes[row.compilation])) for row in group],
         )
@@ -242,10 +309,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices = list(choices)
         parser.add_argument(name, nargs="+", choices=choices, default=choices, metavar=str(choices[0]), **options)
 
+    choice("--operation", OPERATIONS, help=f"of {', '.join(OPERATIONS)}")
     choice("--arch", ARCHITECTURES, type=int, help=f"compute capabilities, of {list(ARCHITECTURES)}")
     choice("--dtype", DTYPES, help=f"of {', '.join(DTYPES)}")
-    choice("--format", MEMORY_FORMATS, help=f"of {', '.join(MEMORY_FORMATS)}")
-    choice("--stage", stages, help=f"channels x height x width, of {', '.join(stages)}")
+    choice("--format", MEMORY_FORMATS, help=f"of scsa's and gather's maps, of {', '.join(MEMORY_FORMATS)}")
+    choice("--stage", stages, help=f"of scsa, channels x height x width, of {', '.join(stages)}")
+    choice("--head-dim", HEAD_DIMS, type=int, help=f"of attention, of {list(HEAD_DIMS)}")
     choice("--pass", WORKS, dest="works", help=f"of {', '.join(WORKS)}")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
@@ -257,7 +326,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Print the tables; 1 if anything was not compiled."""
     options = parse(arguments)
-    chosen = rows(cases(options.stage, options.dtype, options.format), options.arch, options.works)
+    known = {
+        "scsa": scsa_cases(options.stage, options.dtype, options.format),
+        "attention": attention_cases(options.head_dim, options.dtype),
+        "gather": gather_cases(options.dtype, options.format),
+    }
+    chosen = rows((case for name in options.operation for case in known[name]), options.arch, options.works)
     compilations = {row.compilation for row in chosen}
     print(f"compiling {len(compilations)} kernels for {len(chosen)} launches", file=sys.stderr)
     codes = compile_all((row.compilation for row in chosen), options.jobs)

@@ -11,10 +11,11 @@ from torch import Tensor
 from .shapes import FORWARD
 
 
-def bytes_moved_at_least(x: Tensor, work: str) -> int:
-    """Bytes of main memory that any implementation moves: x read and out written; backward reads x and the
-    gradient of out and writes the gradient of x."""
-    return x.numel() * x.element_size() * (2 if work == FORWARD else 5)
+def bytes_moved_at_least(inputs: Iterable[Tensor], outputs: Iterable[Tensor], work: str) -> int:
+    """Bytes of main memory that any implementation moves: inputs read and outputs written; backward reads the inputs
+    and the gradients of the outputs and writes those of the inputs."""
+    read, written = (sum(t.numel() * t.element_size() for t in tensors) for tensors in (inputs, outputs))
+    return read + written if work == FORWARD else 3 * read + 2 * written
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -1,5 +1,6 @@
-"""Whole models on photographs: plain, with SCSA eager, with SCSA by each fast backend; the same weights
-for all."""
+"""Whole models on photographs: plain, with an attention eager, with it by each fast backend; the same weights for
+all. Of a detector it is backbone, attention and head: what decodes boxes behind them takes longer the more a network
+finds, and one with random weights finds nothing of meaning."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ import fastattn
 from fastattn import models
 
 from .contest import Contest, Effort
+from .devices import Cpu
 from .interleave import Rival
 from .measures import peak_bytes
 from .photographs import photographs
-from .scsa import EAGER, fast_backends
+from .scene import EAGER, fast_backends
 from .shapes import FORWARD, MEMORY_FORMATS, ModelCase
 
 PLAIN = "plain"
@@ -37,13 +39,39 @@ def prepare(model: nn.Module, x: Tensor) -> nn.Module:
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
         norm.momentum = 1.0
-    with inference("reference"):
-        model.train()(x)
+    if norms:
+        with inference("reference"):
+            model.train()(x)
     return model.eval()
 
 
+class Detector(nn.Module):
+    """What of a detector computes scores and boxes, by name."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.head(list(self.backbone(x).values()))
+
+
+def create(case: ModelCase, attention: str | None) -> nn.Module:
+    """The model of a case, with the same weights each time."""
+    torch.manual_seed(0)
+    if case.levels is None:
+        return models.create(case.model, attention=attention)
+    return Detector(models.create(case.model, attention=attention, num_classes=21, levels=case.levels))
+
+
 def answers(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    return {"logits": model(x)}
+    found = model(x)
+    return found if isinstance(found, dict) else {"logits": found}
+
+
+def model_rivals(case: ModelCase) -> list[str]:
+    """Who takes part, first the model without attention."""
+    return [PLAIN, EAGER, *fast_backends(Cpu(), case.attention)]
 
 
 class ModelContest(Contest):
@@ -53,17 +81,16 @@ class ModelContest(Contest):
         super().__init__()
         self.case = case
         layout = MEMORY_FORMATS[case.memory_format]
-        self.x = photographs(case.batch).contiguous(memory_format=layout)
+        self.x = photographs(case.batch, case.side).contiguous(memory_format=layout)
         few = self.x[:CHECKED_IMAGES].contiguous(memory_format=layout)
         self.networks: dict[str | None, nn.Module] = {}
-        for attention in (None, "scsa"):
-            torch.manual_seed(0)
-            model = prepare(models.create(case.model, attention=attention), self.x).to(memory_format=layout)
+        plain, *others = model_rivals(case)
+        for attention, names in ((None, [plain]), (case.attention, others)):
+            model = prepare(create(case, attention), self.x).to(memory_format=layout)
             exact = deepcopy(model).double()
             with inference("reference"):
                 truth, eager = answers(exact, few.double()), answers(model, few)
             self.networks[attention] = model
-            names = [PLAIN] if attention is None else [EAGER, *fast_backends()]
             for name in names:
                 context = partial(inference, "reference" if name in (PLAIN, EAGER) else name)
                 rival = Rival(name, partial(model, self.x), context)
@@ -71,17 +98,18 @@ class ModelContest(Contest):
         self.run(effort)
 
     def facts(self, name: str) -> dict[str, object]:
-        model = self.networks[None if name == PLAIN else "scsa"]
+        model = self.networks[None if name == PLAIN else self.case.attention]
         with self.rivals[name].context():
             peak = peak_bytes(self.rivals[name].call)
         read_once = sum(p.numel() * p.element_size() for p in model.parameters())
         moved = self.x.numel() * self.x.element_size() + read_once
         seconds = self.timings[name].least
         return {
-            "operation": "scsa",
+            "operation": self.case.attention,
             "work": FORWARD,
             "model": self.case.model,
-            "attention": "none" if name == PLAIN else "scsa",
+            "attention": "none" if name == PLAIN else self.case.attention,
+            "levels": self.case.levels,
             "shape": list(self.x.shape),
             "dtype": "float32",
             "format": self.case.memory_format,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import Literal
+from itertools import chain, product
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,6 +28,18 @@ MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.chan
 GPU_DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES, GRAPH = "launches", "graph"  # how work reaches a GPU
 
+# (channels, side) of SSD300's levels: 1940 tokens.
+SSD_LEVELS = ((512, 38), (1024, 19), (512, 10), (256, 5), (256, 3), (256, 1))
+SMOKE_LEVELS = ((16, 5), (24, 3), (8, 1))
+LONG = 20_000  # tokens
+FULL = "LFE + GFE + fusion"
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "LFE": {"depth": 0, "fusion": False},
+    "LFE + GFE": {"fusion": False},
+    FULL: {},
+}
+POSITIONS = ("shallow", "deep", "all")
+
 # What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models.
 PARTS = ("32", "256", "models", "32-tuned", "256-tuned")
 PART = pytest.StashKey[str | None]()
@@ -46,19 +58,91 @@ class Case:
         parts = ["x".join(map(str, self.shape)), name_of(self.dtype), self.memory_format]
         return "-".join([*parts, self.work.replace(" ", "")])
 
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        return case_facts(self)
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Queries, keys and values (batch, tokens, heads * head_dim) whose tokens attend within parts."""
+
+    batch: int = 4
+    tokens: int = 1940
+    parts: int = 2
+    work: str = FORWARD
+    heads: int = 8
+    head_dim: int = 32
+    dtype: torch.dtype = torch.float32
+    memory_format = CONTIGUOUS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch, self.tokens, self.heads * self.head_dim
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.tokens}x{self.heads}x{self.head_dim}-{self.parts}-{self.work.replace(' ', '')}"
+
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        return case_facts(self) | {"heads": self.heads, "parts": self.parts}
+
+
+@dataclass(frozen=True)
+class PyramidCase:
+    """The maps of a pyramid's levels (channels, side), what is done with them, and what of CFSAM does it."""
+
+    batch: int = 4
+    memory_format: str = CONTIGUOUS
+    work: str = FORWARD
+    ablation: str = FULL
+    levels: tuple[tuple[int, int], ...] = SSD_LEVELS
+    dim: int = 256
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tokens."""
+        return self.batch, sum(side * side for _, side in self.levels), self.dim
+
+    def __str__(self) -> str:
+        name = f"{self.batch}x{self.shape[1]}x{self.dim}-{self.ablation.replace(' ', '')}"
+        return f"{name}-{self.memory_format}-{self.work.replace(' ', '')}"
+
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        levels = [f"{channels}@{side}" for channels, side in self.levels]
+        return case_facts(self) | {"levels": levels, "ablation": self.ablation}
+
+
+def case_facts(case: Case | AttentionCase | PyramidCase) -> dict[str, object]:
+    return {
+        "work": case.work,
+        "shape": list(case.shape),
+        "dtype": name_of(case.dtype),
+        "format": case.memory_format,
+    }
+
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A whole model at 224 x 224 on photographs."""
+    """A whole model on photographs of its size; `levels` are those of a detector that the attention is on."""
 
     model: str
     batch: int = 8
     memory_format: str = CONTIGUOUS
     dtype: torch.dtype = torch.float32
+    attention: str = "scsa"
+    levels: str | None = None
+
+    @property
+    def side(self) -> int:
+        return 224 if self.levels is None else 300
 
     def __str__(self) -> str:
-        other = "" if self.dtype == torch.float32 else f"-{name_of(self.dtype)}"
-        return f"{self.model}-{self.batch}-{self.memory_format}{other}"
+        parts = [self.model, str(self.batch), self.memory_format]
+        parts += [name_of(self.dtype)] if self.dtype != torch.float32 else []
+        return "-".join([*parts, self.levels] if self.levels else parts)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -82,9 +166,40 @@ def precision_cases(selection: Selection) -> Iterator[Case]:
 
 def model_cases(selection: Selection) -> Iterator[ModelCase]:
     if selection == "smoke":
-        return iter([ModelCase("mobilenetv2_100", 2)])
+        return iter([ModelCase("mobilenetv2_100", 2), ssd_case("all", 1)])
     batches = (1, 8, 32) if selection == "full" else (8,)
-    return (ModelCase(*parts) for parts in product(("resnet50", "mobilenetv2_100"), batches, MEMORY_FORMATS))
+    backbones = (ModelCase(*parts) for parts in product(("resnet50", "mobilenetv2_100"), batches, MEMORY_FORMATS))
+    detectors = [ssd_case("all", 4), *(ssd_case(levels, 1) for levels in POSITIONS[:2])]
+    if selection == "full":
+        detectors = [ssd_case(*parts) for parts in product(POSITIONS, (1, 4), MEMORY_FORMATS)]
+    return chain(backbones, detectors)
+
+
+def ssd_case(levels: str, batch: int, memory_format: str = CONTIGUOUS) -> ModelCase:
+    return ModelCase("ssd300_vgg16", batch, memory_format, attention="cfsam", levels=levels)
+
+
+def attention_cases(selection: Selection) -> list[AttentionCase]:
+    """Those of SSD300 in several parts, and long ones."""
+    if selection == "smoke":
+        return [AttentionCase(1, 40, 2, work) for work in WORKS]
+    short = [AttentionCase(work=work) for work in WORKS] + [AttentionCase(1, parts=parts) for parts in (1, 4)]
+    long = [AttentionCase(1, tokens, 4) for tokens in (7760, LONG)]
+    if selection == "full":
+        short = [AttentionCase(batch, 1940, *parts) for batch, *parts in product((1, 4), (1, 2, 4), WORKS)]
+        long = [AttentionCase(1, *parts) for parts in product((7760, LONG), (2, 4), WORKS)]
+    return short + long
+
+
+def pyramid_cases(selection: Selection) -> list[PyramidCase]:
+    """CFSAM at SSD300's levels, and what its parts cost."""
+    if selection == "smoke":
+        return [PyramidCase(1, work=work, levels=SMOKE_LEVELS, dim=32) for work in WORKS]
+    if selection == "full":
+        return [PyramidCase(*parts) for parts in product((1, 4), MEMORY_FORMATS, WORKS, ABLATIONS)]
+    ablations = [PyramidCase(1, ablation=ablation) for ablation in ABLATIONS]
+    asked = [PyramidCase(memory_format=layout) for layout in MEMORY_FORMATS]
+    return [*asked, PyramidCase(1, work=TRAINING), *ablations]
 
 
 def gpu_cases(batch: int, selection: Selection, *, tuned: bool = False) -> list[Case]:

@@ -4,27 +4,39 @@ records."""
 import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 
+from benchmarks import cfsam
 from benchmarks.contest import Contest, Effort
 from benchmarks.figures import summary
 from benchmarks.interleave import Ratio, Rival, Timing, interleave, speedup
 from benchmarks.measures import bytes_moved_at_least, peak_bytes, saved_bytes
+from benchmarks.scene import COMPILE, EAGER, setting
 from benchmarks.shapes import (
+    ABLATIONS,
     CHANNELS_LAST,
     CONTIGUOUS,
     COPY_SHAPE,
     FIVE_SHAPES,
     FORWARD,
+    LONG,
     MEMORY_FORMATS,
     SAVED_SHAPE,
     STAGES,
     TRAINING,
+    WORKS,
+    AttentionCase,
+    PyramidCase,
+    attention_cases,
     model_cases,
     module_cases,
+    pyramid_cases,
 )
+from fastattn import reference
+from tests.helpers import assert_accurate
 
 
 class FakeClock:
@@ -196,19 +208,69 @@ def test_peak_bytes_sees_what_is_held_at_once() -> None:
 
 def test_bytes_moved_at_least() -> None:
     x = torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16)
-    assert bytes_moved_at_least(x, FORWARD) == 2 * 240
-    assert bytes_moved_at_least(x, TRAINING) == 5 * 240
+    assert bytes_moved_at_least([x], [x], FORWARD) == 2 * 240
+    assert bytes_moved_at_least([x], [x], TRAINING) == 5 * 240
+    assert bytes_moved_at_least([x, x, x], [x], FORWARD) == 4 * 240  # q, k, v and out
+    assert bytes_moved_at_least([x, x, x], [x], TRAINING) == (4 + 4 + 3) * 240
 
 
-def test_selections_grow() -> None:
-    smoke, default, full = (len(list(module_cases(s))) for s in ("smoke", "default", "full"))
-    assert smoke < default == 2 * 2 * len(FIVE_SHAPES) < full == 12 * 2 * 2 * 2
-    assert {str(case) for case in model_cases("default")} <= {str(case) for case in model_cases("full")}
+@pytest.mark.parametrize("cases", [module_cases, attention_cases, pyramid_cases, model_cases])
+def test_selections_grow(cases: Callable) -> None:
+    smoke, default, full = ([str(case) for case in cases(selection)] for selection in ("smoke", "default", "full"))
+    assert 0 < len(smoke) < len(default) < len(full) == len(set(full))
+    assert set(default) <= set(full)
 
 
-def test_case_names_are_unique() -> None:
-    names = [str(case) for case in module_cases("full")]
-    assert len(set(names)) == len(names)
+def test_module_cases_are_the_five_shapes_in_both_formats() -> None:
+    assert len(list(module_cases("default"))) == 2 * 2 * len(FIVE_SHAPES)
+    assert len(list(module_cases("full"))) == 12 * 2 * 2 * 2
+
+
+SMALL_ATTENTION = AttentionCase(2, 24, 3, TRAINING, heads=2, head_dim=4)
+
+
+def test_rivals_of_attention_without_dispatch_are_the_reference() -> None:
+    case = SMALL_ATTENTION
+    q, k, v = torch.randn(3, *case.shape, dtype=torch.float64)
+    expected = reference.partition_attention(q, k, v, case.parts, case.heads)
+    for rival in (cfsam.sdpa_copies, cfsam.sdpa_view):
+        torch.testing.assert_close(rival(q, k, v, case.parts, case.heads), expected)
+    tokens = torch.tensor([22, 3, 4, 0])
+    some = cfsam.attend_some(q, k, v, case.parts, case.heads, tokens=tokens)
+    torch.testing.assert_close(some[:, tokens], expected[:, tokens])
+    assert some.count_nonzero() == expected[:, tokens].numel()
+
+
+def test_long_attention_is_checked_in_some_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = SMALL_ATTENTION
+    assert cfsam.attention_rivals(case)[:2] == [EAGER, COMPILE]
+    exact, _ = cfsam.attention_scene(case).truths()
+    monkeypatch.setattr(cfsam, "MOST_SCORES", 0)
+    monkeypatch.setattr(cfsam, "CHECKED_TOKENS", 5)
+    assert not {EAGER, COMPILE} & set(cfsam.attention_rivals(case))
+    scene = cfsam.attention_scene(case)
+    found, _ = scene.truths()
+    assert found["out"].shape == (2, 5, 8)
+    assert torch.isin(found["out"], exact["out"]).all()
+    attend = partial(reference.partition_attention, num_parts=case.parts, num_heads=case.heads)
+    with setting(TRAINING, EAGER):
+        assert_accurate(scene.answers(attend), found, scene.answers(scene.exact(scene.module)))
+    assert scene.grads[0].count_nonzero() == 2 * 5 * 8
+
+
+@pytest.mark.parametrize("work", [FORWARD, TRAINING])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_pyramids_reference_is_the_modules(ablation: str, work: str) -> None:
+    case = PyramidCase(2, CHANNELS_LAST, work, ablation, ((6, 3), (4, 1)), dim=16)
+    scene = cfsam.pyramid_scene(case)
+    with setting(work, "reference"):
+        found = scene.answers(lambda *maps: scene.module(maps))
+    exact, eager = scene.truths()
+    assert_accurate(found, exact, eager)
+    checked = 1 if work == FORWARD else 2
+    assert [exact[f"out {i}"].shape for i in range(2)] == [(checked, 6, 3, 3), (checked, 4, 1, 1)]
+    assert ("grad map 1" in exact) == (work == TRAINING)
+    assert case.facts()["levels"] == ["6@3", "4@1"]
 
 
 def record(**facts) -> dict:
@@ -241,9 +303,28 @@ def all_records() -> list[dict]:
             found.append(record(**case, rival="eager", speedup={"plain": both(0.8)}))
         for stage in STAGES:
             moved = {"forward_traffic_over_x": 4.2, "backward_traffic_over_x": 5.2}
-            found.append({"suite": "traffic", "shape": [1, *stage], "format": layout, **moved})
+            found.append({"suite": "traffic", "operation": "scsa", "shape": [1, *stage], "format": layout, **moved})
     for stage, work in itertools.product(STAGES, ("inference", "training")):
         found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
+    return found + cfsam_records()
+
+
+def cfsam_records() -> list[dict]:
+    over = {"eager": both(5.0), "sdpa view": both(0.99)}
+    found = [record(**case.facts(), suite="attention", speedup=over) for case in attention_cases("default")]
+    over = {"eager": both(1.25)}
+    found += [record(**case.facts(), suite="pyramid", speedup=over) for case in pyramid_cases("default")]
+    for levels, batch in (("all", 1), ("all", 4), ("shallow", 1), ("deep", 1)):
+        case = {"suite": "model", "model": "ssd300_vgg16", "levels": levels, "shape": [batch, 3, 300, 300]}
+        found += [record(**case, speedup={"plain": both(0.7 + batch / 100)})]
+        found += [record(**case, rival="eager", speedup={"plain": both(0.5)})]
+    for work, size in zip(WORKS, (1, 3), strict=True):
+        facts = AttentionCase(1, LONG, work=work).facts()
+        found.append(facts | {"suite": "memory", "backend": "native", "peak_memory_bytes": size << 30})
+    counted = ("gather", CONTIGUOUS, 3.15), ("gather", CHANNELS_LAST, 3.6), ("attention", CONTIGUOUS, 8)
+    for operation, layout, moved in counted:
+        facts = {"suite": "traffic", "operation": operation, "shape": [1, 1940, 256], "format": layout}
+        found.append(facts | {"forward_traffic_over_x": moved})
     return found
 
 
@@ -255,7 +336,7 @@ def test_summary_of_a_whole_run() -> None:
     assert forward["median"] == pytest.approx(6.0)
     assert forward["worst"]["value"] == 9.0
     assert CHANNELS_LAST in forward["worst"]["case"]
-    measured = {(row["what"], row["unit"]): (row["measured"], row["met"]) for row in rows}
+    measured = {(row["what"], row["unit"]): (row["measured"], row.get("met")) for row in rows}
     copies = [value for (what, _), value in measured.items() if "(8, 256, 56, 56)" in what]
     assert copies == [(pytest.approx(5.0), False)] * 2
     shares = [row for row in rows if "batch 8" in row["what"]]
@@ -266,8 +347,24 @@ def test_summary_of_a_whole_run() -> None:
     assert str(SAVED_SHAPE) in saved["what"]
     python = next(row for row in rows if "Python" in row["what"])
     assert (python["measured"], python["median"], python["met"]) == (pytest.approx(20.0), pytest.approx(30.0), True)
-    traffic = [row["met"] for row in rows if "traffic" in row["what"]]
+    traffic = [row["met"] for row in rows if "traffic of SCSA" in row["what"]]
     assert traffic == [True, False, True, True]
+
+
+def test_cfsams_part_of_the_summary() -> None:
+    rows = {(row["what"], row["unit"]): row for row in summary(all_records())}
+
+    def measured(what: str) -> list[tuple]:
+        return [(row["measured"], row.get("met")) for (name, _), row in rows.items() if what in name]
+
+    exactly = pytest.approx
+    assert measured("Attention forward, 2 parts of (4, 1940") == [(exactly(5), True), (exactly(0.99), False)]
+    assert measured("Attention forward + backward, 2 parts of (4") == [(exactly(5), True), (exactly(0.99), None)]
+    assert measured("CFSAM forward") == [(exactly(1.25), False)] * 2
+    assert measured("SSD300 + CFSAM on all levels, batch 4") == [(exactly(0.74), None)]
+    assert measured("(1, 20000, 256), memory") == [(exactly(1), True), (exactly(3), False)]
+    assert measured("token gather") == [(exactly(1.05), True), (exactly(1.2), False)]
+    assert measured("traffic of attention") == [(exactly(6), None)]
 
 
 def test_summary_measures_nothing_from_a_part_of_the_cases() -> None:

@@ -125,6 +125,62 @@ def test_model_table_gives_the_share_of_the_plain_model(result: dict) -> None:
     assert (row["plain images/s"], row["native images/s"], row["native / plain"]) == ("80.0", "78.4", "0.980")
 
 
+@pytest.fixture
+def cfsam_result(result: dict) -> dict:
+    attention = {"suite": "attention", "shape": [4, 1940, 256], "heads": 8, "parts": 2, "gflop_per_s": 123.4}
+    long = attention | {"shape": [1, 20000, 256]}
+    pyramid = {"suite": "pyramid", "shape": [4, 1940, 256], "ablation": "LFE + GFE"}
+    model = {"suite": "model", "model": "ssd300_vgg16", "operation": "cfsam", "shape": [4, 3, 300, 300]}
+    result["benchmarks"] = [
+        benchmark("eager", 200.0, {"native": 0.25}, **attention),
+        benchmark("sdpa view", 51.0, {"eager": 3.9}, **attention),
+        benchmark("native", 50.0, {"eager": 4.0, "sdpa view": 1.02}, **attention),
+        benchmark("sdpa view", 800.0, {"native": 1.0}, **long),
+        benchmark("native", 800.0, {"sdpa view": 1.0}, **long),
+        benchmark("eager", 150.0, {"native": 0.5}, **pyramid),
+        benchmark("native", 100.0, {"eager": 1.5}, **pyramid),
+        *(benchmark("plain", 100.0, {"native": 1.5}, **model, levels=levels) for levels in ("all", "deep")),
+        benchmark("native", 150.0, {"plain": 0.667}, **model, levels="all"),
+        {"name": "memory", "extra_info": {"suite": "memory", "shape": [1, 20000, 256], "peak_memory_bytes": 1}},
+    ]
+    return result
+
+
+def test_attention_is_compared_with_what_fits(cfsam_result: dict) -> None:
+    table = by_title(cfsam_result)["Partitioned attention, float32"]
+    first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (first["q, k, v"], first["parts"], first["native GFLOP/s"]) == ("(4, 1940, 8 × 32)", "2", "123")
+    assert (first["native vs eager"], first["native vs sdpa view"]) == ("4.00×", "1.02×")
+    assert (second["eager ms"], second["native vs eager"], second["native vs sdpa view"]) == ("-", "-", "1.00×")
+
+
+def test_a_pyramids_table_tells_ablations_apart_and_a_detectors_levels(cfsam_result: dict) -> None:
+    found = by_title(cfsam_result)
+    pyramid = found["CFSAM at SSD300's levels, float32"]
+    row = dict(zip(pyramid.columns, pyramid.rows[0], strict=True))
+    assert (row["batch"], row["tokens"], row["parts of it"]) == ("4", "1940", "LFE + GFE")
+    assert (row["native vs eager"], row["native images/s"]) == ("1.50×", "80.0")
+    models = found["Whole models"]
+    assert [row[1] for row in models.rows] == ["CFSAM on all levels", "CFSAM on deep levels"]
+    assert models.rows[0][-1] == "0.667"
+    assert models.notes[0].startswith("300 x 300 photographs")
+
+
+def test_cfsams_part_of_a_report(cfsam_result: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    panels = chart.module_panels(cfsam_result)
+    assert [panel.title.partition(":")[0] for panel in panels] == [
+        "Partitioned attention forward, float32",
+        "CFSAM forward, float32",
+    ]
+    assert list(panels[0].groups) == ["(4, 1940, 256)\n2 parts"]
+    assert len(chart.model_panels(cfsam_result)[0].groups) == 2
+    write_report(cfsam_result, tmp_path)
+    assert "### CFSAM at SSD300's levels" in (tmp_path / "report.md").read_text()
+    section = report.readme_section(cfsam_result, "result.json")
+    assert section.count("### ") == 4
+
+
 def test_tables_without_rows_are_left_out(result: dict) -> None:
     assert "SCSA in two precisions" not in by_title(result)
 
@@ -272,9 +328,10 @@ def test_this_readme_says_what_was_measured_on_a_gpu() -> None:
         assert section == report.NO_GPU
 
 
-def test_a_suite_without_rivals_needs_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suite", ["traffic", "memory"])
+def test_a_suite_without_rivals_needs_none(suite: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    info = {"suite": "traffic", "shape": [1, 64, 56, 56]}
+    info = {"suite": suite, "shape": [1, 64, 56, 56]}
     benchmarks = [{"name": "counted", "extra_info": info}]
     path.write_text(json.dumps({"benchmarks": benchmarks, "fastattn": {"schema": report.SCHEMA, "summary": []}}))
     assert [b["extra_info"] for b in load(path)["benchmarks"]] == [info]

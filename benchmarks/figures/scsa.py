@@ -1,11 +1,9 @@
 """The figures that the project set itself for SCSA, computed from what the benchmarks recorded."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import geometric_mean
+from collections.abc import Sequence
 from typing import Any
 
-from .shapes import (
+from ..shapes import (
     CONTIGUOUS,
     COPY_SHAPE,
     FIVE_SHAPES,
@@ -19,19 +17,7 @@ from .shapes import (
     STAGES,
     TRAINING,
 )
-
-Record = Mapping[str, Any]
-FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One case's part of a figure: by the least rounds, and by the median."""
-
-    case: str
-    least: float
-    median: float
-
+from .rows import FAST, GPU_FAST, Record, Sample, describe, describe_shape, ratios, row, select
 
 SPEEDUPS = (
     (FORWARD, "eager", 12.0),
@@ -62,7 +48,7 @@ HOW = {LAUNCHES: "eager launches", GRAPH: "CUDA graphs"}
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """One row for each figure: what, asked, measured; None is measured where not all of its cases ran."""
+    """SCSA's rows."""
     shares = [
         share_row(records, model, layout, asked) for model, asked in SHARES for layout in MEMORY_FORMATS
     ]
@@ -78,7 +64,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The same for a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
+    """SCSA's rows on a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
     launched = [(launch, select(records, launch=launch, dtype="bfloat16")) for launch in HOW]
     return [
         *(gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in launched),
@@ -123,7 +109,7 @@ def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[st
 def speedup_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
     title = f"SCSA {work}, five shapes in both formats, geometric mean"
     samples = five_shapes(records, over, suite="module", rival=FAST, work=work, dtype="float32")
-    return row(title, f"times {over}'s speed", ">=", asked, samples)
+    return row(title, f"times {over}'s speed", ">=", asked, samples, 2 * len(FIVE_SHAPES))
 
 
 def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
@@ -147,7 +133,7 @@ def share_row(records: Sequence[Record], model: str, layout: str, asked: float) 
 def bfloat16_row(records: Sequence[Record]) -> dict[str, Any]:
     title = "SCSA forward in bfloat16, five shapes in both formats, geometric mean"
     samples = five_shapes(records, "float32", suite="precision", rival="bfloat16")
-    return row(title, "times float32's speed", ">=", BFLOAT16, samples)
+    return row(title, "times float32's speed", ">=", BFLOAT16, samples, 2 * len(FIVE_SHAPES))
 
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
@@ -174,45 +160,12 @@ def budgets() -> list[tuple[tuple[int, ...], str, float]]:
 
 
 def traffic_row(records: Sequence[Record], stage: Sequence[int], work: str, asked: float) -> dict[str, Any]:
-    found = [record for record in select(records, suite="traffic") if record["shape"][1:] == list(stage)]
+    counted = select(records, suite="traffic", operation="scsa")
+    found = [record for record in counted if record["shape"][1:] == list(stage)]
     moved = [record[f"{work}_traffic_over_x"] for record in found]
     samples = [Sample(describe(record), size, size) for record, size in zip(found, moved, strict=True)]
     what = f"Triton, counted traffic of SCSA {work}, {describe_shape(stage)}, float32"
     return row(what, "times the size of x", "<=", asked, samples, len(MEMORY_FORMATS))
-
-
-def row(
-    what: str,
-    unit: str,
-    relation: str,
-    asked: float | None,
-    samples: Sequence[Sample],
-    cases: int = 2 * len(FIVE_SHAPES),
-    by: str = "least",
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "what": what,
-        "unit": unit,
-        "relation": relation,
-        "asked": asked,
-        "measured": None,
-    }
-    if len(samples) < cases:
-        return entry
-    means = {
-        "least": geometric_mean([sample.least for sample in samples]),
-        "median": geometric_mean([sample.median for sample in samples]),
-    }
-    measured = means.pop(by)
-    worst = min(samples, key=lambda sample: getattr(sample, by) if relation == ">=" else -getattr(sample, by))
-    entry |= {
-        "measured": measured,
-        **means,
-        "worst": {"value": getattr(worst, by), "case": worst.case} if len(samples) > 1 else None,
-    }
-    if asked is not None:
-        entry["met"] = measured >= asked if relation == ">=" else measured <= asked
-    return entry
 
 
 def five_shapes(records: Sequence[Record], over: str, **wanted: object) -> list[Sample]:
@@ -220,21 +173,3 @@ def five_shapes(records: Sequence[Record], over: str, **wanted: object) -> list[
     return ratios([record for record in select(records, **wanted) if record["shape"] in shapes], over)
 
 
-def ratios(records: Iterable[Record], over: str) -> list[Sample]:
-    return [
-        Sample(describe(r), r["speedup"][over]["least"], r["speedup"][over]["median"])
-        for r in records
-        if over in r["speedup"]
-    ]
-
-
-def select(records: Iterable[Record], **wanted: object) -> list[Record]:
-    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
-
-
-def describe_shape(shape: Iterable[int]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"
-
-
-def describe(record: Record) -> str:
-    return f"{describe_shape(record['shape'])} {record['format']}"

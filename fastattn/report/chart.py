@@ -47,20 +47,31 @@ def draw(result: dict[str, Any], path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
+SUITES = {"module": "SCSA", "attention": "Partitioned attention", "pyramid": "CFSAM"}
+
+
 def module_panels(result: dict[str, Any]) -> list[Panel]:
-    """One panel for forward and one for training: speed over eager."""
-    found = [r for r in records(result, "module") if r["rival"] != "eager" and "eager" in r["speedup"]]
+    """Panels for each suite, one for forward and one for training: speed over eager."""
+    return [panel for suite in SUITES for panel in suite_panels(result, suite)]
+
+
+def suite_panels(result: dict[str, Any], suite: str) -> list[Panel]:
+    found = [r for r in records(result, suite) if r["rival"] != "eager" and "eager" in r["speedup"]]
     panels = []
     for work, dtype, launch in dict.fromkeys((r["work"], r["dtype"], r.get("launch")) for r in found):
         some = [r for r in found if (r["work"], r["dtype"], r.get("launch")) == (work, dtype, launch)]
         groups: dict[str, dict[str, float]] = {}
-        for members in cases(some, lambda r: (*r["shape"], r["format"])):
-            first = next(iter(members.values()))
-            label = f"{CASE['shape'](first)}\n{first['format']}"
-            groups[label] = {name: speedup(r, "eager") for name, r in members.items()}
+        for members in cases(some, label):
+            groups[label(next(iter(members.values())))] = {name: speedup(r, "eager") for name, r in members.items()}
         how = f", {launch}" if launch else ""
-        panels.append(Panel(f"SCSA {work}, {dtype}{how}: times eager's speed", groups, relative=True))
+        panels.append(Panel(f"{SUITES[suite]} {work}, {dtype}{how}: times eager's speed", groups, relative=True))
     return panels
+
+
+def label(record: dict[str, Any]) -> str:
+    """What tells a case from the others of its panel."""
+    own = f"{record['parts']} parts" if "parts" in record else record["format"]
+    return "\n".join([CASE["shape"](record), *([record["ablation"]] if "ablation" in record else []), own])
 
 
 def model_panels(result: dict[str, Any]) -> list[Panel]:
@@ -68,13 +79,14 @@ def model_panels(result: dict[str, Any]) -> list[Panel]:
     groups: dict[str, dict[str, float]] = {}
     for members in cases(
         records(result, "model"),
-        lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch")),
+        lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch"), r.get("levels")),
     ):
         first = next(iter(members.values()))
-        label = f"{first['model']}, batch {first['shape'][0]}\n{first['format']}"
-        label += f", {first['dtype']}, {first['launch']}" if "launch" in first else ""
-        groups[label] = {name: r["images_per_s"] for name, r in members.items()}
-    return [Panel("Whole models with SCSA: images per second", groups)] if groups else []
+        name = f"{first['model']}, batch {first['shape'][0]}\n{first['format']}"
+        name += f", {first['dtype']}, {first['launch']}" if "launch" in first else ""
+        name += f", {first['levels']} levels" if first.get("levels") else ""
+        groups[name] = {rival: r["images_per_s"] for rival, r in members.items()}
+    return [Panel("Whole models: images per second", groups)] if groups else []
 
 
 def fill(axis, panel: Panel) -> None:

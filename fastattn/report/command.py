@@ -8,7 +8,17 @@ from typing import Any
 
 from .chart import draw
 from .result import ResultError, load
-from .tables import Table, model_table, module_table, on_gpu, summary_table, tables, to_markdown
+from .tables import (
+    Table,
+    attention_table,
+    model_table,
+    module_table,
+    on_gpu,
+    pyramid_table,
+    summary_table,
+    tables,
+    to_markdown,
+)
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 GPU_BEGIN, GPU_END = "<!-- gpu results: begin -->", "<!-- gpu results: end -->"
@@ -48,7 +58,8 @@ def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None
 def readme_section(result: dict[str, Any], source: str) -> str:
     """The tables that a README has room for, as Markdown; `source` names the result file."""
     modules = gpu_modules(result) if on_gpu(result) else module_table(result)
-    shown = [table for table in (summary_table(result), model_table(result), modules) if table.rows]
+    found = summary_table(result), model_table(result), modules, attention_table(result), pyramid_table(result)
+    shown = [table for table in found if table.rows]
     return "\n".join([f"Generated from `{source}`.\n", *map(to_markdown, shown)])
 
 

@@ -21,13 +21,15 @@ class Table:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Every table that a result has rows for: asked and measured, modules, precision, models."""
+    """Every table that a result has rows for: asked and measured, each attention's, models."""
     built = [
         summary_table(result),
         module_table(result),
         tuned_table(result),
         copy_table(result),
         precision_table(result),
+        attention_table(result),
+        pyramid_table(result),
         model_table(result),
     ]
     return [table for table in built if table.rows]
@@ -59,7 +61,8 @@ CASE: dict[str, Callable[[Record], str]] = {
     "work": lambda r: r["work"],
 }
 LAUNCH = {"launch": lambda r: r["launch"]}  # launches or graph, on a GPU alone
-YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32")  # what the other rivals are compared with
+# What the other rivals are compared with.
+YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32", "sdpa copies", "sdpa view")
 
 
 def module_table(result: dict[str, Any]) -> Table:
@@ -83,8 +86,44 @@ def precision_table(result: dict[str, Any]) -> Table:
     return rivals_table("SCSA in two precisions", records(result, "precision"), case)
 
 
-def rivals_table(title: str, found: list[Record], case: dict[str, Callable[[Record], str]]) -> Table:
-    """One row for each case: every rival's milliseconds, the fast ones' ratios and bandwidths."""
+def attention_table(result: dict[str, Any]) -> Table:
+    """CFSAM's attention alone, in parts."""
+    case = {
+        "q, k, v": lambda r: f"({r['shape'][0]}, {r['shape'][1]}, {r['heads']} × {r['shape'][2] // r['heads']})",
+        "parts": lambda r: str(r["parts"]),
+        "work": CASE["work"],
+    }
+    notes = [
+        NOTES[0],
+        "GFLOP/s: multiplications and additions of the matrix products, two forward and five backward, by that time.",
+        "The explicit softmax, eager's and compile's, is left out where its scores alone take more than 2 GiB.",
+    ]
+    found = records(result, "attention")
+    return rivals_table("Partitioned attention, float32", found, case, ("GFLOP/s", "gflop_per_s"), notes)
+
+
+def pyramid_table(result: dict[str, Any]) -> Table:
+    """CFSAM as a module, and what of it is left out."""
+    case = {
+        "batch": lambda r: str(r["shape"][0]),
+        "tokens": lambda r: str(r["shape"][1]),
+        "parts of it": lambda r: r["ablation"],
+        "format": CASE["format"],
+        "work": CASE["work"],
+    }
+    notes = [NOTES[0], "LFE: local extraction; GFE: the transformer block over all levels; fusion of both."]
+    found = records(result, "pyramid")
+    return rivals_table("CFSAM at SSD300's levels, float32", found, case, ("images/s", "images_per_s"), notes)
+
+
+def rivals_table(
+    title: str,
+    found: list[Record],
+    case: dict[str, Callable[[Record], str]],
+    rate: tuple[str, str] = ("GB/s", "gb_per_s"),
+    notes: list[str] | None = None,
+) -> Table:
+    """One row for each case: every rival's milliseconds, the fast ones' ratios and rates (a name and its key)."""
     gpu = any("launch" in record for record in found)
     case = case | (LAUNCH if gpu else {})
     names = in_order(record["rival"] for record in found)
@@ -97,7 +136,7 @@ def rivals_table(title: str, found: list[Record], case: dict[str, Callable[[Reco
         row = [column(some) for column in case.values()]
         row += [number(duration(members[name])) if name in members else EMPTY for name in names]
         row += [times(ratio(members.get(name), over, inverse=over == "copy")) for name, over in pairs]
-        row += [number(members[name]["gb_per_s"]) if name in members else EMPTY for name in fast]
+        row += [number(members[name][rate[1]]) if name in members else EMPTY for name in fast]
         if gpu:
             row += [of_copy(members.get(name)) for name in fast]
         rows.append(tuple(row))
@@ -105,10 +144,10 @@ def rivals_table(title: str, found: list[Record], case: dict[str, Callable[[Reco
         *case,
         *(f"{name} {'µs' if gpu else 'ms'}" for name in names),
         *(f"{name} time / copy time" if over == "copy" else f"{name} vs {over}" for name, over in pairs),
-        *(f"{name} GB/s" for name in fast),
+        *(f"{name} {rate[0]}" for name in fast),
         *(f"{name} / copy GB/s" for name in fast if gpu),
     )
-    return Table(title, columns, rows, GPU_NOTES if gpu else NOTES)
+    return Table(title, columns, rows, GPU_NOTES if gpu else notes or NOTES)
 
 
 NOTES = [
@@ -130,6 +169,7 @@ def model_table(result: dict[str, Any]) -> Table:
     gpu = any("launch" in record for record in found)
     case: dict[str, Callable[[Record], str]] = {
         "model": lambda r: r["model"],
+        "attention": placed,
         "batch": lambda r: str(r["shape"][0]),
         "format": CASE["format"],
         **({"dtype": CASE["dtype"], **LAUNCH} if gpu else {}),
@@ -147,9 +187,18 @@ def model_table(result: dict[str, Any]) -> Table:
         *(f"{name} images/s" for name in names),
         *(f"{name} / plain" for name in others),
     )
+    sizes = in_order(f"{r['shape'][2]} x {r['shape'][3]}" for r in found)
     what = "images of noise" if gpu else "photographs, float32"
-    notes = [f"224 x 224 {what}, inference; plain: the model without attention, others: with SCSA."]
+    notes = [f"{' and '.join(sizes)} {what}, inference; plain: the model without attention, others: with it."]
+    if any(r.get("levels") for r in found):
+        notes.append("Of a detector: backbone, attention and head, without the boxes' decoding.")
     return Table("Whole models", columns, rows, notes)
+
+
+def placed(record: Record) -> str:
+    """The attention that a model's rivals have, and the levels that it is on."""
+    levels = record.get("levels")
+    return record.get("operation", "scsa").upper() + (f" on {levels} levels" if levels else "")
 
 
 def on_gpu(result: dict[str, Any]) -> bool:

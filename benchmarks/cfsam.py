@@ -1,0 +1,199 @@
+"""CFSAM's rivals, and those of its attention alone: eager and torch.compile of the reference, torch's attention on
+permuted copies and on the view that needs none, and fastattn's own backends, on the same tensors."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastattn
+from fastattn import functional, ops, reference
+from fastattn.reference.cfsam import Affine, Level
+
+from .contest import Effort
+from .devices import Cpu
+from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
+from .shapes import ABLATIONS, FORWARD, FULL, MEMORY_FORMATS, AttentionCase, PyramidCase
+
+COPIES, VIEW = "sdpa copies", "sdpa view"
+MOST_SCORES = 2 << 30  # bytes that an explicit softmax may take for its scores
+CHECKED_TOKENS = 256  # where the scores of all would take more
+CHECKED_IMAGES = 1  # float64 convolutions are slow; every image takes the same path
+
+
+def sdpa_copies(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
+    """torch's attention on parts that are copied one behind the other."""
+    batch, tokens, channels = q.shape
+    length, head_dim = tokens // num_parts, channels // num_heads
+
+    def parted(t: Tensor) -> Tensor:
+        split = t.view(batch, length, num_parts, num_heads, head_dim).permute(0, 2, 3, 1, 4)
+        return split.reshape(batch * num_parts, num_heads, length, head_dim)
+
+    out = F.scaled_dot_product_attention(parted(q), parted(k), parted(v))
+    out = out.view(batch, num_parts, num_heads, length, head_dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(batch, tokens, channels)
+
+
+def sdpa_view(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
+    """torch's attention with the parts as further heads, which is a view."""
+    batch, tokens, channels = q.shape
+    shape = batch, tokens // num_parts, num_parts * num_heads, channels // num_heads
+    q, k, v = (t.view(shape).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
+
+
+def attend_some(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int, *, tokens: Tensor) -> Tensor:
+    """The explicit softmax of some tokens alone; the others' rows are zero."""
+    out = q.new_zeros(q.shape)
+    for part in range(num_parts):
+        mine = tokens[tokens % num_parts == part]
+        chosen = q[:, mine], k[:, part::num_parts], v[:, part::num_parts]
+        queries, keys, values = (t.unflatten(2, (num_heads, -1)).transpose(1, 2) for t in chosen)
+        weights = (queries @ keys.mT * keys.shape[-1] ** -0.5).softmax(dim=-1)
+        out[:, mine] = (weights @ values).transpose(1, 2).flatten(2)
+    return out
+
+
+def scores_bytes(case: AttentionCase) -> int:
+    """What the scores of an explicit softmax take."""
+    return case.batch * case.heads * case.tokens * (case.tokens // case.parts) * case.dtype.itemsize
+
+
+def attention_scene(case: AttentionCase) -> Scene:
+    """q, k, v and the gradient of out; of long ones some tokens are checked, the only ones with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    *inputs, grad = (torch.randn(case.shape, generator=generator).to(case.dtype) for _ in range(4))
+    named = dict(zip("qkv", inputs, strict=True))
+    options: dict[str, Any] = {"num_parts": case.parts, "num_heads": case.heads}
+    if scores_bytes(case) <= MOST_SCORES:
+        whole = partial(reference.partition_attention, **options)
+        return Scene(case, nn.Module(), named, [grad], lambda _: whole)
+    tokens = torch.randperm(case.tokens, generator=generator)[:CHECKED_TOKENS]
+    some = partial(attend_some, **options, tokens=tokens)
+    grad = torch.zeros_like(grad).index_copy(1, tokens, grad[:, tokens])
+    return Scene(case, nn.Module(), named, [grad], lambda _: some, lambda out: out[:, tokens])
+
+
+def attention_rivals(case: AttentionCase) -> list[str]:
+    """Who takes part: an explicit softmax only where its scores fit."""
+    explicit = [EAGER, COMPILE] if scores_bytes(case) <= MOST_SCORES else []
+    return [*explicit, COPIES, VIEW, *fast_backends(Cpu(), "partition_attention")]
+
+
+class AttentionContest(SceneContest):
+    """Partitioned attention alone."""
+
+    operation = "partition_attention"
+
+    def __init__(self, case: AttentionCase, effort: Effort):
+        super().__init__()
+        torch._dynamo.reset()  # the cases before count towards a limit of recompilations
+        known: dict[str, Forward] = {
+            EAGER: reference.partition_attention,
+            COMPILE: torch.compile(reference.partition_attention, dynamic=False),
+            COPIES: sdpa_copies,
+            VIEW: sdpa_view,
+        }
+        scene = attention_scene(case)
+        for name in attention_rivals(case):
+            forward = known.get(name, functional.partition_attention)
+            self.enter(name, scene, partial(forward, num_parts=case.parts, num_heads=case.heads), name)
+        self.check_and_run(effort)
+
+    def facts(self, name: str) -> dict[str, object]:
+        """Beside the usual: multiplications and additions of the matrix products by time."""
+        found, (scene, _, _) = super().facts(name), self.entries[name]
+        case = scene.case
+        products = 2 if case.work == FORWARD else 7  # scores and out; backward the scores again and four gradients
+        operations = 2 * products * case.shape[2] * case.batch * case.tokens * (case.tokens // case.parts)
+        return found | {"gflop_per_s": operations / self.timings[name].least / 1e9}
+
+
+class EagerCFSAM(nn.Module):
+    """The reference on the parameters of a CFSAM module, without any dispatch."""
+
+    def __init__(self, module: fastattn.CFSAM):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *maps: Tensor) -> list[Tensor]:
+        m: Any = self.module
+        levels = [
+            Level(affine(local[0]) if m.has_local else None, affine(local[-1]), affine(fuse))
+            for local, fuse in zip(m.local, m.fuse, strict=True)
+        ]
+        blocks = [block.parameters_by_name() for block in m.blocks]
+        return reference.cfsam(maps, levels, blocks, num_parts=m.num_parts, num_heads=m.num_heads)
+
+
+def affine(module: Any) -> Affine:
+    return module.weight, module.bias
+
+
+class OnSome(EagerCFSAM):
+    """The same on the first images alone."""
+
+    def forward(self, *maps: Tensor) -> list[Tensor]:
+        return super().forward(*(x[:CHECKED_IMAGES] for x in maps))
+
+
+def random_maps(case: PyramidCase, channels: Sequence[int]) -> list[Tensor]:
+    generator, layout = torch.Generator().manual_seed(0), MEMORY_FORMATS[case.memory_format]
+    shapes = [(case.batch, count, side, side) for count, (_, side) in zip(channels, case.levels, strict=True)]
+    return [
+        torch.randn(shape, generator=generator).to(case.dtype).contiguous(memory_format=layout) for shape in shapes
+    ]
+
+
+def pyramid_scene(case: PyramidCase) -> Scene:
+    """A CFSAM module and its maps; of a forward pass the first images are checked."""
+    channels = [count for count, _ in case.levels]
+    torch.manual_seed(0)
+    module = fastattn.CFSAM(channels, dim=case.dim, **ABLATIONS[case.ablation])
+    for norm in (part for part in module.modules() if isinstance(part, nn.LayerNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    module.to(case.dtype).to(memory_format=MEMORY_FORMATS[case.memory_format])
+    maps = random_maps(case, channels)
+    inputs = {f"map {i}": x for i, x in enumerate(maps)}
+    grads = [x.flip(0).neg() for x in maps]
+    if case.work == FORWARD:
+        return Scene(case, module, inputs, grads, OnSome, lambda out: out[:CHECKED_IMAGES])
+    return Scene(case, module, inputs, grads, EagerCFSAM)
+
+
+def pyramid_rivals(case: PyramidCase) -> list[str]:
+    """Who takes part; torch.compile, which takes its time, in the module as a whole."""
+    return [EAGER, *([COMPILE] if case.ablation == FULL else []), *fast_backends(Cpu(), "cfsam")]
+
+
+class PyramidContest(SceneContest):
+    """CFSAM as a module."""
+
+    operation = "cfsam"
+
+    def __init__(self, case: PyramidCase, effort: Effort):
+        super().__init__()
+        torch._dynamo.reset()
+        scene = pyramid_scene(case)
+        module: Any = scene.module
+        eager = EagerCFSAM(module)
+        known: dict[str, Forward] = {EAGER: eager, COMPILE: torch.compile(eager, dynamic=False)}
+        for name in pyramid_rivals(case):
+            self.enter(name, scene, known.get(name, lambda *maps: module(maps)), name)
+        self.check_and_run(effort)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, case: AttentionCase) -> Tensor:
+    """Partitioned attention by Triton's kernels, whatever serves the device."""
+    return ops.partition_attention.partition_attention(q, k, v, case.parts, case.heads, "triton")
+
+
+def gather_tokens(*maps: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Tokens and normalised tokens of maps, without resizing, by Triton's kernels."""
+    length = ops.token_gather.count_tokens(maps)
+    return ops.token_gather.token_gather(maps, None, affine(norm), length, "triton")

@@ -1,0 +1,72 @@
+"""A figure's row: what was asked, and what the records of the benchmarks say."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import geometric_mean
+from typing import Any
+
+Record = Mapping[str, Any]
+FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One case's part of a figure: by the least rounds, and by the median."""
+
+    case: str
+    least: float
+    median: float
+
+
+def row(
+    what: str,
+    unit: str,
+    relation: str,
+    asked: float | None,
+    samples: Sequence[Sample],
+    cases: int,
+    by: str = "least",
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "what": what,
+        "unit": unit,
+        "relation": relation,
+        "asked": asked,
+        "measured": None,
+    }
+    if len(samples) < cases:
+        return entry
+    means = {
+        "least": geometric_mean([sample.least for sample in samples]),
+        "median": geometric_mean([sample.median for sample in samples]),
+    }
+    measured = means.pop(by)
+    worst = min(samples, key=lambda sample: getattr(sample, by) if relation == ">=" else -getattr(sample, by))
+    entry |= {
+        "measured": measured,
+        **means,
+        "worst": {"value": getattr(worst, by), "case": worst.case} if len(samples) > 1 else None,
+    }
+    if asked is not None:
+        entry["met"] = measured >= asked if relation == ">=" else measured <= asked
+    return entry
+
+
+def ratios(records: Iterable[Record], over: str) -> list[Sample]:
+    return [
+        Sample(describe(r), r["speedup"][over]["least"], r["speedup"][over]["median"])
+        for r in records
+        if over in r["speedup"]
+    ]
+
+
+def select(records: Iterable[Record], **wanted: object) -> list[Record]:
+    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
+
+
+def describe_shape(shape: Iterable[int]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
+
+def describe(record: Record) -> str:
+    return f"{describe_shape(record['shape'])} {record['format']}"
