@@ -18,8 +18,10 @@ from .devices import Cpu
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
 from .shapes import ABLATIONS, FORWARD, FULL, MEMORY_FORMATS, AttentionCase, PyramidCase
 
+CPU = Cpu()
 COPIES, VIEW = "sdpa copies", "sdpa view"
 MOST_SCORES = 2 << 30  # bytes that an explicit softmax may take for its scores
+MOST_SCORES_ON_GPU = 16 << 30
 CHECKED_TOKENS = 256  # where the scores of all would take more
 CHECKED_IMAGES = 1  # float64 convolutions are slow; every image takes the same path
 
@@ -63,25 +65,46 @@ def scores_bytes(case: AttentionCase) -> int:
     return case.batch * case.heads * case.tokens * (case.tokens // case.parts) * case.dtype.itemsize
 
 
-def attention_scene(case: AttentionCase) -> Scene:
+def explicit_fits(case: AttentionCase, device: str) -> bool:
+    """Whether an explicit softmax takes part: where its scores fit."""
+    return scores_bytes(case) <= (MOST_SCORES if device == "cpu" else MOST_SCORES_ON_GPU)
+
+
+def operations(case: AttentionCase) -> int:
+    """Multiplications and additions of the matrix products."""
+    products = 2 if case.work == FORWARD else 7  # scores and out; backward the scores again and four gradients
+    return 2 * products * case.shape[2] * case.batch * case.tokens * (case.tokens // case.parts)
+
+
+def attention_scene(case: AttentionCase, device: str = "cpu") -> Scene:
     """q, k, v and the gradient of out; of long ones some tokens are checked, the only ones with a gradient."""
     generator = torch.Generator().manual_seed(0)
-    *inputs, grad = (torch.randn(case.shape, generator=generator).to(case.dtype) for _ in range(4))
+    *inputs, grad = (torch.randn(case.shape, generator=generator).to(device, case.dtype) for _ in range(4))
     named = dict(zip("qkv", inputs, strict=True))
     options: dict[str, Any] = {"num_parts": case.parts, "num_heads": case.heads}
-    if scores_bytes(case) <= MOST_SCORES:
+    if explicit_fits(case, device):
         whole = partial(reference.partition_attention, **options)
         return Scene(case, nn.Module(), named, [grad], lambda _: whole)
-    tokens = torch.randperm(case.tokens, generator=generator)[:CHECKED_TOKENS]
+    tokens = torch.randperm(case.tokens, generator=generator)[:CHECKED_TOKENS].to(device)
     some = partial(attend_some, **options, tokens=tokens)
     grad = torch.zeros_like(grad).index_copy(1, tokens, grad[:, tokens])
     return Scene(case, nn.Module(), named, [grad], lambda _: some, lambda out: out[:, tokens])
 
 
-def attention_rivals(case: AttentionCase) -> list[str]:
+def attention_rivals(case: AttentionCase, device: Cpu = CPU) -> list[str]:
     """Who takes part: an explicit softmax only where its scores fit."""
-    explicit = [EAGER, COMPILE] if scores_bytes(case) <= MOST_SCORES else []
-    return [*explicit, COPIES, VIEW, *fast_backends(Cpu(), "partition_attention")]
+    explicit = [EAGER, COMPILE] if explicit_fits(case, device.type) else []
+    return [*explicit, COPIES, VIEW, *fast_backends(device, "partition_attention")]
+
+
+def attention_forward(case: AttentionCase, name: str) -> Forward:
+    """What a rival calls."""
+    forward: Forward = functional.partition_attention
+    if name == COMPILE:
+        forward = torch.compile(reference.partition_attention, dynamic=False)
+    elif name in (known := {EAGER: reference.partition_attention, COPIES: sdpa_copies, VIEW: sdpa_view}):
+        forward = known[name]
+    return partial(forward, num_parts=case.parts, num_heads=case.heads)
 
 
 class AttentionContest(SceneContest):
@@ -92,25 +115,15 @@ class AttentionContest(SceneContest):
     def __init__(self, case: AttentionCase, effort: Effort):
         super().__init__()
         torch._dynamo.reset()  # the cases before count towards a limit of recompilations
-        known: dict[str, Forward] = {
-            EAGER: reference.partition_attention,
-            COMPILE: torch.compile(reference.partition_attention, dynamic=False),
-            COPIES: sdpa_copies,
-            VIEW: sdpa_view,
-        }
         scene = attention_scene(case)
         for name in attention_rivals(case):
-            forward = known.get(name, functional.partition_attention)
-            self.enter(name, scene, partial(forward, num_parts=case.parts, num_heads=case.heads), name)
+            self.enter(name, scene, attention_forward(case, name), name)
         self.check_and_run(effort)
 
     def facts(self, name: str) -> dict[str, object]:
         """Beside the usual: multiplications and additions of the matrix products by time."""
         found, (scene, _, _) = super().facts(name), self.entries[name]
-        case = scene.case
-        products = 2 if case.work == FORWARD else 7  # scores and out; backward the scores again and four gradients
-        operations = 2 * products * case.shape[2] * case.batch * case.tokens * (case.tokens // case.parts)
-        return found | {"gflop_per_s": operations / self.timings[name].least / 1e9}
+        return found | {"gflop_per_s": operations(scene.case) / self.timings[name].least / 1e9}
 
 
 class EagerCFSAM(nn.Module):
@@ -141,15 +154,16 @@ class OnSome(EagerCFSAM):
         return super().forward(*(x[:CHECKED_IMAGES] for x in maps))
 
 
-def random_maps(case: PyramidCase, channels: Sequence[int]) -> list[Tensor]:
+def random_maps(case: PyramidCase, channels: Sequence[int], device: str = "cpu") -> list[Tensor]:
     generator, layout = torch.Generator().manual_seed(0), MEMORY_FORMATS[case.memory_format]
     shapes = [(case.batch, count, side, side) for count, (_, side) in zip(channels, case.levels, strict=True)]
     return [
-        torch.randn(shape, generator=generator).to(case.dtype).contiguous(memory_format=layout) for shape in shapes
+        torch.randn(shape, generator=generator).to(device, case.dtype).contiguous(memory_format=layout)
+        for shape in shapes
     ]
 
 
-def pyramid_scene(case: PyramidCase) -> Scene:
+def pyramid_scene(case: PyramidCase, device: str = "cpu") -> Scene:
     """A CFSAM module and its maps; of a forward pass the first images are checked."""
     channels = [count for count, _ in case.levels]
     torch.manual_seed(0)
@@ -157,8 +171,8 @@ def pyramid_scene(case: PyramidCase) -> Scene:
     for norm in (part for part in module.modules() if isinstance(part, nn.LayerNorm)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
-    module.to(case.dtype).to(memory_format=MEMORY_FORMATS[case.memory_format])
-    maps = random_maps(case, channels)
+    module.to(device, case.dtype).to(memory_format=MEMORY_FORMATS[case.memory_format])
+    maps = random_maps(case, channels, device)
     inputs = {f"map {i}": x for i, x in enumerate(maps)}
     grads = [x.flip(0).neg() for x in maps]
     if case.work == FORWARD:
@@ -166,9 +180,18 @@ def pyramid_scene(case: PyramidCase) -> Scene:
     return Scene(case, module, inputs, grads, EagerCFSAM)
 
 
-def pyramid_rivals(case: PyramidCase) -> list[str]:
+def pyramid_rivals(case: PyramidCase, device: Cpu = CPU) -> list[str]:
     """Who takes part; torch.compile, which takes its time, in the module as a whole."""
-    return [EAGER, *([COMPILE] if case.ablation == FULL else []), *fast_backends(Cpu(), "cfsam")]
+    return [EAGER, *([COMPILE] if case.ablation == FULL else []), *fast_backends(device, "cfsam")]
+
+
+def pyramid_forward(scene: Scene, name: str) -> Forward:
+    """What a rival calls."""
+    module: Any = scene.module
+    eager = EagerCFSAM(module)
+    if name == COMPILE:
+        return torch.compile(eager, dynamic=False)
+    return eager if name == EAGER else lambda *maps: module(maps)
 
 
 class PyramidContest(SceneContest):
@@ -180,11 +203,8 @@ class PyramidContest(SceneContest):
         super().__init__()
         torch._dynamo.reset()
         scene = pyramid_scene(case)
-        module: Any = scene.module
-        eager = EagerCFSAM(module)
-        known: dict[str, Forward] = {EAGER: eager, COMPILE: torch.compile(eager, dynamic=False)}
         for name in pyramid_rivals(case):
-            self.enter(name, scene, known.get(name, lambda *maps: module(maps)), name)
+            self.enter(name, scene, pyramid_forward(scene, name), name)
         self.check_and_run(effort)
 
 

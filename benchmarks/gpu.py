@@ -5,25 +5,35 @@ among the graphs stands what its search found, captured as for everybody else.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastattn import models
 
+from .cfsam import (
+    attention_forward,
+    attention_rivals,
+    attention_scene,
+    operations,
+    pyramid_forward,
+    pyramid_rivals,
+    pyramid_scene,
+)
 from .contest import Contest, Effort
 from .devices import Cpu, Work
 from .interleave import Ratio, Rival, speedup
 from .measures import bytes_moved_at_least
 from .models import PLAIN, inference, prepare
 from .photographs import noise
-from .scene import COMPILE, COPY, EAGER, TUNED, Forward, fast_backends, setting
+from .scene import COMPILE, COPY, EAGER, TUNED, Forward, Scene, fast_backends, setting
 from .scsa import EagerSCSA, scsa_scene
-from .shapes import FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, Case, ModelCase, name_of
+from .shapes import FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, AttentionCase, Case, ModelCase, PyramidCase, name_of
 
 LIMITS = {TUNED: 120.0, COMPILE: 60.0}  # seconds until a first answer, compilation and all
 LIMIT, LAST_LIMIT = 100.0, 20.0  # of the others, and of all where the part's time is up
@@ -112,33 +122,74 @@ class GpuContest(Contest):
         self.device.release()
 
 
-class GpuScsaContest(GpuContest):
-    """SCSA's rivals, by name, on one case."""
+class GpuSceneContest(GpuContest):
+    """The rivals of a scene, by name; the subclasses say which scene, and what its rivals call."""
 
-    def __init__(self, case: Case, effort: Effort, device: Cpu, names: list[str]):
+    operation: str
+
+    def __init__(self, case: Any, effort: Effort, device: Cpu, names: Sequence[str]):
         super().__init__(effort, device)
         torch._dynamo.reset()
-        self.suite = "tuned" if TUNED in names else "module"
         self.held.enter_context(convolutions(tf32=False, search=False))
-        self.scene = scene = scsa_scene(case, device.type)
-        truths = scene.truths()
+        self.scene = self.build(case)
+        truths = self.scene.truths()
         for name in names:
-            if name == COPY:
-                self.add_copy()
-                continue
-            forward, captured = self.forwards(name)
-            self.compete(
-                name,
-                scene.call(forward),
-                partial(scene.results, forward),
-                partial(scene.results, captured),
-                partial(setting, case.work, name),
-                *truths,
-            )
+            self.enter(name, *truths)
         self.run(effort)
+
+    def build(self, case: Any) -> Scene:
+        raise NotImplementedError
 
     def forwards(self, name: str) -> tuple[Forward, Forward]:
         """What a rival calls, and what it captures."""
+        raise NotImplementedError
+
+    def enter(self, name: str, truth: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> None:
+        scene, (forward, captured) = self.scene, self.forwards(name)
+        self.compete(
+            name,
+            scene.call(forward),
+            partial(scene.results, forward),
+            partial(scene.results, captured),
+            partial(setting, scene.case.work, name),
+            truth,
+            eager,
+        )
+
+    def bytes_moved(self, name: str) -> int:
+        """What any implementation moves that does a rival's work."""
+        return bytes_moved_at_least(self.scene.inputs.values(), self.scene.grads, self.scene.case.work)
+
+    def bandwidth(self, name: str) -> float:
+        return self.bytes_moved(self.seats[name][0]) / self.timings[name].median
+
+    def facts(self, name: str) -> dict[str, object]:
+        label, launch = self.seats[name]
+        case = self.scene.case
+        return {
+            "operation": self.operation,
+            **case.facts(),
+            "rival": label,
+            "launch": launch,
+            "images_per_s": case.shape[0] / self.timings[name].median,
+            "bytes_moved_at_least": self.bytes_moved(label),
+            "gb_per_s": self.bandwidth(name) / 1e9,
+        }
+
+
+class GpuScsaContest(GpuSceneContest):
+    """SCSA, beside a copy on the device."""
+
+    operation = "scsa"
+
+    def __init__(self, case: Case, effort: Effort, device: Cpu, names: Sequence[str]):
+        super().__init__(case, effort, device, names)
+        self.suite = "tuned" if TUNED in names else "module"
+
+    def build(self, case: Case) -> Scene:
+        return scsa_scene(case, self.device.type)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
         reference = EagerSCSA(self.scene.module)
         if name == TUNED:
             own_graphs = torch.compile(reference, mode=TUNED, dynamic=False)
@@ -155,7 +206,10 @@ class GpuScsaContest(GpuContest):
             forward = self.scene.module
         return forward, forward
 
-    def add_copy(self) -> None:
+    def enter(self, name: str, truth: Mapping[str, Tensor], eager: Mapping[str, Tensor]) -> None:
+        if name != COPY:
+            super().enter(name, truth, eager)
+            return
         x = self.scene.inputs["x"].detach()
         out = torch.empty_like(x)
 
@@ -165,22 +219,51 @@ class GpuScsaContest(GpuContest):
         context = partial(setting, FORWARD, COPY)
         self.compete(COPY, partial(out.copy_, x), results, results, context, {"out": x.double()}, {"out": x})
 
+    def bytes_moved(self, name: str) -> int:
+        x = self.scene.inputs["x"]
+        return bytes_moved_at_least([x], [x], FORWARD) if name == COPY else super().bytes_moved(name)
+
     def facts(self, name: str) -> dict[str, object]:
-        label, launch = self.seats[name]
-        case, x = self.scene.case, self.scene.inputs["x"]
-        moved = bytes_moved_at_least([x], [x], FORWARD if label == COPY else case.work)
-        bandwidth = moved / self.timings[name].median
-        copied = self.timings.get(rival(COPY, launch))
-        return {
-            "operation": "scsa",
-            **case.facts(),
-            "rival": label,
-            "launch": launch,
-            "images_per_s": case.shape[0] / self.timings[name].median,
-            "bytes_moved_at_least": moved,
-            "gb_per_s": bandwidth / 1e9,
-            "share_of_copy": bandwidth / (bytes_moved_at_least([x], [x], FORWARD) / copied.median) if copied else None,
-        }
+        copied = rival(COPY, self.seats[name][1])
+        share = self.bandwidth(name) / self.bandwidth(copied) if copied in self.timings else None
+        return super().facts(name) | {"share_of_copy": share}
+
+
+class GpuAttentionContest(GpuSceneContest):
+    """CFSAM's attention alone."""
+
+    suite, operation = "attention", "partition_attention"
+
+    def build(self, case: AttentionCase) -> Scene:
+        return attention_scene(case, self.device.type)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
+        forward = attention_forward(self.scene.case, name)
+        return forward, forward
+
+    def facts(self, name: str) -> dict[str, object]:
+        rate = operations(self.scene.case) / self.timings[name].median
+        return super().facts(name) | {"gflop_per_s": rate / 1e9}
+
+
+class GpuPyramidContest(GpuSceneContest):
+    """CFSAM as a module."""
+
+    suite, operation = "pyramid", "cfsam"
+
+    def build(self, case: PyramidCase) -> Scene:
+        return pyramid_scene(case, self.device.type)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
+        forward = pyramid_forward(self.scene, name)
+        return forward, forward
+
+
+def cfsam_contest(case: AttentionCase | PyramidCase, effort: Effort, device: Cpu) -> GpuSceneContest:
+    """CFSAM or its attention, with those who take part in the case."""
+    if isinstance(case, AttentionCase):
+        return GpuAttentionContest(case, effort, device, attention_rivals(case, device))
+    return GpuPyramidContest(case, effort, device, pyramid_rivals(case, device))
 
 
 class GpuModelContest(GpuContest):

@@ -31,6 +31,7 @@ LAUNCHES, GRAPH = "launches", "graph"  # how work reaches a GPU
 # (channels, side) of SSD300's levels: 1940 tokens.
 SSD_LEVELS = ((512, 38), (1024, 19), (512, 10), (256, 5), (256, 3), (256, 1))
 SMOKE_LEVELS = ((16, 5), (24, 3), (8, 1))
+GPU_SMOKE_DIM = 128  # heads of 16, the least that Triton's kernels take
 LONG = 20_000  # tokens
 FULL = "LFE + GFE + fusion"
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -40,8 +41,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("shallow", "deep", "all")
 
-# What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models.
-PARTS = ("32", "256", "models", "32-tuned", "256-tuned")
+# What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models, CFSAM.
+PARTS = ("32", "256", "models", "cfsam", "32-tuned", "256-tuned")
 PART = pytest.StashKey[str | None]()
 
 
@@ -81,7 +82,8 @@ class AttentionCase:
         return self.batch, self.tokens, self.heads * self.head_dim
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.tokens}x{self.heads}x{self.head_dim}-{self.parts}-{self.work.replace(' ', '')}"
+        shape = f"{self.batch}x{self.tokens}x{self.heads}x{self.head_dim}"
+        return "-".join([shape, str(self.parts), *marked(self.dtype), self.work.replace(" ", "")])
 
     def facts(self) -> dict[str, object]:
         """What a result file says about it."""
@@ -106,8 +108,8 @@ class PyramidCase:
         return self.batch, sum(side * side for _, side in self.levels), self.dim
 
     def __str__(self) -> str:
-        name = f"{self.batch}x{self.shape[1]}x{self.dim}-{self.ablation.replace(' ', '')}"
-        return f"{name}-{self.memory_format}-{self.work.replace(' ', '')}"
+        parts = [f"{self.batch}x{self.shape[1]}x{self.dim}", self.ablation.replace(" ", ""), self.memory_format]
+        return "-".join([*parts, *marked(self.dtype), self.work.replace(" ", "")])
 
     def facts(self) -> dict[str, object]:
         """What a result file says about it."""
@@ -140,13 +142,17 @@ class ModelCase:
         return 224 if self.levels is None else 300
 
     def __str__(self) -> str:
-        parts = [self.model, str(self.batch), self.memory_format]
-        parts += [name_of(self.dtype)] if self.dtype != torch.float32 else []
+        parts = [self.model, str(self.batch), self.memory_format, *marked(self.dtype)]
         return "-".join([*parts, self.levels] if self.levels else parts)
 
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def marked(dtype: torch.dtype) -> list[str]:
+    """Its part of a case's name: none for float32, the usual one."""
+    return [] if dtype == torch.float32 else [name_of(dtype)]
 
 
 def module_cases(selection: Selection) -> Iterator[Case]:
@@ -218,6 +224,22 @@ def gpu_model_cases(selection: Selection) -> list[ModelCase]:
         return [ModelCase("resnet18", 2, dtype=torch.bfloat16)]
     order = product((GPU_BATCH, 128), GPU_DTYPES, MEMORY_FORMATS)
     return [ModelCase("resnet50", batch, layout, dtype) for batch, dtype, layout in order]
+
+
+def gpu_cfsam_cases(selection: Selection) -> list[AttentionCase | PyramidCase]:
+    """CFSAM on a GPU, what matters most first: its attention in several parts and long, then the module in both
+    formats."""
+    cases: list[AttentionCase | PyramidCase] = []
+    if selection == "smoke":
+        for dtype, layout, work in ((torch.bfloat16, CONTIGUOUS, FORWARD), (torch.float32, CHANNELS_LAST, TRAINING)):
+            cases.append(AttentionCase(1, 40, work=work, dtype=dtype))
+            cases.append(PyramidCase(1, layout, work, levels=SMOKE_LEVELS, dim=GPU_SMOKE_DIM, dtype=dtype))
+        return cases
+    sizes = (GPU_BATCH, 1940, 2), (GPU_BATCH, 1940, 1), (GPU_BATCH, 1940, 4), (1, LONG, 2)
+    for dtype in GPU_DTYPES:
+        cases += [AttentionCase(*size, work, dtype=dtype) for size, work in product(sizes, WORKS)]
+        cases += [PyramidCase(GPU_BATCH, layout, work, dtype=dtype) for work, layout in product(WORKS, MEMORY_FORMATS)]
+    return cases
 
 
 def full_shapes() -> tuple[Shape, ...]:

@@ -21,7 +21,6 @@ from .parameters import DTYPES
 
 OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention", "lga")
 ATTENTIVE = ("cfsam", "partition_attention")  # to tokens, by heads; native: torch's own operators, rearranged
-  # native: torch's own operators, rearranged
 HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
 
 
@@ -191,7 +190,7 @@ def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
     """Say which backend serves a module or an operation (by name) on x, and why each other one does not.
 
     x is a tensor, or the list of a pyramid's maps. `options` are those of the operation's functional that matter here:
-    `down_sample_mode`, `attn_drop_ratio`, `training`, `num_heads`, `backend`; a module brings its own.
+    `down_sample_mode`, `attn_drop_ratio`, `training`, `dim`, `num_heads`, `backend`; a module brings its own.
     """
     x = x if isinstance(x, torch.Tensor) else x[0]
     dtype = x.dtype
@@ -210,8 +209,9 @@ def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
         options.get("down_sample_mode") == "recombination",
         bool(options.get("training") and options.get("attn_drop_ratio")),
     )
-    if what in ATTENTIVE and "num_heads" in options:
-        call = call._replace(head_dim=options.get("dim", x.shape[-1]) // options["num_heads"])
+    channels = options.get("dim") or (x.shape[-1] if what == "partition_attention" else 0)
+    if channels and "num_heads" in options:
+        call = call._replace(head_dim=channels // options["num_heads"])
     wanted = options.get("backend") or get_backend()
     try:
         chosen = f"served by {choose(wanted, *call)} (asked for: {wanted})"

@@ -19,6 +19,17 @@ def processors(device: torch.device) -> int:
     return 132  # as on an H200
 
 
+def product_precision(dtype: torch.dtype) -> str:
+    """Return how float32 operands are multiplied by tensor cores: as torch is told to do it."""
+    if dtype is not torch.float32:
+        return "tf32"  # does not matter
+    try:
+        precise = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by the newer interface, which the older one refuses to read
+        precise = torch.backends.cuda.matmul.fp32_precision != "tf32"
+    return "tf32x3" if precise else "tf32"
+
+
 class Launch:
     """A kernel with its grid, sizes and configuration; called with the tensors of one call.
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import Grid, Launch, processors
+from .launch import Grid, Launch, processors, product_precision
 from .run import run
 from .tiles import power
 
@@ -83,11 +83,11 @@ def attend(
 ):  # fmt: skip
     """Take one block of keys into the running sums, totals and maxima of the rows."""
     keys = rows(k, n, LENGTH, PARTS, KN, D, ALIGN, MASKED)
-    scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * SCALE  # [BM, BN]
+    scores = tl.dot(q, tl.trans(keys), input_precision=PRECISION)  # [BM, BN], scaled below: one fused operation each
     if MASKED:
         scores = tl.where((n < LENGTH)[None, :], scores, float("-inf"))
-    above = tl.maximum(most, tl.max(scores, axis=1))
-    weights = tl.exp2(scores - above[:, None])
+    above = tl.maximum(most, tl.max(scores, axis=1) * SCALE)
+    weights = tl.exp2(scores * SCALE - above[:, None])
     shrink = tl.exp2(most - above)
     values = rows(v, n, LENGTH, PARTS, VN, D, ALIGN, MASKED)
     acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
@@ -265,7 +265,7 @@ class Plan:
         own, other, warps, stages = self._blocks(backward=names is BACKWARD)
         across = "BN" if rows == "BM" else "BM"
         constants = {**self.constants, "BM": 0, "BN": 0, rows: own, across: other}
-        halved = {rows: max(16, own // 2), across: other}
+        others = [{rows: size, across: other} for size in (own // 2, 2 * own) if 16 <= size <= 128]
 
         def grid(constants: Mapping[str, Any]) -> Grid:
             return (self.sequences * -(-self.length // constants[rows]), 1, 1)
@@ -273,14 +273,16 @@ class Plan:
         parameters = inspect.signature(kernel.fn).parameters
         tensors = [name for name in parameters if name in names]
         return tuning.apply(
-            Launch(kernel, grid, tensors, names, self.sizes, constants, warps, [halved], self.context, stages)
+            Launch(kernel, grid, tensors, names, self.sizes, constants, warps, others, self.context, stages)
         )
 
     def _blocks(self, *, backward: bool) -> tuple[int, int, int, int]:
         """Return the rows that a program owns, those that it takes at a time, its warps and its stages."""
         choices = BLOCKS[self.dtype is torch.float32, backward]
         own, other, warps, stages = next(blocks for most, blocks in choices.items() if self.head_dim <= most)
-        while own > 16 and (own // 2 >= self.length or self.sequences * -(-self.length // own) < 2 * self.processors):
+        while own > 16 and own // 2 >= self.length:
+            own //= 2
+        while own > 64 and self.sequences * -(-self.length // own) < self.processors:  # below, Hopper's products end
             own //= 2
         return own, min(other, max(16, power(self.length))), warps, stages
 
@@ -293,9 +295,7 @@ def plan(shape, strides, num_parts, num_heads, dtype, precision, device) -> Plan
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Plan:
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
-    precise = torch.get_float32_matmul_precision() == "highest"
-    precision = "tf32x3" if precise else "tf32"  # of float32's products, as torch is told to take them
-    return plan(q.shape, strides, num_parts, num_heads, q.dtype, precision, q.device)
+    return plan(q.shape, strides, num_parts, num_heads, q.dtype, product_precision(q.dtype), q.device)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """CFSAM and its partitioned attention against a direct computation in float64 that loops over the parts."""
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -12,6 +13,9 @@ from torch import Tensor
 import fastattn
 from benchmarks.measures import peak_bytes
 from fastattn.functional import partition_attention
+from fastattn.ops import cfsam as composition
+from fastattn.ops.partition_attention import aligned, rows
+from fastattn.reference.cfsam import Level
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
 
@@ -201,12 +205,27 @@ def test_levels_of_different_formats():
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
-@pytest.mark.parametrize("case", thin(["55 tokens in 5 parts", "two blocks, resized"]))
+@pytest.mark.parametrize("case", ["55 tokens in 5 parts", *thin(["a 3x3 convolution folded", "two blocks, resized"])])
 def test_narrow_dtypes(case, dtype):
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
     sizes, options = CASES[case]
     check_module(*make(sizes, dtype, **options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
+def test_folded_convolutions_in_narrow_dtypes(dtype):
+    """For inference, and from float32 parameters under autocast."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
+    sizes, options = CASES["a 3x3 convolution folded"]
+    for own in (dtype, torch.float32):
+        module, maps = make(sizes, own, **options)
+        with torch.no_grad(), torch.autocast(DEVICE, dtype, enabled=own != dtype):
+            eager, got = on("reference", module)(maps), on(FAST, module)(maps)
+            truth = on("reference", copy.deepcopy(module).double())([x.double() for x in maps])
+        names = [f"out_{i}" for i in range(len(maps))]
+        assert_accurate(*(dict(zip(names, outs, strict=True)) for outs in (got, truth, eager)))
 
 
 # (batch, tokens of a part, parts, heads, channels of a head)
@@ -249,10 +268,36 @@ def test_attention_in_narrow_dtypes(dtype):
     check_attention(draw_qkv(2, 75, 2, 2, 32, dtype), 2, 2)
 
 
-def test_unaligned_rows():
+UNALIGNED = {
+    "rows": lambda t: F.pad(t, (1, 0))[..., 1:],
+    "starts": lambda t: F.pad(t.flatten(), (1, 0))[1:].view(t.shape),
+    "a stride of zero": lambda t: t[:, :1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("how", UNALIGNED)
+def test_tensors_that_are_not_aligned(how):
     parts, heads, width = 3, 1, 16
-    qkv = [F.pad(t, (1, 0))[..., 1:] for t in draw_qkv(1, 20, parts, heads, width)]
+    qkv = [UNALIGNED[how](t) for t in draw_qkv(1, 21, parts, heads, width)]
     check_attention(qkv, parts, heads)
+    assert all(rows(t).data_ptr() % 16 == 0 and rows(t).stride(1) * t.element_size() % 16 == 0 for t in qkv)
+    assert all(aligned(t).data_ptr() % 16 == 0 and aligned(t).is_contiguous() for t in qkv)
+
+
+@pytest.fixture(params=["tf32", "ieee"])
+def precision(request):
+    """Set the products of float32 by torch's newer interface, after which it refuses to read the older one."""
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, request.param
+    yield request.param
+    products.fp32_precision = before
+
+
+def test_products_follow_either_of_torchs_interfaces(precision):
+    if FAST == "triton":
+        launch = importlib.import_module("fastattn.kernels.launch")
+        assert launch.product_precision(torch.float32) == {"tf32": "tf32", "ieee": "tf32x3"}[precision]
+    check_attention(draw_qkv(1, 5, 2, 1, 16), 2, 1)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -327,9 +372,10 @@ def test_autocast_gives_eagers_dtype(dtypes, to):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=named)
 def test_autocast_of_the_attention_gives_eagers_dtype(dtype):
     qkv = draw_qkv(1, 20, 2, 1, 32, dtype)
+    backend = "reference" if dtype == torch.float64 else FAST
     with torch.autocast(DEVICE, torch.float16):
         product = (qkv[0] @ qkv[1].mT).dtype
-        assert partition_attention(*qkv, 2, 1).dtype == product
+        assert partition_attention(*qkv, 2, 1, backend=backend).dtype == product
 
 
 @pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
@@ -434,6 +480,41 @@ def test_inputs_are_left_alone(backend):
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
+def test_export_asks_no_batch_whether_to_fold(backend):
+    """Folding pays from some number of images on, which must not become a condition on the batch."""
+    module = fastattn.CFSAM((64,), dim=32, num_heads=1).eval()
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = torch.export.export(module, ([torch.randn(3, 64, 4, 4)],), dynamic_shapes=([batch],))
+    x = torch.randn(40, 64, 4, 4)
+    torch.testing.assert_close(program.module()([x])[0], module([x])[0], rtol=1e-4, atol=1e-4)
+
+
+MIXED = {
+    "blocks in float32": (torch.bfloat16, lambda module, maps: module.blocks.float()),
+    "one weight in float32": (torch.bfloat16, lambda module, maps: module.fuse[1].float()),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_mixed_dtypes_are_refused_as_by_eager(case):
+    dtype, change = MIXED[case]
+    module, maps = make(SIZES, dtype, num_parts=5)
+    change(module, maps)
+    with pytest.raises(RuntimeError):
+        module(maps)
+    with pytest.raises(RuntimeError, match="outside of autocast"), fastattn.use_backend(FAST):
+        module(maps)
+
+
+def test_fusion_copies_nothing():
+    module, _ = make(SIZES, num_parts=5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        level = Level(None, (module.local[0][1].weight, None), (module.fuse[0].weight, None))
+        own, other = torch.randn(2, 32, 7, 6, requires_grad=True), torch.randn(2, 55, 32, requires_grad=True)
+        composition._fuse(own, other[:, :42], level)
+    assert "aten::clone" not in {event.key for event in profile.key_averages()}
+
+
 def test_an_empty_batch(backend):
     module, maps = make(SIZES, batch=0)
     assert [out.shape for out in module(maps)] == [x.shape for x in maps]
@@ -464,6 +545,7 @@ def test_the_state_dict():
 def test_explain_and_warm_up():
     module, maps = make(SIZES)
     assert f"{FAST}: can serve" in fastattn.explain(module, maps)
+    assert f"{FAST}: can serve" in fastattn.explain("cfsam", maps, num_heads=8)
     assert "heads have 12 channels" in fastattn.explain("partition_attention", torch.ones(1, 4, 24), num_heads=2)
     with fastattn.use_backend(FAST):
         fastattn.warmup(module, [[x.shape for x in maps]])

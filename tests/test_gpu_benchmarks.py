@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks import devices, gpu, machine, shapes
+from benchmarks import cfsam, devices, gpu, machine, shapes
 from benchmarks.contest import Contest, Effort
 from benchmarks.devices import Cpu, Gpu
-from benchmarks.gpu import GpuModelContest, GpuScsaContest, Graphed
+from benchmarks.gpu import GpuModelContest, GpuScsaContest, Graphed, cfsam_contest
 from benchmarks.interleave import Rival
 from benchmarks.limit import TimeUp, time_limit
 from benchmarks.shapes import (
@@ -24,8 +24,10 @@ from benchmarks.shapes import (
     LAUNCHES,
     STAGES,
     TRAINING,
+    AttentionCase,
     Case,
     ModelCase,
+    PyramidCase,
 )
 
 QUICK = Effort(rounds=3, round_seconds=0.0, pedantic_rounds=1)
@@ -247,6 +249,15 @@ def test_what_is_asked_for_runs_first(batch: int) -> None:
     assert len(set(names)) == len(names) == 8
 
 
+def test_what_is_asked_of_cfsam_runs_first() -> None:
+    cases = shapes.gpu_cfsam_cases("default")
+    assert len(cases) == len(set(map(str, cases))) == 2 * (4 * 2 + 2 * 2)
+    assert [case.dtype for case in cases] == [torch.bfloat16] * 12 + [torch.float32] * 12
+    assert cases[:2] == [AttentionCase(32, work=work, dtype=torch.bfloat16) for work in (FORWARD, TRAINING)]
+    modules = [PyramidCase(32, layout, dtype=torch.bfloat16) for layout in (CONTIGUOUS, CHANNELS_LAST)]
+    assert cases[8:10] == modules
+
+
 @pytest.mark.parametrize("work", [FORWARD, TRAINING])
 def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, steps = [], []
@@ -276,6 +287,51 @@ def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.Mon
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
+@pytest.mark.parametrize("case", shapes.gpu_cfsam_cases("smoke"), ids=str)
+def test_cfsam_contest_compares_like_with_like(
+    case: AttentionCase | PyramidCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
+    alone = isinstance(case, AttentionCase)
+    fast = gpu.fast_backends(Cpu(), "cfsam")
+    names = ["eager", "compile", *(["sdpa copies", "sdpa view"] if alone else []), *fast]
+    contest = cfsam_contest(case, QUICK, Cpu())
+    assert not contest.wrong | contest.broken | contest.late
+    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
+    assert contest.suite == ("attention" if alone else "pyramid")
+    facts = contest.facts("compile-graph")
+    operation = "partition_attention" if alone else "cfsam"
+    assert facts.items() >= {**case.facts(), "operation": operation, "rival": "compile", "launch": GRAPH}.items()
+    seconds = contest.timings["compile-graph"].median
+    if alone:
+        size = 1 * 40 * 256 * case.dtype.itemsize
+        assert facts["bytes_moved_at_least"] == size * (4 if case.work == FORWARD else 11)
+        products = 2 if case.work == FORWARD else 7
+        assert facts["gflop_per_s"] == pytest.approx(products * 2 * 8 * 40 * 20 * 32 / seconds / 1e9)
+    else:
+        assert facts["images_per_s"] == pytest.approx(1 / seconds)
+    contest.close()
+
+
+def test_scenes_of_cfsam_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, attention, pyramid = shapes.gpu_cfsam_cases("smoke")
+    whole, module = cfsam.attention_scene(attention, "meta"), cfsam.pyramid_scene(pyramid, "meta")
+    monkeypatch.setattr(cfsam, "MOST_SCORES_ON_GPU", 0)
+    some = cfsam.attention_scene(attention, "meta")
+    for scene in (whole, module, some):
+        assert all(tensor.is_meta for tensor in (*scene.leaves.values(), *scene.grads))
+    for scene in (whole, module):
+        assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
+
+
+def test_a_gpu_has_room_for_longer_explicit_attention() -> None:
+    cases = [case for case in shapes.gpu_cfsam_cases("default") if isinstance(case, AttentionCase)]
+    assert all(cfsam.explicit_fits(case, "cuda") for case in cases)
+    assert not all(cfsam.explicit_fits(case, "cpu") for case in cases)
+    assert not cfsam.explicit_fits(AttentionCase(32, 20_000), "cuda")
+
+
 def test_model_contest(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(name: str, attention: str | None) -> nn.Module:
         attentions = [fastattn.SCSA(8)] if attention else []
@@ -301,8 +357,9 @@ def test_rows_of_every_part_and_none_without_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_gpu, "device", Cpu)
     for name in shapes.PARTS:
         build, cases, rivals = bench_gpu.rows(name, "default")
-        assert build.func is (GpuModelContest if name == "models" else GpuScsaContest)
-        assert len(cases) == (8 if name == "models" else 32)
+        kinds = {"models": (GpuModelContest, 8), "cfsam": (cfsam_contest, 24)}
+        assert (build.func, len(cases)) == kinds.get(name, (GpuScsaContest, 32))
+        assert ("sdpa view" in rivals) == (name == "cfsam")
         assert ("max-autotune" in rivals) == name.endswith("-tuned")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked: list[tuple] = []

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,17 @@ import torch
 from benchmarks import conftest as session
 from benchmarks import machine, merge, shapes
 from benchmarks.figures import gpu_summary
-from benchmarks.shapes import CONTIGUOUS, FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, STAGES, TRAINING
+from benchmarks.shapes import (
+    CONTIGUOUS,
+    FORWARD,
+    GRAPH,
+    LAUNCHES,
+    MEMORY_FORMATS,
+    STAGES,
+    TRAINING,
+    AttentionCase,
+    gpu_cfsam_cases,
+)
 
 
 def gpu_record(rival: str, speedups: dict[str, float], **facts) -> dict:
@@ -35,6 +46,19 @@ def gpu_records() -> list[dict]:
             model = here | {"suite": "model", "model": "resnet50", "shape": [32, 3, 224, 224]}
             found.append(gpu_record("triton", {"plain": 0.9 if launch == LAUNCHES else 0.97}, **model))
             found.append(gpu_record("eager", {"plain": 0.6}, **model))
+    return found + cfsam_records()
+
+
+def cfsam_records() -> list[dict]:
+    found = []
+    for launch, case in product((LAUNCHES, GRAPH), gpu_cfsam_cases("default")):
+        facts = {"launch": launch, **case.facts()}
+        if isinstance(case, AttentionCase):
+            over = {"sdpa view": 1.25 if case.work == FORWARD else 0.75}
+            found.append(gpu_record("triton", over, suite="attention", gflop_per_s=1.0, **facts))
+        else:
+            over = {"eager": 8.0 if case.memory_format == CONTIGUOUS else 2.0, "compile": 1.125}
+            found.append(gpu_record("triton", over, suite="pyramid", **facts))
     return found
 
 
@@ -53,6 +77,19 @@ def test_gpu_summary_goes_by_the_median() -> None:
     assert [row["met"] for row in share] == [False, False, True, True]
     assert {row["eager"] for row in share} == {0.6}
     assert [row["measured"] for row in rows if "copy" in row["unit"]] == [0.5] * 4
+
+
+def test_gpu_summary_of_cfsam() -> None:
+    rows = [row for row in gpu_summary(cfsam_records()) if row["measured"] is not None]
+    found = [(row["what"].split(",")[0], row["unit"], row["asked"], row["measured"], row["met"]) for row in rows[::2]]
+    assert found == [
+        ("Attention forward", "times sdpa view's speed", 1.2, 1.25, True),
+        ("Attention forward + backward", "times sdpa view's speed", 1.0, 0.75, False),
+        ("CFSAM forward", "times eager's speed", 2.0, pytest.approx(4.0), True),
+        ("CFSAM forward", "times compile's speed", 1.3, pytest.approx(1.125), False),
+    ]
+    assert [row["least"] for row in rows] == pytest.approx([2.5, 2.5, 1.5, 1.5, 8.0, 8.0, 2.25, 2.25])
+    assert ["CUDA graphs" in row["what"] for row in rows] == [False, True] * 4
 
 
 def test_gpu_summary_measures_nothing_from_a_part_of_the_cases() -> None:
@@ -156,9 +193,11 @@ def part(name: str, records: list[dict], **changes) -> dict:
 
 
 def parts() -> list[dict]:
-    records = gpu_records()
-    models = [record for record in records if record["suite"] == "model"]
-    return [part("models", models), part("32", [record for record in records if record["suite"] != "model"])]
+    homes = {"model": "models", "attention": "cfsam", "pyramid": "cfsam"}
+    found: dict[str, list[dict]] = {"models": [], "32": [], "cfsam": []}
+    for record in gpu_records():
+        found[homes.get(record["suite"], "32")].append(record)
+    return [part(name, records) for name, records in found.items()]
 
 
 def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,12 +205,13 @@ def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest
         (tmp_path / f"{found['fastattn']['part']}.json").write_text(json.dumps(found))
     assert merge.main([str(tmp_path), "-o", str(tmp_path / "results")]) == 0
     result = json.loads((tmp_path / "results" / "nvidia-fake-100.json").read_text())
-    assert list(result["fastattn"]["parts"]) == ["32", "models"]
+    assert list(result["fastattn"]["parts"]) == ["32", "models", "cfsam"]
     assert all(row["measured"] is not None for row in result["fastattn"]["summary"])
     text = capsys.readouterr().out
     assert "### Asked and measured" in text
     assert "NVIDIA Fake 100; driver 1.2.3" in text
     assert "(32, 64, 56, 56)" in text
+    assert "(32, 1940, 8 × 32)" in text
     assert "resnet50" in text
 
 
@@ -185,7 +225,7 @@ def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest
     ids=["another GPU", "another commit", "a smoke run"],
 )
 def test_parts_that_do_not_belong_together(changes: dict, message: str) -> None:
-    one, other = parts()
+    one, other, _ = parts()
     with pytest.raises(merge.ResultError, match=message):
         merge.merge([one, other | changes])
 

@@ -14,4 +14,4 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The same for a GPU."""
-    return scsa.gpu_summary(records)
+    return [*scsa.gpu_summary(records), *cfsam.gpu_summary(records)]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..shapes import FORWARD, LONG, MEMORY_FORMATS, POSITIONS, TRAINING, WORKS, AttentionCase, PyramidCase
-from .rows import FAST, Record, Sample, describe_shape, ratios, row, select
+from ..shapes import FORWARD, GPU_BATCH, LONG, MEMORY_FORMATS, POSITIONS, TRAINING, WORKS, AttentionCase, PyramidCase
+from .rows import FAST, GPU_DTYPE, GPU_FAST, HOW, Record, Sample, describe_shape, launched, ratios, row, select
 
 # None: for comparison.
 ATTENTION = (
@@ -19,6 +19,10 @@ GATHER = 1.1
 GATHER_PASSES = 3  # over the maps: they are read once, tokens are written twice
 ATTENTION_PASSES = 4 / 3  # over q, k and v: and out
 
+# On a GPU.
+GPU_ATTENTION = ((FORWARD, 1.2), (TRAINING, 1.0))
+GPU_MODULE = (("eager", 2.0), ("compile", 1.3))
+
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """CFSAM's rows."""
@@ -32,11 +36,37 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """CFSAM's rows on a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
+    by_launch = launched(records)
+    return [
+        *(gpu_attention_row(found, launch, *asked) for asked in GPU_ATTENTION for launch, found in by_launch),
+        *(gpu_module_row(found, launch, *asked) for asked in GPU_MODULE for launch, found in by_launch),
+    ]
+
+
+def gpu_attention_row(records: Sequence[Record], launch: str, work: str, asked: float) -> dict[str, Any]:
+    case = AttentionCase(GPU_BATCH, work=work, dtype=GPU_DTYPE)
+    found = select(records, suite="attention", rival=GPU_FAST, **case.facts())
+    what = f"{describe_attention(case)}, {HOW[launch]}"
+    return row(what, "times sdpa view's speed", ">=", asked, ratios(found, "sdpa view"), cases=1, by="median")
+
+
+def gpu_module_row(records: Sequence[Record], launch: str, over: str, asked: float) -> dict[str, Any]:
+    cases = [PyramidCase(GPU_BATCH, layout, dtype=GPU_DTYPE) for layout in MEMORY_FORMATS]
+    found = [r for case in cases for r in select(records, suite="pyramid", rival=GPU_FAST, **case.facts())]
+    what = f"CFSAM forward, SSD300's levels, batch {GPU_BATCH} in both formats, {HOW[launch]}, geometric mean"
+    return row(what, f"times {over}'s speed", ">=", asked, ratios(found, over), len(cases), by="median")
+
+
 def attention_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     case = AttentionCase(work=work)
     found = select(records, suite="attention", rival=FAST, **case.facts())
-    what = f"Attention {work}, {case.parts} parts of {describe_shape(case.shape)}, {case.heads} heads"
-    return row(what, f"times {over}'s speed", ">=", asked, ratios(found, over), cases=1)
+    return row(describe_attention(case), f"times {over}'s speed", ">=", asked, ratios(found, over), cases=1)
+
+
+def describe_attention(case: AttentionCase) -> str:
+    return f"Attention {case.work}, {case.parts} parts of {describe_shape(case.shape)}, {case.heads} heads"
 
 
 def module_row(records: Sequence[Record], layout: str) -> dict[str, Any]:

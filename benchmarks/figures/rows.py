@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
+import torch
+
+from ..shapes import GRAPH, LAUNCHES, name_of
+
 Record = Mapping[str, Any]
 FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
+GPU_DTYPE = torch.bfloat16
+HOW = {LAUNCHES: "eager launches", GRAPH: "CUDA graphs"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,12 @@ def ratios(records: Iterable[Record], over: str) -> list[Sample]:
 
 def select(records: Iterable[Record], **wanted: object) -> list[Record]:
     return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
+
+
+def launched(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
+    """A GPU's records in bfloat16, launches and graphs each by themselves."""
+    asked = select(records, dtype=name_of(GPU_DTYPE))
+    return [(launch, select(asked, launch=launch)) for launch in HOW]
 
 
 def describe_shape(shape: Iterable[int]) -> str:

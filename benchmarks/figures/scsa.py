@@ -10,14 +10,12 @@ from ..shapes import (
     FORWARD,
     GPU_BATCH,
     GPU_COPY_SHAPE,
-    GRAPH,
-    LAUNCHES,
     MEMORY_FORMATS,
     SAVED_SHAPE,
     STAGES,
     TRAINING,
 )
-from .rows import FAST, GPU_FAST, Record, Sample, describe, describe_shape, ratios, row, select
+from .rows import FAST, GPU_FAST, HOW, Record, Sample, describe, describe_shape, launched, ratios, row, select
 
 SPEEDUPS = (
     (FORWARD, "eager", 12.0),
@@ -44,7 +42,6 @@ GPU_SPEEDUPS = (
 )
 GPU_SHARE = 0.95
 GPU_OF_COPY = 0.40
-HOW = {LAUNCHES: "eager launches", GRAPH: "CUDA graphs"}
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -65,11 +62,11 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """SCSA's rows on a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
-    launched = [(launch, select(records, launch=launch, dtype="bfloat16")) for launch in HOW]
+    by_launch = launched(records)
     return [
-        *(gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in launched),
-        *(gpu_share_row(found, launch, layout) for launch, found in launched for layout in MEMORY_FORMATS),
-        *(gpu_copy_row(found, launch, layout) for launch, found in launched for layout in MEMORY_FORMATS),
+        *(gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in by_launch),
+        *(gpu_share_row(found, launch, layout) for launch, found in by_launch for layout in MEMORY_FORMATS),
+        *(gpu_copy_row(found, launch, layout) for launch, found in by_launch for layout in MEMORY_FORMATS),
     ]
 
 

@@ -51,11 +51,12 @@ def cfsam(
     or one another; RuntimeError with the reasons where a named backend cannot serve.
     """
     _check_maps(maps, levels, num_parts)
-    x, weight = maps[0], levels[0].project[0]
-    device, dim = x.device.type, weight.shape[0]
+    x, dim = maps[0], levels[0].project[0].shape[0]
+    device = x.device.type
     autocast = torch.is_autocast_enabled(device)
+    dtypes = _dtype(maps, x.dtype), _dtype(_weights(levels, blocks), x.dtype)
     name = choose(
-        backend or get_backend(), "cfsam", device, x.dtype, weight.dtype, autocast,
+        backend or get_backend(), "cfsam", device, *dtypes, autocast,
         head_dim=_known(dim // num_heads), transformed=torch._C._are_functorch_transforms_active(),
     )  # fmt: skip
     if name == "reference" or x.shape[0] == 0:
@@ -63,6 +64,19 @@ def cfsam(
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
+
+
+def _weights(levels: Sequence[Level], blocks: Sequence[Block]) -> list[Tensor]:
+    """Return the weights of all products, whose dtype has to be that of their input."""
+    affines = [affine for level in levels for affine in level if affine]
+    affines += [affine for b in blocks for affine in (b.q, b.k, b.v, b.proj, b.mlp_in, b.mlp_out)]
+    return [weight for weight, _ in affines]
+
+
+def _dtype(tensors: Sequence[Tensor], usual: torch.dtype) -> torch.dtype:
+    """Return the dtype that decides on a backend: one that is not the usual one, float64 before all."""
+    others = [t.dtype for t in tensors if t.dtype is not usual]
+    return torch.float64 if torch.float64 in others else others[0] if others else usual
 
 
 def _known(head_dim: int) -> int:

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from ..modules import CFSAM, PCSA, SCSA, SMSA
+from .levels import span
 from .placement import placement
 from .ssd import place_in_ssd
 
 # Made for a map's number of channels, and for those of all levels of a pyramid, whose maps it takes as a list.
 ON_MAPS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA}
 ON_PYRAMIDS: dict[str, Callable[..., nn.Module]] = {"cfsam": CFSAM}
-DETECTORS = ("ssd300_vgg16",)
+DETECTORS = {"ssd300_vgg16": 6}  # levels of their pyramids
 
 
 def attentions(backbone: str | None = None) -> list[str]:
@@ -56,7 +57,9 @@ def create(
     detects, place = name in DETECTORS, placement(name)
     if not detects and (place is None or name.partition(".")[0] not in backbones()):
         raise ValueError(f"unknown backbone {name!r}: fastattn.models knows {', '.join(backbones())}")
-    if levels != "all" and not detects:
+    if detects:
+        span(levels, DETECTORS[name])
+    elif levels != "all":
         raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {name!r} has none")
     if isinstance(attention, str):
         if attention not in attentions(name):

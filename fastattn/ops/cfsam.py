@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.cfsam import Affine, Block, Level, fuses_both, padded_length
 from .partition_attention import partition_attention
-from .scsa import dense
+from .registry import dense
 from .token_gather import count_tokens, token_gather
 
 
@@ -23,8 +23,8 @@ def cfsam(
     backend: str,
 ) -> list[Tensor]:
     """Exchange features between maps (B, C_i, H_i, W_i), computing in a dtype."""
-    levels = [Level(*(_cast(affine, dtype) for affine in level)) for level in levels]
     local = [_extract(dense(x.to(dtype)), level) for x, level in zip(maps, levels, strict=True)]
+    levels = [Level(*(_cast(affine, dtype) for affine in level)) for level in levels]
     if not blocks:
         return [F.conv2d(x, *_fuse_alone(level)) for x, level in zip(local, levels, strict=True)]
     mixed = _transform(local, blocks, num_parts, num_heads, dtype, backend)
@@ -41,13 +41,12 @@ def _cast(affine: Affine | None, dtype: torch.dtype) -> Affine | None:
 
 def _extract(x: Tensor, level: Level) -> Tensor:
     """Return the local features (B, D, H, W), by one convolution where that takes fewer products than two."""
-    if level.local is None:
-        return F.conv2d(x, *level.project)
-    batch, channels, height, width = x.shape
+    if level.local is None or not _folds(x, level):
+        for affine, padding in ((level.local, 1), (level.project, 0)):
+            x = F.conv2d(x, *_cast(affine, x.dtype), padding=padding) if affine else x
+        return x
     (inner, inner_bias), (outer, outer_bias) = level.local, level.project
-    dim, pixels = outer.shape[0], batch * height * width
-    if pixels * 9 * dim + 9 * channels * dim >= pixels * (9 * channels + dim):  # per channel of x
-        return F.conv2d(F.conv2d(x, *level.local, padding=1), *level.project)
+    dim, channels = outer.shape[:2]
     outer = outer.flatten(1)  # [D, C]
     if inner.is_contiguous():
         kernel = (outer @ inner.flatten(1)).view(dim, channels, 3, 3)
@@ -56,7 +55,23 @@ def _extract(x: Tensor, level: Level) -> Tensor:
     bias = outer_bias
     if inner_bias is not None:
         bias = outer @ inner_bias if bias is None else torch.addmv(bias, outer, inner_bias)
-    return F.conv2d(x, kernel, bias, padding=1)
+    return F.conv2d(x, *_cast((kernel, bias), x.dtype), padding=1)
+
+
+def _folds(x: Tensor, level: Level) -> bool:
+    """Return whether both convolutions are to be one.
+
+    The product's rounding to 16 bits is the same error for all pixels, which does not average out in the gradients of
+    parameters: those of 16 bits are folded for inference alone, those of float32 once, under autocast too.
+    """
+    (inner, _), (outer, _) = level.local, level.project
+    if inner.dtype.itemsize < 4 and torch.is_grad_enabled() and (inner.requires_grad or outer.requires_grad):
+        return False
+    batch, channels, height, width = x.shape
+    dim = outer.shape[0]
+    # products per channel of x; a compiler is not asked about its batch, which would become a condition on it
+    pixels = height * width if torch.compiler.is_compiling() else batch * height * width
+    return pixels * 9 * dim + 9 * channels * dim < pixels * (9 * channels + dim)
 
 
 def _transform(
@@ -114,10 +129,11 @@ def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
     weights = weight.flatten(1).chunk(2 if fuses_both(level) else 1, dim=1)
     sources = (own.flatten(2).mT, other)[-len(weights) :]  # [B, HW, D]
     pixels, transposed = own.shape[2:], own.is_contiguous()
+    weights = [w.expand(own.shape[0], *w.shape) for w in weights]
     pairs = [(w, t.mT) if transposed else (t, w.mT) for w, t in zip(weights, sources, strict=True)]
-    out = torch.matmul(*pairs[0])  # [B, C, HW] or [B, HW, C]
+    out = torch.bmm(*pairs[0])  # [B, C, HW] or [B, HW, C]
     for factors in pairs[1:]:
-        out.baddbmm_(*(f if f.dim() == 3 else f.expand(out.shape[0], *f.shape) for f in factors))
+        out.baddbmm_(*factors)
     if bias is not None:
         out += bias[:, None] if transposed else bias
     return (out if transposed else out.mT).unflatten(2, pixels)

@@ -24,7 +24,12 @@ def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_hea
 
 
 def compose(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
-    """Take the parts as further heads of torch's attention: views, no copies."""
+    """Take the parts as further heads of torch's attention: views, no copies.
+
+    float16 becomes float32, which torch's kernel for CPUs takes several times less long over.
+    """
+    if q.dtype is torch.float16:
+        return compose(q.float(), k.float(), v.float(), num_parts, num_heads).half()
     batch, tokens, channels = q.shape
     heads = (tokens // num_parts, num_parts * num_heads, channels // num_heads)
     q, k, v = (t.reshape(batch, *heads).transpose(1, 2) for t in (q, k, v))  # [B, P * heads, N/P, d]
@@ -42,14 +47,20 @@ def _forward(q, k, v, num_parts, num_heads):
 
 def _backward(grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
     q, k, v = map(rows, (q, k, v))
-    return _SERVERS["triton"].backward(grad_out.contiguous(), q, k, v, out, logsumexp, num_parts, num_heads)
+    return _SERVERS["triton"].backward(aligned(grad_out), q, k, v, out, logsumexp, num_parts, num_heads)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """Return a contiguous tensor at a multiple of 16 bytes."""
+    t = t.contiguous()
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 def rows(t: Tensor) -> Tensor:
     """Return t (B, N, channels) if its tokens lie as aligned rows, as slices of a joint projection do, else a copy."""
     item = t.element_size()
-    aligned = t.data_ptr() % 16 == 0 and all(stride * item % 16 == 0 for stride in t.stride()[:2])
-    return t if t.stride(2) == 1 and aligned else t.contiguous()
+    fits = t.data_ptr() % 16 == 0 and all(stride * item % 16 == 0 for stride in t.stride()[:2])
+    return t if t.stride(2) == 1 and fits else t.clone(memory_format=torch.contiguous_format)
 
 
 def _fake_forward(q, k, v, num_parts, num_heads):

@@ -36,6 +36,14 @@ class Servers(dict):
         return self[backend]
 
 
+def dense(x: Tensor) -> Tensor:
+    """Return x if it lies densely as NCHW or channels_last, else its one copy, in the nearer format."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    channels_last = 1 == x.stride(1) < x.stride(3)
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 def watched(x: Tensor) -> bool:
     """Return whether anything wants to see the registered operator: a compiler, tracer, mode, subclass or profiler.
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..parameters import unflatten
 from ..reference.lga import Affine
-from .registry import Servers, once, register, watched
-from .scsa import dense
+from .registry import Servers, dense, once, register, watched
 
 _SERVERS = Servers("scale_mix")
 

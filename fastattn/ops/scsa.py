@@ -15,17 +15,9 @@ from torch import Tensor
 
 from .. import native
 from ..parameters import common_dtype, unflatten
-from .registry import Servers, once, register, watched
+from .registry import Servers, dense, once, register, watched
 
 _SERVERS = Servers("scsa", native=native)  # a backend's module: forward, backward and saved_size
-
-
-def dense(x: Tensor) -> Tensor:
-    """Return x if it lies densely as NCHW or channels_last, else its one copy, in the nearer format."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    channels_last = 1 == x.stride(1) < x.stride(3)
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 class Operation:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ..parameters import unflatten
 from ..reference.cfsam import EPSILON, Affine, resize
-from .registry import Servers, once, register, watched
-from .scsa import dense
+from .registry import Servers, dense, once, register, watched
 
 _SERVERS = Servers("token_gather")
 
@@ -127,7 +126,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_tokens, grad_normed):
-        tokens, statistics, weight, bias = ctx.saved_tensors
+        tokens, statistics, weight, bias = saved = ctx.saved_tensors
         if weight is None or grad_normed is None:  # no norm, or its result is not used
             tokens = statistics = weight = grad_normed = None
         given = grad_tokens if grad_normed is None else grad_normed
@@ -141,4 +140,4 @@ class _Recorded(torch.autograd.Function):
         grad_addend = grads[0].flatten(2).mT if needs[1] else None
         wanted = [grad_addend, grad_weight, grad_bias, *grads]
         wanted = [g if need else None for g, need in zip(wanted, needs[1:], strict=True)]
-        return None, *once(wanted, given)
+        return None, *once(wanted, given, *(t for t in saved if t is not None))

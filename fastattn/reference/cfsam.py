@@ -76,7 +76,7 @@ def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_hea
     batch, tokens, channels = q.shape
     parts = (tokens // num_parts, num_parts, num_heads, channels // num_heads)
     q, k, v = (t.reshape(batch, *parts).permute(0, 2, 3, 1, 4) for t in (q, k, v))  # [B, P, heads, N/P, d]
-    attention = (q @ k.transpose(-2, -1) * (channels // num_heads) ** -0.5).softmax(dim=-1)
+    attention = (q * (channels // num_heads) ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)  # [B, P, heads, N/P, N/P]
     return (attention @ v).permute(0, 3, 1, 2, 4).reshape(batch, tokens, channels)
 
 
