@@ -36,6 +36,7 @@ class Call(NamedTuple):
     dropout: bool = False
     transformed: bool = False
     head_dim: int = 32
+    maps: int = 0  # of LGA: kernels or scales, whichever are more
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -92,6 +93,8 @@ def _triton_reasons(call: Call) -> list[str]:
     if call.operation in ATTENTIVE and call.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {known}")
+    if call.operation == "lga" and (call.head_dim > 64 or call.maps > 7):
+        reasons.append(f"heads of {call.head_dim} channels, {call.maps} kernels or scales; it takes up to 64 and 7")
     return reasons + _fast_path_reasons(call)
 
 
@@ -209,7 +212,7 @@ def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
         options.get("down_sample_mode") == "recombination",
         bool(options.get("training") and options.get("attn_drop_ratio")),
     )
-    channels = options.get("dim") or (x.shape[-1] if what == "partition_attention" else 0)
+    channels = options.get("dim") or options.get("embed_dim") or (x.shape[-1] if what == "partition_attention" else 0)
     if channels and "num_heads" in options:
         call = call._replace(head_dim=channels // options["num_heads"])
     wanted = options.get("backend") or get_backend()

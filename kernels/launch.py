@@ -19,6 +19,16 @@ def processors(device: torch.device) -> int:
     return 132  # as on an H200
 
 
+def aligned(*tensors: Tensor) -> tuple[bool, ...]:
+    """Return which tensors start where 128 bits can be read at a time: Triton compiles for it."""
+    return tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def padded(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """Return as many tensors as a kernel takes; it does not touch the repeated ones."""
+    return (*tensors, *[tensors[0]] * (count - len(tensors)))
+
+
 def product_precision(dtype: torch.dtype) -> str:
     """Return how float32 operands are multiplied by tensor cores: as torch is told to do it."""
     if dtype is not torch.float32:

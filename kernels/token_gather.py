@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import batch_sum, tiles, tuning
-from .launch import Grid, Launch, processors
+from .launch import Grid, Launch, aligned, padded, processors
 from .resize import hat, input_shifts, output_shifts
 from .run import run
 
@@ -324,15 +324,6 @@ def _as_tokens(source: Tensor) -> Tensor:
     return source if source.dim() == 3 else source.flatten(2).mT
 
 
-def _aligned(*tensors: Tensor) -> tuple[bool, ...]:
-    return tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)
-
-
-def _padded(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return as many maps as a kernel takes; it does not touch the repeated ones."""
-    return (*maps, *[maps[0]] * (LEVELS - len(maps)))
-
-
 def forward(
     sources: Sequence[Tensor], addend: Tensor | None, weight: Tensor | None, bias: Tensor | None, length: int,
     eps: float,
@@ -352,9 +343,9 @@ def forward(
     others = [tokens if tensor is None else tensor for tensor in (addend, weight, bias)]  # stand-ins are not read
     launch = forward_plan(
         tuple(map(_level, sources)), batch, channels, length, (tokens.dtype, others[1].dtype, others[2].dtype),
-        addend is not None, norm, eps, tokens.device, _aligned(*sources, others[0]),
+        addend is not None, norm, eps, tokens.device, aligned(*sources, others[0]),
     )  # fmt: skip
-    run((launch,), (*_padded(sources), *others, tokens, normed, statistics))
+    run((launch,), (*padded(sources, LEVELS), *others, tokens, normed, statistics))
     return tokens, normed, statistics
 
 
@@ -378,11 +369,11 @@ def backward(
     gamma = tensors[-1]
     launches, programs = backward_plan(
         tuple(map(_level, maps)), batch, channels, length, (given.dtype, gamma.dtype),
-        grad_tokens is not None, weight is not None, need_params, given.device, _aligned(*tensors[:3], *maps),
+        grad_tokens is not None, weight is not None, need_params, given.device, aligned(*tensors[:3], *maps),
     )  # fmt: skip
     scratch = given.new_empty((programs, 2 * channels) if need_params else 0, dtype=torch.float32)
     grad_params = gamma.new_empty(2 * channels if need_params else 0)
-    run(launches, (*tensors, *_padded(maps), scratch, grad_params))
+    run(launches, (*tensors, *padded(maps, LEVELS), scratch, grad_params))
     if tail:
         for part, grad in zip(maps[-1].split([grad.shape[1] for grad in tail], 1), tail, strict=True):
             grad.copy_(part)

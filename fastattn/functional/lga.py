@@ -36,8 +36,10 @@ def local_global_attention(
     check_heads(weight.shape[0], num_heads)
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
+    maps = max(len(scales), sum(len(branch.convs) for branch in branches))
     name = choose(
         backend or get_backend(), "lga", device, x.dtype, weight.dtype, autocast,
+        head_dim=weight.shape[0] // num_heads, maps=maps,
         transformed=torch._C._are_functorch_transforms_active(),
     )  # fmt: skip
     arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)

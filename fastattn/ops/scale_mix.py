@@ -21,7 +21,8 @@ def mix_scales(x: Tensor, coarse: Sequence[Tensor], weights: Affine, position_en
     """Return z (B, D, H, W), recording a graph only where a gradient is wanted."""
     layout = torch.contiguous_format if dense(x).is_contiguous() else torch.channels_last
     x, *coarse = (t.contiguous(memory_format=layout) for t in (x, *coarse))
-    inputs = (x, *weights, position_encoding.contiguous(), *coarse)
+    weight, bias = weights
+    inputs = (x, weight, bias.to(weight.dtype), position_encoding.to(weight.dtype).contiguous(), *coarse)
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return _Recorded.apply(*inputs)
     return forward(*inputs)[0]
