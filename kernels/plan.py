@@ -47,9 +47,6 @@ def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tupl
     return size
 
 
-_processors = processors
-
-
 class Plan:
     """The launches of one signature: `forward` and `backward`, and the float32 workspaces they need per sample.
 

@@ -11,7 +11,6 @@ from .plan import Plan, saved_size
 from .run import run
 
 __all__ = ["backward", "forward", "plan", "saved_size"]
-_run = run
 
 
 @functools.lru_cache(maxsize=512)

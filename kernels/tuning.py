@@ -54,7 +54,8 @@ def tune(launch: Launch, arguments: Sequence[Tensor], do_bench: Callable | None 
         raise RuntimeError("kernels cannot be tuned while a CUDA graph is captured: call fastattn.warmup before")
     bucket = _bucket(launch)
     if bucket not in _found:
-        warps = {w for w in (launch.num_warps // 2, launch.num_warps, 2 * launch.num_warps) if 4 <= w <= 16}
+        others = {w for w in (launch.num_warps // 2, 2 * launch.num_warps) if 4 <= w <= 16}
+        warps = {launch.num_warps, *others}
         # with all constants in the configurations, Triton's cache on disk tells formats and options apart
         blocks = [{**launch.constants, **block} for block in ({}, *launch.alternatives)]
         stages = launch.num_stages

@@ -91,15 +91,16 @@ def attention_table(result: dict[str, Any]) -> Table:
     case = {
         "q, k, v": lambda r: f"({r['shape'][0]}, {r['shape'][1]}, {r['heads']} × {r['shape'][2] // r['heads']})",
         "parts": lambda r: str(r["parts"]),
+        "dtype": CASE["dtype"],
         "work": CASE["work"],
     }
     notes = [
         NOTES[0],
         "GFLOP/s: multiplications and additions of the matrix products, two forward and five backward, by that time.",
-        "The explicit softmax, eager's and compile's, is left out where its scores alone take more than 2 GiB.",
+        "The explicit softmax, eager's and compile's, is left out where its scores alone would not fit.",
     ]
     found = records(result, "attention")
-    return rivals_table("Partitioned attention, float32", found, case, ("GFLOP/s", "gflop_per_s"), notes)
+    return rivals_table("Partitioned attention", found, case, ("GFLOP/s", "gflop_per_s"), notes)
 
 
 def pyramid_table(result: dict[str, Any]) -> Table:
@@ -108,12 +109,13 @@ def pyramid_table(result: dict[str, Any]) -> Table:
         "batch": lambda r: str(r["shape"][0]),
         "tokens": lambda r: str(r["shape"][1]),
         "parts of it": lambda r: r["ablation"],
+        "dtype": CASE["dtype"],
         "format": CASE["format"],
         "work": CASE["work"],
     }
     notes = [NOTES[0], "LFE: local extraction; GFE: the transformer block over all levels; fusion of both."]
     found = records(result, "pyramid")
-    return rivals_table("CFSAM at SSD300's levels, float32", found, case, ("images/s", "images_per_s"), notes)
+    return rivals_table("CFSAM at SSD300's levels", found, case, ("images/s", "images_per_s"), notes)
 
 
 def rivals_table(
