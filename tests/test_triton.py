@@ -185,7 +185,7 @@ def test_the_first_launch_compiles_and_later_ones_are_bound():
     for _ in range(3):
         launch(tensors)
     first, *later = kernel.calls
-    assert first == ((4, 1, 1), [3, 1, 5], {"BC": 4, "num_warps": 8, "enable_fp_fusion": True})
+    assert first == ((4, 1, 1), [3, 1, 5], {"BC": 4, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True})
     assert later == [((4, 1, 1), [3, 1, 5, 4], {})] * 2
 
 
