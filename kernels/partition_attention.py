@@ -128,26 +128,35 @@ def attention_forward_kernel(
 
 @triton.jit
 def query_gradients(
-    acc, q, grad, log, delta, k, v, n, LENGTH, PARTS, KN, VN,
-    SCALE: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    acc, mean, slope, q, grad, log, delta, k, v, n, LENGTH, PARTS, KN, VN,
+    SCALE: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, MEND: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Add what one block of keys gives to the gradients of the queries."""
+    """Add what one block of keys gives to the gradients of the queries, and to mend delta by: the rows' mean keys and
+    the sums of their slopes."""
     keys = rows(k, n, LENGTH, PARTS, KN, D, ALIGN, MASKED)
     values = rows(v, n, LENGTH, PARTS, VN, D, ALIGN, MASKED)
     weights = tl.exp2(tl.dot(q, tl.trans(keys), input_precision=PRECISION) * SCALE - log[:, None])  # [BM, BN]
     if MASKED:  # a masked key's zero score may lie far above the row's
         weights = tl.where((n < LENGTH)[None, :], weights, 0.0)
     slopes = weights * (tl.dot(grad, tl.trans(values), input_precision=PRECISION) - delta[:, None])
-    return tl.dot(slopes.to(keys.dtype), keys, acc, input_precision=PRECISION)
+    if MEND:
+        mean = tl.dot(weights.to(keys.dtype), keys, mean, input_precision=PRECISION)
+        slope += tl.sum(slopes, axis=1)
+    return tl.dot(slopes.to(keys.dtype), keys, acc, input_precision=PRECISION), mean, slope
 
 
 @kernel
 def query_gradient_kernel(
     q, k, v, out, grad_out, logsumexp, delta, grad_q, B, LENGTH, PARTS, HEADS, QB, QN, KB, KN, VB, VN,
     SCALE: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    MEND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of the queries, and delta for those of keys and values; grid as in forward."""
+    """Write the gradients of the queries, and delta for those of keys and values; grid as in forward.
+
+    A row's slopes sum to zero. With `out` rounded to 16 bits, delta is off, the same for all keys; by how much is what
+    they sum to instead, and MEND takes it out again.
+    """
     b, part, head, start = place(LENGTH, PARTS, HEADS, BM)
     m = start + tl.arange(0, BM)
     token = HEADS * D
@@ -158,20 +167,27 @@ def query_gradient_kernel(
     grad = rows(first(grad_out, b, part, head, batch, token, D, ALIGN), m, LENGTH, PARTS, token, D, ALIGN, True)
     result = rows(first(out, b, part, head, batch, token, D, ALIGN), m, LENGTH, PARTS, token, D, ALIGN, True)
     products = tl.sum(grad.to(tl.float32) * result.to(tl.float32), axis=1)  # [BM]
-    tl.store(vector(delta, b, part, head, LENGTH, PARTS, HEADS) + m, products, mask=m < LENGTH)
     log = tl.load(vector(logsumexp, b, part, head, LENGTH, PARTS, HEADS) + m, mask=m < LENGTH, other=0.0)
     acc = tl.zeros([BM, D], tl.float32)
+    mean = tl.zeros([BM, D], tl.float32)
+    slope = tl.zeros([BM], tl.float32)
     whole = LENGTH // BN * BN
     for n0 in range(0, whole, BN):
         n = n0 + tl.arange(0, BN)
-        acc = query_gradients(
-            acc, queries, grad, log, products, k, v, n, LENGTH, PARTS, KN, VN, SCALE, D, ALIGN, PRECISION, False
-        )
+        acc, mean, slope = query_gradients(
+            acc, mean, slope, queries, grad, log, products, k, v, n, LENGTH, PARTS, KN, VN,
+            SCALE, D, ALIGN, PRECISION, MEND, False,
+        )  # fmt: skip
     if whole < LENGTH:
         n = whole + tl.arange(0, BN)
-        acc = query_gradients(
-            acc, queries, grad, log, products, k, v, n, LENGTH, PARTS, KN, VN, SCALE, D, ALIGN, PRECISION, True
-        )
+        acc, mean, slope = query_gradients(
+            acc, mean, slope, queries, grad, log, products, k, v, n, LENGTH, PARTS, KN, VN,
+            SCALE, D, ALIGN, PRECISION, MEND, True,
+        )  # fmt: skip
+    if MEND:
+        acc -= slope[:, None] * mean
+        products += slope
+    tl.store(vector(delta, b, part, head, LENGTH, PARTS, HEADS) + m, products, mask=m < LENGTH)
     grad_q = first(grad_q, b, part, head, batch, token, D, ALIGN)
     store_rows(grad_q, m, acc * (SCALE / LOG2_E), LENGTH, PARTS, token, D, ALIGN)
 
@@ -264,7 +280,9 @@ class Plan:
         """Return a launch whose programs own blocks of `rows`."""
         own, other, warps, stages = self._blocks(backward=names is BACKWARD)
         across = "BN" if rows == "BM" else "BM"
-        constants = {**self.constants, "BM": 0, "BN": 0, rows: own, across: other}
+        mends = {"MEND": self.dtype is not torch.float32 and self.head_dim <= 64}  # beyond, registers do not suffice
+        extra = mends if kernel is query_gradient_kernel else {}
+        constants = {**self.constants, **extra, "BM": 0, "BN": 0, rows: own, across: other}
         others = [{rows: size, across: other} for size in (own // 2, 2 * own) if 16 <= size <= 128]
 
         def grid(constants: Mapping[str, Any]) -> Grid:
