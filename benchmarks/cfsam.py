@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import functional, ops, reference
-from fastattn.reference.cfsam import Affine, Level
+from fastattn.reference.cfsam import Affine
 
 from .contest import Effort
 from .devices import Cpu
@@ -135,12 +135,7 @@ class EagerCFSAM(nn.Module):
 
     def forward(self, *maps: Tensor) -> list[Tensor]:
         m: Any = self.module
-        levels = [
-            Level(affine(local[0]) if m.has_local else None, affine(local[-1]), affine(fuse))
-            for local, fuse in zip(m.local, m.fuse, strict=True)
-        ]
-        blocks = [block.parameters_by_name() for block in m.blocks]
-        return reference.cfsam(maps, levels, blocks, num_parts=m.num_parts, num_heads=m.num_heads)
+        return reference.cfsam(maps, *m.operands(), num_parts=m.num_parts, num_heads=m.num_heads)
 
 
 def affine(module: Any) -> Affine:

@@ -11,6 +11,7 @@ from ..backends import HEAD_DIMS, choose, get_backend
 from ..ops import cfsam as composition
 from ..ops.partition_attention import partition_attention as attend
 from ..reference.cfsam import Block, Level
+from .checks import check_heads
 
 
 def partition_attention(
@@ -101,12 +102,6 @@ def check_options(
         raise ValueError(f"mlp_ratio must leave hidden channels, got {mlp_ratio} of {dim}")
     if depth < 0:
         raise ValueError(f"depth must not be negative, got {depth}")
-
-
-def check_heads(dim: int, num_heads: int) -> None:
-    """ValueError unless the heads divide the channels."""
-    if num_heads < 1 or dim < 1 or dim % num_heads:
-        raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
 
 
 def check_parts(num_parts: int, tokens: int | None = None) -> None:

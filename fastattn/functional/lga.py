@@ -10,6 +10,7 @@ from .. import reference
 from ..backends import choose, get_backend
 from ..ops import lga as composition
 from ..reference.lga import CONTRACTIONS, Affine, Branch, Separable
+from .checks import check_heads, check_map, check_not_empty
 
 BRANCHES = ("both", "local", "global")
 
@@ -32,8 +33,9 @@ def local_global_attention(
     ValueError for an input that does not fit them; RuntimeError with the reasons where a named backend cannot serve.
     """
     weight = out_conv[0]
-    _check_input(x, weight.shape[0])
-    check_heads(weight.shape[0], num_heads)
+    check_map(x, weight.shape[0])
+    check_not_empty(x)
+    check_heads(weight.shape[0], num_heads, "embed_dim")
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
     maps = max(len(scales), sum(len(branch.convs) for branch in branches))
@@ -62,7 +64,7 @@ def check_options(
     branches: str,
 ) -> None:
     """ValueError unless these are options of LocalGlobalAttention."""
-    check_heads(embed_dim, num_heads)
+    check_heads(embed_dim, num_heads, "embed_dim")
     if branches not in BRANCHES:
         raise ValueError(f"branches must be one of {', '.join(BRANCHES)}, got {branches!r}")
     if branches != "global" and not local_kernel_sizes:
@@ -79,20 +81,3 @@ def check_options(
         raise ValueError(f"num_scales must be at least 1, got {num_scales}")
     if contraction not in CONTRACTIONS:
         raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {contraction!r}")
-
-
-def check_heads(embed_dim: int, num_heads: int) -> None:
-    """ValueError unless the heads divide the channels."""
-    if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
-        raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
-
-
-def _check_input(x: Tensor, channels: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be real floating point, got {x.dtype}")
-    if x.shape[1] != channels:
-        raise ValueError(f"x has {x.shape[1]} channels, expected {channels}")
-    if x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f"x is {x.shape[2]} x {x.shape[3]}: there is nothing to attend to")

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import choose, get_backend
 from ..ops import scsa as ops
+from .checks import check_map, check_not_empty
 
 DOWN_SAMPLE_MODES = ("avg_pool", "max_pool", "recombination")
 GATE_LAYERS = ("sigmoid", "softmax")
@@ -208,19 +209,13 @@ def check_channel(
 
 
 def _check_input(x: Tensor, channels: int, window: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be real floating point, got {x.dtype}")
-    _, found, height, width = x.shape
-    if found != channels:
-        raise ValueError(f"x has {found} channels, expected {channels}")
+    check_map(x, channels)
+    height, width = x.shape[2:]
     if height < window or width < window:
         raise ValueError(
             f"x is {height} x {width}, smaller than the {window} x {window} window: nothing is left to pool"
         )
-    if height < 1 or width < 1:
-        raise ValueError(f"x is {height} x {width}: there is nothing to attend to")
+    check_not_empty(x)
 
 
 def _spatial_shapes(channels, conv_weights):

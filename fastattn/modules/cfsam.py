@@ -43,13 +43,16 @@ class CFSAM(nn.Module):
         mixed = 2 * dim if fusion else dim
         self.fuse = nn.ModuleList(nn.Conv2d(mixed, channels, 1, bias=conv_bias) for channels in in_channels)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def operands(self) -> tuple[list[Level], list[Block]]:
+        """Return the parameters as the operation takes them."""
         levels = [
             Level(_affine(local[0]) if self.has_local else None, _affine(local[-1]), _affine(fuse))
             for local, fuse in zip(self.local, self.fuse, strict=True)
         ]
-        blocks = [block.parameters_by_name() for block in self.blocks]
-        return cfsam(maps, levels, blocks, num_parts=self.num_parts, num_heads=self.num_heads)
+        return levels, [block.operands() for block in self.blocks]
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return cfsam(maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads)
 
     def extra_repr(self) -> str:
         return (
@@ -70,7 +73,7 @@ class _TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def parameters_by_name(self) -> Block:
+    def operands(self) -> Block:
         mlp_in, _, mlp_out = self.mlp
         modules = (self.norm1, self.q, self.k, self.v, self.proj, self.norm2, mlp_in, mlp_out)
         return Block(*map(_affine, modules))
