@@ -1,5 +1,6 @@
 """fastattn.models: where the attention goes, what it adds, and that every backend agrees in a whole model."""
 
+import copy
 import sys
 
 import pytest
@@ -7,10 +8,19 @@ import torch
 from torch import nn
 
 import fastattn
+from benchmarks.photographs import photographs
+from fastattn import backends
+
+from .helpers import DEVICE, FAST, FORMATS, assert_accurate, named, run
 
 pytest.importorskip("timm")
 
 from fastattn import models
+
+ATTENTIONS = fastattn.SCSA, fastattn.LocalGlobalAttention
+needs_fast_lga = pytest.mark.skipif(
+    bool(backends.unsupported_reasons(FAST, backends.Call("lga", DEVICE))), reason=f"{FAST} does not serve LGA here"
+)
 
 
 def parameters_in_millions(model: nn.Module) -> float:
@@ -50,7 +60,7 @@ def modules_in_order(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
     """The leaf modules and the attentions of a model in the order in which they run."""
     order: list[nn.Module] = []
     for module in model.modules():
-        if isinstance(module, fastattn.SCSA) or not any(True for _ in module.children()):
+        if isinstance(module, ATTENTIONS) or not any(True for _ in module.children()):
             module.register_forward_hook(lambda module, args, out: order.append(module))
     with torch.no_grad():
         model(x)
@@ -82,22 +92,22 @@ def test_placement(name: str, before: str, after: str) -> None:
     assert order[at - 2] in (parts[before], getattr(parts[before], "act", None))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050"])
-@pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
-)
-def test_backends_agree_in_a_whole_model(name: str, memory_format: torch.memory_format) -> None:
+def with_scales(name: str, attention: str) -> nn.Module:
+    """A model whose normalisations have random scales: or a block's output would hardly depend on its attention."""
     torch.manual_seed(0)
-    model = models.create(name, attention="scsa", num_classes=10).eval().to(memory_format=memory_format)
-    for module in model.modules():  # or a block's output would hardly depend on its attention
+    model = models.create(name, attention=attention, num_classes=10)
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-    x = torch.randn(2, 3, 224, 224).contiguous(memory_format=memory_format)
+    return model
+
+
+def assert_backends_agree(model: nn.Module, x: torch.Tensor) -> None:
+    """That the logits of the fastest backend are as near to the exact ones as eager's."""
     with torch.no_grad():
         with fastattn.use_backend("reference"):
             eager = model(x)
-            truth = model.double()(x.double())
-        model.float()
+            truth = copy.deepcopy(model).double()(x.double())
         with fastattn.use_backend("auto"):
             fast = model(x)
 
@@ -105,6 +115,15 @@ def test_backends_agree_in_a_whole_model(name: str, memory_format: torch.memory_
         return float((found.double() - truth).norm() / truth.norm())
 
     assert error(fast) <= max(1e-5, 2 * error(eager))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050"])
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
+)
+def test_backends_agree_in_a_whole_model(name: str, memory_format: torch.memory_format) -> None:
+    model = with_scales(name, "scsa").eval().to(memory_format=memory_format)
+    assert_backends_agree(model, torch.randn(2, 3, 224, 224).contiguous(memory_format=memory_format))
 
 
 def test_state_dict_keeps_the_backbone_and_the_attentions_own_names() -> None:
@@ -126,8 +145,10 @@ def test_attention_kwargs_reach_the_attention() -> None:
 
 def test_attention_may_be_any_callable_of_the_channels() -> None:
     with torch.device("meta"):
-        model = models.create("resnet18", attention=nn.BatchNorm2d)
-    assert model.layer4[0].aa.num_features == 512
+        in_blocks = models.create("resnet18", attention=nn.BatchNorm2d)
+        at_the_end = models.create("mobilenetv3_small_100", attention=nn.BatchNorm2d)
+    assert in_blocks.layer4[0].aa.num_features == 512
+    assert at_the_end.blocks[-1].attention.num_features == 576
 
 
 def test_attention_follows_the_backbones_dtype() -> None:
@@ -142,22 +163,29 @@ def test_unknown_backbone_names_the_known_ones(name: str) -> None:
 
 
 def test_unknown_attention_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes pcsa, scsa, smsa"):
+    with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes lga, pcsa, scsa, smsa"):
         models.create("resnet18", attention="selfish")
 
 
+def test_mobilenetv3_has_no_place_for_scsa() -> None:
+    with pytest.raises(ValueError, match=r"no attention 'scsa' for 'mobilenetv3_small_100', which takes lga$"):
+        models.create("mobilenetv3_small_100", attention="scsa")
+
+
 def test_an_attention_on_pyramids_does_not_fit_a_classifier() -> None:
-    with pytest.raises(ValueError, match=r"no attention 'cfsam' for 'resnet50', which takes pcsa, scsa, smsa"):
+    with pytest.raises(ValueError, match=r"no attention 'cfsam' for 'resnet50', which takes lga, pcsa, scsa, smsa"):
         models.create("resnet50", attention="cfsam")
     with pytest.raises(ValueError, match=r"levels are those of ssd300_vgg16, 'resnet50' has none"):
         models.create("resnet50", attention="scsa", levels="shallow")
 
 
 def test_names_are_listed() -> None:
-    assert models.attentions() == ["cfsam", "pcsa", "scsa", "smsa"]
-    assert models.attentions("resnet50") == ["pcsa", "scsa", "smsa"]
+    assert models.attentions() == ["cfsam", "lga", "pcsa", "scsa", "smsa"]
+    assert models.attentions("resnet50") == ["lga", "pcsa", "scsa", "smsa"]
+    assert models.attentions("mobilenetv2_100") == ["pcsa", "scsa", "smsa"]
+    assert models.attentions("mobilenetv3_large_100") == ["lga"]
     assert models.attentions("ssd300_vgg16") == ["cfsam"]
-    assert {"resnet50", "mobilenetv2_100", "ssd300_vgg16"} < set(models.backbones())
+    assert {"resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "ssd300_vgg16"} < set(models.backbones())
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +198,71 @@ def test_maps_smaller_than_the_window_raise() -> None:
     model = models.create("resnet18", attention="scsa").eval()
     with torch.no_grad(), pytest.raises(ValueError, match="window"):
         model(torch.randn(1, 3, 64, 64))
+
+
+# (name, where it stands, the last stage's channels, heads by default)
+LGA = [
+    ("mobilenetv3_small_100", "blocks.5.attention", 576, 12),
+    ("mobilenetv3_large_100", "blocks.6.attention", 960, 12),
+    ("resnet18", "layer4.attention", 512, 8),
+    ("resnet34", "layer4.attention", 512, 8),
+    ("resnet50", "layer4.attention", 2048, 8),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "width", "heads"), LGA, ids=[name for name, *_ in LGA])
+def test_lga_stands_once_after_the_last_stage(name: str, path: str, width: int, heads: int) -> None:
+    with torch.device("meta"):
+        plain = models.create(name)
+    model = models.create(name, attention="lga").eval()
+    order = modules_in_order(model, torch.randn(1, 3, 64, 64))
+    found = {key: part for key, part in model.named_modules() if isinstance(part, fastattn.LocalGlobalAttention)}
+    assert list(found) == [path]
+    attention = found[path]
+    assert (attention.embed_dim, attention.num_heads) == (width, heads)
+    assert (attention.height, attention.width) == (14, 14)
+    last = list(model.get_submodule(path.removesuffix(".attention")).modules())
+    at = order.index(attention)
+    assert any(part is order[at - 1] for part in last)
+    assert not any(part is later for later in order[at + 1 :] for part in last)
+    assert any(part is order[at + 1] for part in model.global_pool.modules())
+    added = parameters_in_millions(model) - parameters_in_millions(plain)
+    assert round(added * 1e6) == 4 * width**2 + 12 * width**2 // heads + 454 * width + 6
+    assert set(model.state_dict()) - set(plain.state_dict()) == {f"{path}.{key}" for key in attention.state_dict()}
+
+
+def test_lgas_arguments_are_the_callers() -> None:
+    options = {"num_heads": 4, "contraction": "released", "height": 7, "width": 7}
+    with torch.device("meta"):
+        model = models.create("resnet18", attention="lga", attention_kwargs=options)
+    attention = model.layer4.attention
+    assert {name: getattr(attention, name) for name in options} == options
+    with pytest.raises(ValueError, match="embed_dim must be divisible by num_heads, got 512 and 7"):
+        models.create("resnet18", attention="lga", attention_kwargs={"num_heads": 7})
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Four photographs of 224 x 224."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    return photographs(4).to(DEVICE)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet18"])
+def test_backends_agree_with_lga_on_photographs(
+    name: str, memory_format: torch.memory_format, images: torch.Tensor
+) -> None:
+    model = with_scales(name, "lga").eval().to(memory_format=memory_format)
+    assert_backends_agree(model, images.contiguous(memory_format=memory_format))
+
+
+@needs_fast_lga
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet18"])
+def test_training_step_with_lga_is_the_references(name: str, images: torch.Tensor) -> None:
+    model, x = with_scales(name, "lga").train(), images[..., ::2, ::2]
+    grad_out = torch.randn(len(x), 10)
+    truth = run(copy.deepcopy(model).double(), x.double(), grad_out.double(), "reference")
+    eager = [run(model, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
+    assert_accurate(run(model, x, grad_out, FAST), truth, *eager)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..modules import CFSAM, PCSA, SCSA, SMSA
+from ..modules import CFSAM, PCSA, SCSA, SMSA, LocalGlobalAttention
 from .levels import span
-from .placement import placement
+from .placement import places
 from .ssd import place_in_ssd
 
 # Made for a map's number of channels, and for those of all levels of a pyramid, whose maps it takes as a list.
-ON_MAPS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA}
+ON_MAPS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA, "lga": LocalGlobalAttention}
 ON_PYRAMIDS: dict[str, Callable[..., nn.Module]] = {"cfsam": CFSAM}
 DETECTORS = {"ssd300_vgg16": 6}  # levels of their pyramids
 
@@ -22,13 +22,15 @@ def attentions(backbone: str | None = None) -> list[str]:
     """The names of the attentions that `create` knows, or of those that fit one backbone."""
     if backbone is None:
         return sorted(ON_MAPS | ON_PYRAMIDS)
-    return sorted(ON_PYRAMIDS if backbone in DETECTORS else ON_MAPS)
+    if backbone in DETECTORS:
+        return sorted(ON_PYRAMIDS)
+    return sorted(name for place in places(backbone) for name in place.attentions)
 
 
 def backbones() -> list[str]:
     """The names that `create` knows: timm's of the backbones, torchvision's of the detectors; ImportError without
     timm."""
-    return [*filter(placement, library("timm").list_models()), *DETECTORS]
+    return [*filter(places, library("timm").list_models()), *DETECTORS]
 
 
 def create(
@@ -40,32 +42,38 @@ def create(
     pretrained: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Create a timm backbone with an attention at its paper's place in every block (arXiv 2407.05128, section
-    4), or torchvision's SSD300 with one between its pyramid and its head (arXiv 2510.14726).
+    """Create a model with an attention where its paper puts it: a timm backbone with SCSA or one of its parts in every
+    block (arXiv 2407.05128, section 4) or with LGA once, after the last stage (arXiv 2411.09604), or torchvision's
+    SSD300 with CFSAM between its pyramid and its head (arXiv 2510.14726).
 
     `attention` is a name, None for the plain model, or a callable: in a backbone it makes a module for a number of
-    channels, in a detector one for the list of the levels' channels, which maps a list of maps to one of the same
-    shapes. `attention_kwargs` go to its constructor, `kwargs` to `timm.create_model` or torchvision's builder. With
-    `pretrained` the backbone's weights are loaded and the attention's are fresh; torchvision's `weights="DEFAULT"`
-    loads a detector as a whole, of 91 classes. A detector's `levels` are "all" six, "shallow", the first three, "deep",
-    the last three, or a slice of them.
+    channels, and stands in every block where SCSA does, else after the last stage; in a detector it makes one for the
+    list of the levels' channels, which maps a list of maps to one of the same shapes. `attention_kwargs` go to its
+    constructor (LGA has 8 heads in a ResNet and 12 in a MobileNetV3 unless they say otherwise), `kwargs` to
+    `timm.create_model` or torchvision's builder. With `pretrained` the backbone's weights are loaded and the
+    attention's are fresh; torchvision's `weights="DEFAULT"` loads a detector as a whole, of 91 classes. A detector's
+    `levels` are "all" six, "shallow", the first three, "deep", the last three, or a slice of them.
 
     SCSA needs feature maps of at least its window: 7 x 7, which inputs of 224 x 224 give. Raises ValueError for an
     unknown backbone, an attention that does not fit it and levels that are not there, ImportError without timm or
     torchvision.
     """
-    detects, place = name in DETECTORS, placement(name)
-    if not detects and (place is None or name.partition(".")[0] not in backbones()):
+    detects, known = name in DETECTORS, places(name)
+    if not detects and (not known or name.partition(".")[0] not in backbones()):
         raise ValueError(f"unknown backbone {name!r}: fastattn.models knows {', '.join(backbones())}")
     if detects:
         span(levels, DETECTORS[name])
     elif levels != "all":
         raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {name!r} has none")
+    defaults: Mapping[str, Any] = {}
     if isinstance(attention, str):
         if attention not in attentions(name):
             raise ValueError(f"no attention {attention!r} for {name!r}, which takes {', '.join(attentions(name))}")
+        if not detects:
+            known = [place for place in known if attention in place.attentions]
+            defaults = known[0].defaults
         attention = (ON_MAPS | ON_PYRAMIDS)[attention]
-    make = None if attention is None else partial(attention, **(attention_kwargs or {}))
+    make = None if attention is None else partial(attention, **{**defaults, **(attention_kwargs or {})})
     if detects:
         weights = {} if pretrained else {"weights_backbone": None}  # torchvision loads the backbone's by default
         model = getattr(library("torchvision.models.detection"), name)(**weights | kwargs)
@@ -74,7 +82,8 @@ def create(
     else:
         model = library("timm").create_model(name, pretrained=pretrained, **kwargs)
         if make:
-            place(model, lambda convolution: make(convolution.out_channels).to(convolution.weight))
+            like = next(model.parameters())
+            known[0].put(model, lambda channels: make(channels).to(like))
     return model
 
 

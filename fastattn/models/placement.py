@@ -1,51 +1,73 @@
-"""Where an attention sits inside a backbone: one function per family of timm models."""
+"""Where attentions stand in timm's models: the places of each family of backbones, and what stands there."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
-MakeAttention = Callable[[nn.Conv2d], nn.Module]  # the convolution before it -> an attention for its channels
-Place = Callable[[nn.Module, MakeAttention], int]  # puts attentions into a model, returns how many
+MakeAttention = Callable[[int], nn.Module]  # channels -> an attention for maps of so many
+Put = Callable[[nn.Module, MakeAttention], None]  # puts attentions into a model
 
 
-def place_in_resnet(model: nn.Module, make: MakeAttention) -> int:
-    """After the ReLU behind a bottleneck's 3x3 convolution, or behind a basic block's first convolution."""
+def put_into_resnet_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """After the ReLU behind each bottleneck's 3x3 convolution, or behind each basic block's first convolution."""
     from timm.models.resnet import BasicBlock, Bottleneck
 
-    places = 0
     for block in list(model.modules()):
         if isinstance(block, Bottleneck | BasicBlock):
-            attention = make(block.conv2 if isinstance(block, Bottleneck) else block.conv1)
+            convolution = block.conv2 if isinstance(block, Bottleneck) else block.conv1
+            attention = make(convolution.out_channels)
             # the slot of anti-aliasing, right behind that ReLU and empty in most models
             empty = isinstance(block.aa, nn.Identity)
             block.aa = attention if empty else nn.Sequential(attention, block.aa)
-            places += 1
-    return places
 
 
-def place_in_mobilenetv2(model: nn.Module, make: MakeAttention) -> int:
-    """On the hidden channels, between the depthwise convolution's activation and the linear 1x1
+def put_into_mobilenetv2_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """On the hidden channels of each block, between the depthwise convolution's activation and the linear 1x1
     convolution."""
     from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 
-    places = 0
     for block in list(model.modules()):
         # The first inverted residual expands nothing: timm builds it as a depthwise separable convolution.
         if isinstance(block, InvertedResidual | DepthwiseSeparableConv):
-            block.se = make(block.conv_dw)  # the slot of squeeze-and-excitation, empty in MobileNetV2
-            places += 1
-    return places
+            block.se = make(block.conv_dw.out_channels)  # the slot of squeeze-and-excitation, empty in MobileNetV2
 
 
-# Model name as in timm, without a pretrained tag.
-PLACEMENTS: dict[str, Place] = {
-    r"resnet\d+[cdst]?": place_in_resnet,
-    r"mobilenetv2_\d+d?": place_in_mobilenetv2,
-}
+def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
+    """Once, on the maps of the last stage that timm lists for the model: at that stage's end, named `attention`."""
+    stage: Any = model.feature_info[-1]
+    model.get_submodule(stage["module"]).add_module("attention", make(stage["num_chs"]))
 
 
-def placement(name: str) -> Place | None:
-    """The placement for a timm model's name, with or without a pretrained tag; None where none is known."""
-    base = name.partition(".")[0]
-    return next((place for pattern, place in PLACEMENTS.items() if re.fullmatch(pattern, base)), None)
+@dataclass(frozen=True)
+class Place:
+    """A place in a family of backbones, and the attentions that stand there.
+
+    `backbones` matches timm's names, without a pretrained tag; `defaults` are constructor arguments that the attention
+    gets there unless the caller gives others.
+    """
+
+    backbones: str
+    attentions: tuple[str, ...]
+    put: Put
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+RESNET, MOBILENETV2, MOBILENETV3 = r"resnet\d+[cdst]?", r"mobilenetv2_\d+d?", r"mobilenetv3_(small|large)_\d+d?"
+IN_BLOCKS = "scsa", "smsa", "pcsa"
+
+PLACES = (
+    Place(RESNET, IN_BLOCKS, put_into_resnet_blocks),
+    Place(MOBILENETV2, IN_BLOCKS, put_into_mobilenetv2_blocks),
+    Place(RESNET, ("lga",), put_after_last_stage, {"num_heads": 8}),
+    Place(MOBILENETV3, ("lga",), put_after_last_stage, {"num_heads": 12}),
+)
+
+
+def places(backbone: str) -> list[Place]:
+    """The places in a timm model, by its name with or without a pretrained tag; a module of the caller's own stands at
+    the first."""
+    name = backbone.partition(".")[0]
+    return [place for place in PLACES if re.fullmatch(place.backbones, name)]
