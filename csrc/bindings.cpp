@@ -5,15 +5,15 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
-using fastattn::Plan;
+using fastattn::LgaPlan;
+using fastattn::ScsaPlan;
 
 namespace {
-
-constexpr size_t kMaxParams = 20;
 
 fastattn::DType dtype(int code) {
     if (code < 0 || code > 2) throw std::invalid_argument("dtype code must be 0 (float32), 1 (bfloat16) or 2 (float16)");
@@ -24,9 +24,9 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
-Plan make_plan(bool spatial, bool channel, int batch, int channels, int height, int width, std::array<int, 4> kernel_sizes, int head_num,
+ScsaPlan make_scsa_plan(bool spatial, bool channel, int batch, int channels, int height, int width, std::array<int, 4> kernel_sizes, int head_num,
                int window_h, int window_w, bool max_pool, bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype, bool channels_last) {
-    Plan plan{};
+    ScsaPlan plan{};
     plan.spatial = spatial;
     plan.channel = channel;
     plan.batch = batch, plan.channels = channels, plan.height = height, plan.width = width;
@@ -50,34 +50,68 @@ Plan make_plan(bool spatial, bool channel, int batch, int channels, int height, 
     return plan;
 }
 
+LgaPlan make_lga_plan(int batch, int dim, int height, int width, int num_heads, int num_scales, std::vector<std::vector<int>> branches,
+                      int encoding_height, int encoding_width, bool released, int x_dtype, int param_dtype, bool channels_last) {
+    require(batch > 0 && dim > 0 && height > 0 && width > 0, "every size must be positive");
+    require(num_heads > 0 && dim % num_heads == 0, "dim must be divisible by num_heads");
+    require(num_scales > 0 && num_scales <= 15, "there must be 1 to 15 scales");
+    require(encoding_height > 0 && encoding_width > 0, "the position encoding must not be empty");
+    require(!branches.empty(), "there must be a branch");
+    for (const auto& kernels : branches) {
+        require(!kernels.empty(), "a branch must have a kernel");
+        for (int k : kernels) require(k > 0 && k % 2 == 1, "kernel sizes must be odd");
+    }
+    return {batch, dim, height, width, num_heads, num_scales, std::move(branches), encoding_height, encoding_width, released,
+            dtype(x_dtype), dtype(param_dtype), channels_last};
+}
+
 template <class Pointer>
-void copy_pointers(const py::sequence& from, size_t expected, std::array<Pointer, kMaxParams>& to) {
-    if (py::len(from) != expected)
+std::vector<Pointer> pointers(const py::sequence& from, int expected) {
+    if (static_cast<int>(py::len(from)) != expected)
         throw std::invalid_argument("expected " + std::to_string(expected) + " parameter pointers, got " + std::to_string(py::len(from)));
-    for (size_t i = 0; i < expected; ++i) to[i] = reinterpret_cast<Pointer>(from[i].cast<uintptr_t>());
+    std::vector<Pointer> to;
+    for (int i = 0; i < expected; ++i) to.push_back(reinterpret_cast<Pointer>(from[i].cast<uintptr_t>()));
+    return to;
 }
 
-void forward(const Plan& plan, uintptr_t x, uintptr_t out, uintptr_t saved, const py::sequence& params, int threads) {
-    std::array<const void*, kMaxParams> tensors{};
-    copy_pointers(params, plan.param_count, tensors);
-    const fastattn::ForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), reinterpret_cast<float*>(saved),
-                                     tensors.data(), threads};
+void scsa_forward(const ScsaPlan& plan, uintptr_t x, uintptr_t out, uintptr_t saved, const py::sequence& params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count);
+    const fastattn::ScsaForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), reinterpret_cast<float*>(saved),
+                                         tensors.data(), threads};
     py::gil_scoped_release release;
-    fastattn::forward(plan, args);
+    fastattn::scsa_forward(plan, args);
 }
 
-void backward(const Plan& plan, uintptr_t grad_out, uintptr_t x, uintptr_t saved, const py::sequence& params, uintptr_t grad_x,
-              const py::sequence& grad_params, int threads) {
-    std::array<const void*, kMaxParams> tensors{};
-    std::array<void*, kMaxParams> gradients{};
-    copy_pointers(params, plan.param_count, tensors);
+void scsa_backward(const ScsaPlan& plan, uintptr_t grad_out, uintptr_t x, uintptr_t saved, const py::sequence& params, uintptr_t grad_x,
+                   const py::sequence& grad_params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count);
     const bool need_params = py::len(grad_params) > 0;
-    if (need_params) copy_pointers(grad_params, plan.param_count, gradients);
-    const fastattn::BackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x),
-                                      reinterpret_cast<const float*>(saved), tensors.data(), reinterpret_cast<void*>(grad_x),
-                                      need_params ? gradients.data() : nullptr, threads};
+    const auto gradients = pointers<void*>(grad_params, need_params ? plan.param_count : 0);
+    const fastattn::ScsaBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x),
+                                          reinterpret_cast<const float*>(saved), tensors.data(), reinterpret_cast<void*>(grad_x),
+                                          need_params ? gradients.data() : nullptr, threads};
     py::gil_scoped_release release;
-    fastattn::backward(plan, args);
+    fastattn::scsa_backward(plan, args);
+}
+
+void lga_forward(const LgaPlan& plan, uintptr_t x, uintptr_t out, uintptr_t z, const py::sequence& params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count());
+    const fastattn::LgaForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), reinterpret_cast<float*>(z),
+                                        tensors.data(), threads};
+    py::gil_scoped_release release;
+    fastattn::lga_forward(plan, args);
+}
+
+void lga_backward(const LgaPlan& plan, uintptr_t grad_out, uintptr_t x, uintptr_t z, const py::sequence& params, uintptr_t grad_x,
+                  const py::sequence& grad_params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count());
+    const bool need_params = py::len(grad_params) > 0;
+    const auto gradients = pointers<float*>(grad_params, need_params ? plan.param_count() : 0);
+    const fastattn::LgaBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x),
+                                         reinterpret_cast<const float*>(z), tensors.data(), reinterpret_cast<void*>(grad_x),
+                                         need_params ? gradients.data() : nullptr, threads};
+    py::gil_scoped_release release;
+    fastattn::lga_backward(plan, args);
 }
 
 }  // namespace
@@ -87,12 +121,19 @@ PYBIND11_MODULE(_native, m) {
     m.def("isa", &fastattn::isa);
     m.def("isa_levels", &fastattn::isa_levels);
     m.def("set_isa", &fastattn::set_isa, py::arg("level"));
-    py::class_<Plan>(m, "Plan")
-        .def(py::init(&make_plan), py::arg("spatial"), py::arg("channel"), py::arg("batch"), py::arg("channels"), py::arg("height"),
+    py::class_<ScsaPlan>(m, "ScsaPlan")
+        .def(py::init(&make_scsa_plan), py::arg("spatial"), py::arg("channel"), py::arg("batch"), py::arg("channels"), py::arg("height"),
              py::arg("width"), py::arg("kernel_sizes"), py::arg("head_num"), py::arg("window_h"), py::arg("window_w"), py::arg("max_pool"),
              py::arg("softmax_gate"), py::arg("qkv_bias"), py::arg("x_dtype"), py::arg("param_dtype"), py::arg("channels_last"))
-        .def_readonly("saved_size", &Plan::saved_size)
-        .def("forward", &forward, py::arg("x"), py::arg("out"), py::arg("saved"), py::arg("params"), py::arg("threads"))
-        .def("backward", &backward, py::arg("grad_out"), py::arg("x"), py::arg("saved"), py::arg("params"), py::arg("grad_x"),
+        .def_readonly("saved_size", &ScsaPlan::saved_size)
+        .def("forward", &scsa_forward, py::arg("x"), py::arg("out"), py::arg("saved"), py::arg("params"), py::arg("threads"))
+        .def("backward", &scsa_backward, py::arg("grad_out"), py::arg("x"), py::arg("saved"), py::arg("params"), py::arg("grad_x"),
+             py::arg("grad_params"), py::arg("threads"));
+    py::class_<LgaPlan>(m, "LgaPlan")
+        .def(py::init(&make_lga_plan), py::arg("batch"), py::arg("dim"), py::arg("height"), py::arg("width"), py::arg("num_heads"),
+             py::arg("num_scales"), py::arg("branches"), py::arg("encoding_height"), py::arg("encoding_width"), py::arg("released"),
+             py::arg("x_dtype"), py::arg("param_dtype"), py::arg("channels_last"))
+        .def("forward", &lga_forward, py::arg("x"), py::arg("out"), py::arg("z"), py::arg("params"), py::arg("threads"))
+        .def("backward", &lga_backward, py::arg("grad_out"), py::arg("x"), py::arg("z"), py::arg("params"), py::arg("grad_x"),
              py::arg("grad_params"), py::arg("threads"));
 }

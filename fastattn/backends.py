@@ -65,8 +65,8 @@ def _native_reasons(call: Call) -> list[str]:
     state, detail = native.status()
     built = state == "ok" or call.operation in ATTENTIVE
     reasons = [] if built else [f"the extension fastattn._native: {state}: {detail}"]
-    if call.operation == "lga":
-        reasons.append("native has no lga path")
+    if call.operation == "lga" and call.maps > 15:
+        reasons.append(f"{call.maps} kernels or scales; native takes up to 15")
     if call.device != "cpu":
         reasons.append(f"x is on {call.device}; native serves the CPU")
     return reasons + _fast_path_reasons(call)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastattn
+from fastattn.native import scsa
 
 from .cases import OPERATIONS, make_case
 from .helpers import DTYPES, FORMATS, check, draw, make, named
@@ -114,10 +115,10 @@ def test_a_thousand_calls_do_not_grow():
     ids=str,
 )
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_saved_size_is_the_extensions(name, options, shape, native):
+def test_saved_size_is_the_extensions(name, options, shape):
     module, x = make(name, 16, **(options if name != "smsa" else {})), draw(*shape)
     options = (1, options.get("window_size", 7), options.get("down_sample_mode", "avg_pool"), "sigmoid")
     options = options if name != "smsa" else ("sigmoid",)
-    plan, _ = native._prepare(module.operation, x, module._params(), options)
+    plan, _ = scsa._prepare(module.operation, x, module._params(), options)
     operation = module.operation
-    assert plan.saved_size == native.saved_size(operation.spatial, operation.channel, x.shape, options)
+    assert plan.saved_size == scsa.saved_size(operation.spatial, operation.channel, x.shape, options)

@@ -9,9 +9,13 @@ namespace {
 
 struct Level {
     const char* name;
-    void (*forward)(const Plan&, const ForwardArgs&);
-    void (*backward)(const Plan&, const BackwardArgs&);
+    void (*scsa_forward)(const ScsaPlan&, const ScsaForwardArgs&);
+    void (*scsa_backward)(const ScsaPlan&, const ScsaBackwardArgs&);
+    void (*lga_forward)(const LgaPlan&, const LgaForwardArgs&);
+    void (*lga_backward)(const LgaPlan&, const LgaBackwardArgs&);
 };
+
+#define FASTATTN_LEVEL(name) {#name, name::scsa_forward, name::scsa_backward, name::lga_forward, name::lga_backward}
 
 const std::vector<Level>& levels() {
     static const std::vector<Level> all = [] {
@@ -21,10 +25,10 @@ const std::vector<Level>& levels() {
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        if (avx512) found.push_back({"avx512", avx512::forward, avx512::backward});
-        if (avx2) found.push_back({"avx2", avx2::forward, avx2::backward});
+        if (avx512) found.push_back(FASTATTN_LEVEL(avx512));
+        if (avx2) found.push_back(FASTATTN_LEVEL(avx2));
 #endif
-        found.push_back({"baseline", baseline::forward, baseline::backward});
+        found.push_back(FASTATTN_LEVEL(baseline));
         return found;
     }();
     return all;
@@ -65,7 +69,9 @@ void set_isa(const std::string& name) {
     current().store(level);
 }
 
-void forward(const Plan& plan, const ForwardArgs& args) { current().load()->forward(plan, args); }
-void backward(const Plan& plan, const BackwardArgs& args) { current().load()->backward(plan, args); }
+void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) { current().load()->scsa_forward(plan, args); }
+void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) { current().load()->scsa_backward(plan, args); }
+void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args) { current().load()->lga_forward(plan, args); }
+void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) { current().load()->lga_backward(plan, args); }
 
 }  // namespace fastattn

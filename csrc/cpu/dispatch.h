@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "plan.h"
+#include "lga/plan.h"
+#include "scsa/plan.h"
 
 namespace fastattn {
 
@@ -12,7 +13,9 @@ std::vector<std::string> isa_levels();      // those this CPU can run, fastest f
 std::string isa();                          // the one in use
 void set_isa(const std::string& level);     // throws std::invalid_argument where it is not one of isa_levels()
 
-void forward(const Plan& plan, const ForwardArgs& args);
-void backward(const Plan& plan, const BackwardArgs& args);
+void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args);
+void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args);
+void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args);
+void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args);
 
 }  // namespace fastattn

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import choose, get_backend
-from ..ops import lga as composition
+from ..ops import lga as operation
 from ..reference.lga import CONTRACTIONS, Affine, Branch, Separable
 from .checks import check_heads, check_map, check_not_empty
 
@@ -49,7 +49,7 @@ def local_global_attention(
         return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        return composition.local_global_attention(*arguments, num_heads, contraction, dtype)
+        return operation.local_global_attention(*arguments, num_heads, contraction, dtype, name)
 
 
 def check_options(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import native
+from ..native import scsa as native
 from ..parameters import common_dtype, unflatten
 from .registry import Servers, dense, once, register, watched
 

@@ -1,45 +1,10 @@
 // What the passes over x share in both memory formats.
 #pragma once
 
-#include <type_traits>
-
 #include "plan.h"
-#include "vector_math.h"
+#include "../work.h"
 
 namespace fastattn::FASTATTN_ISA {
-
-template <class T>
-struct Type {
-    using type = T;
-};
-
-// f(Type<T>) for the element type of a dtype
-template <class F>
-inline void with_element(DType dtype, F&& f) {
-    switch (dtype) {
-        case DType::float32: return f(Type<float>{});
-        case DType::bfloat16: return f(Type<bf16>{});
-        case DType::float16: return f(Type<fp16>{});
-    }
-}
-
-struct Range {  // of channels or rows
-    int begin, end;
-};
-
-// Hands out 64-byte aligned pieces of one buffer.
-class Bump {
-public:
-    explicit Bump(float* memory) : next_(memory) {}
-    float* take(int64_t floats) {
-        float* p = next_;
-        next_ += (floats + 15) / 16 * 16;
-        return p;
-    }
-
-private:
-    float* next_;
-};
 
 // Gradient sums of one sample, each [...][C]; the window sums are null where no average pooling follows.
 struct Gathered {
@@ -76,15 +41,6 @@ inline void for_columns(int width, F&& f) {
             default: call(std::integral_constant<int, 4>{});
         }
     }
-}
-
-// f(v, lanes) for v < NV, unrolled.
-template <int NV, class M, class F>
-inline __attribute__((always_inline)) void each(M last, F&& f) {
-    if constexpr (NV > 1) f(0, Full{});
-    if constexpr (NV > 2) f(1, Full{});
-    if constexpr (NV > 3) f(2, Full{});
-    f(NV - 1, last);
 }
 
 }  // namespace fastattn

@@ -3,7 +3,7 @@
 // A sum over k of such terms is then a few moments, and attention linear in its channels.
 #pragma once
 
-#include "vector_math.h"
+#include "../vector_math.h"
 
 namespace fastattn::FASTATTN_ISA {
 

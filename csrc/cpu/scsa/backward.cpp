@@ -1,4 +1,5 @@
 // SCSA, SMSA and PCSA backward at one instruction-set level. The algebra is derived in fastattn/reference/scsa.py.
+#include "../workspace.h"
 #include "sample.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -7,14 +8,14 @@ namespace {
 template <class Passes, class T>
 class Backward {
 public:
-    Backward(const Plan& plan, const Params& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Backward(const ScsaPlan& plan, const Params& params, const ScsaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
-    static int64_t shared_size(const Plan& plan) {
+    static int64_t shared_size(const ScsaPlan& plan) {
         const int64_t axes = int64_t{plan.height} + plan.width, ph = plan.pooled_h, pw = plan.pooled_w;
         const int64_t rows = 2 * axes + ph * plan.window_h * pw + ph * plan.width + plan.pooled + 16;
         return Sample::size(plan) + rows * plan.channels + 32 * 16;
     }
-    static int64_t private_size(const Plan& plan) {
+    static int64_t private_size(const ScsaPlan& plan) {
         return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + AttentionPartials::size(plan) + 64;
     }
 
@@ -156,15 +157,15 @@ private:
             }
     }
 
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     const Params& params_;
-    const BackwardArgs& args_;
+    const ScsaBackwardArgs& args_;
 };
 
 template <class Passes, class T>
-void run(const Plan& plan, const BackwardArgs& args) {
+void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
     using Work = Backward<Passes, T>;
-    const int limit = useful_threads(plan, args.threads);
+    const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
     const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
     const int64_t param_size = round_up(Params::size(plan), 64), partial_size = round_up(AttentionPartials::size(plan), 64);
     float* memory = workspace((1 + limit) * param_size + limit * (shared + own + partial_size));
@@ -203,7 +204,7 @@ void run(const Plan& plan, const BackwardArgs& args) {
 
 }  // namespace
 
-void backward(const Plan& plan, const BackwardArgs& args) {
+void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
     with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
 }
 

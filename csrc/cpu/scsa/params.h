@@ -11,10 +11,10 @@ struct Params {
     float *conv_bias, *norm_h_weight, *norm_h_bias, *norm_w_weight, *norm_w_bias;
     float *norm_weight, *norm_bias, *q_weight, *k_weight, *v_weight, *q_bias, *k_bias, *v_bias;
 
-    static int rows(const Plan& plan) { return plan.largest_kernel + 13; }
-    static int64_t size(const Plan& plan) { return int64_t{rows(plan)} * plan.channels; }
+    static int rows(const ScsaPlan& plan) { return plan.largest_kernel + 13; }
+    static int64_t size(const ScsaPlan& plan) { return int64_t{rows(plan)} * plan.channels; }
 
-    Params(const Plan& plan, float* memory) {
+    Params(const ScsaPlan& plan, float* memory) {
         const int64_t C = plan.channels;
         taps = memory;
         float** vectors[] = {&conv_bias, &norm_h_weight, &norm_h_bias, &norm_w_weight, &norm_w_bias, &norm_weight, &norm_bias,
@@ -26,7 +26,7 @@ struct Params {
 
 // f(rows of p, index in the call's list, channel of the tensor's first element, channels of it in `range`, kernel size or 0)
 template <class F>
-inline void for_tensors(const Plan& plan, const Params& p, Range range, F&& f) {
+inline void for_tensors(const ScsaPlan& plan, const Params& p, Range range, F&& f) {
     int index = 0;
     const auto tensor = [&](float* v, int first, int count, int kernel) {
         const Range part{std::max(range.begin, first), std::min(range.end, first + count)};
@@ -50,7 +50,7 @@ inline void for_tensors(const Plan& plan, const Params& p, Range range, F&& f) {
 }
 
 // Reads the channels of `range` from the call's tensors.
-inline void read_params(const Plan& plan, const void* const* tensors, Range range, const Params& p) {
+inline void read_params(const ScsaPlan& plan, const void* const* tensors, Range range, const Params& p) {
     const int64_t C = plan.channels;
     if (plan.spatial)
         for (int t = 0; t < plan.largest_kernel; ++t) std::fill(p.taps + t * C + range.begin, p.taps + t * C + range.end, 0.0f);
@@ -67,7 +67,7 @@ inline void read_params(const Plan& plan, const void* const* tensors, Range rang
 }
 
 // Writes the gradients of the channels of `range`; the inverse of read_params.
-inline void write_params(const Plan& plan, const Params& p, Range range, void* const* tensors) {
+inline void write_params(const ScsaPlan& plan, const Params& p, Range range, void* const* tensors) {
     const int64_t C = plan.channels;
     with_element(plan.param_dtype, [&](auto element) {
         for_tensors(plan, p, range, [&](const float* v, int index, int first, Range part, int kernel) {

@@ -20,7 +20,7 @@ struct Axis {
 };
 
 // The kernel radius that the channels [c, c + n) need.
-inline int radius(const Plan& plan, int c, int n) {
+inline int radius(const ScsaPlan& plan, int c, int n) {
     const int group = plan.channels / 4;
     int k = 1;
     for (int i = c / group; i <= (c + n - 1) / group; ++i) k = std::max(k, plan.kernel_sizes[i]);
@@ -28,7 +28,7 @@ inline int radius(const Plan& plan, int c, int n) {
 }
 
 // u = conv(mean) + bias, and its statistics per channel
-INLINE_BODY inline void convolve(const Plan& plan, const Params& p, Range range, const Axis& axis) {
+INLINE_BODY inline void convolve(const ScsaPlan& plan, const Params& p, Range range, const Axis& axis) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -92,7 +92,7 @@ inline void merge_statistics(const float* channel_mean, const float* channel_m2,
 
 // f(first, last) for the part of each of the four groups that `range` holds, and the group's own bounds
 template <class F>
-inline void for_groups(const Plan& plan, Range range, F&& f) {
+inline void for_groups(const ScsaPlan& plan, Range range, F&& f) {
     const int group = plan.channels / 4;
     for (int i = 0; i < 4; ++i) {
         const Range part{std::max(range.begin, i * group), std::min(range.end, (i + 1) * group)};
@@ -101,7 +101,7 @@ inline void for_groups(const Plan& plan, Range range, F&& f) {
 }
 
 // a = gate(GroupNorm(u)); the channel statistics of all groups that `range` touches must be there
-INLINE_BODY inline void normalize_and_gate(const Plan& plan, Range range, const Axis& axis) {
+INLINE_BODY inline void normalize_and_gate(const ScsaPlan& plan, Range range, const Axis& axis) {
     const int64_t C = plan.channels;
     for_groups(plan, range, [&](Range part, Range group) {
         float mean, rstd;
@@ -136,7 +136,7 @@ struct AxisGradient {
 };
 
 // da -> dû (gradient of the normalised convolution output), with its sums per channel
-INLINE_BODY inline void gate_backward(const Plan& plan, Range range, const Axis& axis, const AxisGradient& grad) {
+INLINE_BODY inline void gate_backward(const ScsaPlan& plan, Range range, const Axis& axis, const AxisGradient& grad) {
     const int64_t C = plan.channels;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
         const V center = load(axis.center + c, m), rstd = load(axis.rstd + c, m), weight = load(axis.weight + c, m);
@@ -164,7 +164,7 @@ INLINE_BODY inline void gate_backward(const Plan& plan, Range range, const Axis&
 }
 
 // dû -> gradient of the axis mean times `scale`; accumulates the gradients of taps and bias. `du` [length][C] is room to work in.
-INLINE_BODY inline void convolve_backward(const Plan& plan, const Params& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
+INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const Params& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
                               float* du, Params* param_grads) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;

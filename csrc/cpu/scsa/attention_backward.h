@@ -10,8 +10,8 @@ struct AttentionPartials {
     float *k;  // [N][C], gradient of k, times log2(e)
     float *v;  // [C]
 
-    static int64_t size(const Plan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
-    AttentionPartials(const Plan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
+    static int64_t size(const ScsaPlan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
+    AttentionPartials(const ScsaPlan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
 };
 
 // Those of all workers of a sample
@@ -19,16 +19,16 @@ struct TeamPartials {
     float* memory;
     int64_t stride;
     int workers;
-    AttentionPartials of(const Plan& plan, int rank) const { return {plan, memory + rank * stride}; }
+    AttentionPartials of(const ScsaPlan& plan, int rank) const { return {plan, memory + rank * stride}; }
 };
 
 // Floats of scratch for attend and attend_backward
-inline int64_t attention_scratch(const Plan& plan) {
+inline int64_t attention_scratch(const ScsaPlan& plan) {
     return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * round_up(plan.channels, 16)) + 2 * kMaxMonomials;
 }
 
 // One head with one pixel; false where the expansion's bound does not hold.
-inline bool attend_backward_by_expansion(const Plan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& saved,
+inline bool attend_backward_by_expansion(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& saved,
                                          const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
     const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
     Bump bump(scratch);
@@ -83,7 +83,7 @@ inline bool attend_backward_by_expansion(const Plan& plan, const Projections& p,
 }
 
 // dq [N][C] for the rows of `range`; adds to the partials, which start at zero
-INLINE_BODY inline void attend_backward(const Plan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
                             const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
@@ -151,7 +151,7 @@ INLINE_BODY inline void attend_backward(const Plan& plan, Range range, const Pro
 
 // From dq, and the workers' partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
 // channel for the GroupNorm, and parameter gradients (null: not needed).
-INLINE_BODY inline void project_backward(const Plan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
+INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
                              const TeamPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, Params* grads) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
@@ -191,7 +191,7 @@ INLINE_BODY inline void project_backward(const Plan& plan, Range range, const Pa
 }
 
 // The GroupNorm's backward: gradient dn [N][C] of the normalised map -> that of the map, times `scale`
-inline void pooled_gradient(const Plan& plan, Range range, const float* y, const Projections& projected, const float* sum_dy,
+inline void pooled_gradient(const ScsaPlan& plan, Range range, const float* y, const Projections& projected, const float* sum_dy,
                             const float* sum_dy_y, float scale, float* dn) {
     const int64_t C = plan.channels;
     const float count = static_cast<float>(plan.pooled) * plan.channels;

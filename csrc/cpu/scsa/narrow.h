@@ -12,9 +12,9 @@ public:
     using Map = float;
     static constexpr bool kWritesByRows = false;
 
-    static bool serves(const Plan& plan) { return plan.width <= 8 && plan.width <= L; }
-    static int64_t scratch_size(const Plan& plan) { return 2 * map_size(plan) + 64; }
-    Narrow(const Plan& plan, float* scratch) : plan_(plan), maps_{scratch, scratch + map_size(plan)} {}
+    static bool serves(const ScsaPlan& plan) { return plan.width <= 8 && plan.width <= L; }
+    static int64_t scratch_size(const ScsaPlan& plan) { return 2 * map_size(plan) + 64; }
+    Narrow(const ScsaPlan& plan, float* scratch) : plan_(plan), maps_{scratch, scratch + map_size(plan)} {}
 
     INLINE_BODY const float* fetch(const T* x, Range range, int slot) const {
         for_blocks(range, [&](int c, int n) {
@@ -54,7 +54,7 @@ public:
     }
 
 private:
-    static int64_t map_size(const Plan& plan) { return (plan.channels + L) * plan.pixels; }
+    static int64_t map_size(const ScsaPlan& plan) { return (plan.channels + L) * plan.pixels; }
     Nhwc<float> block(int c) const { return {plan_, int64_t{L}, c}; }
 
     // f(first channel, channels); a block lies at its first channel times the pixels
@@ -79,7 +79,7 @@ private:
         });
     }
 
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     float* maps_[2];  // of x, of the output's gradient
 };
 

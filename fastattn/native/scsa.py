@@ -1,65 +1,17 @@
-"""The compiled extension `fastattn._native`: loading it, and calling it with raw pointers.
-
-The extension links against no torch, so everything it is told is checked here: dense tensors of the dtypes it
-knows, and parameters of the sizes that the plan was made for.
-"""
+"""SCSA and its parts by the compiled extension."""
 
 import functools
-import importlib
-import sys
 from collections.abc import Sequence
-from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import parameters
+from .. import parameters
+from . import DTYPES, extension
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _NOTHING = torch.empty(0, dtype=torch.float32)
 _data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
-
-
-@functools.cache
-def _load():
-    """Return (module or None, state, detail); torch comes first, so that both share one OpenMP runtime."""
-    try:
-        return importlib.import_module("fastattn._native"), "ok", ""
-    except ModuleNotFoundError as error:
-        if error.name != "fastattn._native":
-            return None, "failed to load", str(error)
-    except Exception as error:  # whatever a broken build raises is its cause, and the reference serves
-        return None, "failed to load", f"{type(error).__name__}: {error}"
-    folders = map(Path, sys.modules[__package__].__path__)
-    others = [
-        file.name for folder in folders for file in folder.glob("_native*") if file.suffix in (".so", ".pyd")
-    ]
-    if others:
-        return (
-            None,
-            "failed to load",
-            f"{others[0]} was built for another Python; this one loads {EXTENSION_SUFFIXES[0]}",
-        )
-    return (
-        None,
-        "not built",
-        "no C++ compiler was found when fastattn was installed, or the build was skipped",
-    )
-
-
-def status() -> tuple[str, str]:
-    """Return the state of the extension, "ok", "not built" or "failed to load", and its cause."""
-    return _load()[1:]
-
-
-def extension():
-    """Return the extension module; RuntimeError with the cause if there is none."""
-    module, state, detail = _load()
-    if module is None:
-        raise RuntimeError(f"fastattn._native: {state}: {detail}")
-    return module
 
 
 @functools.lru_cache(maxsize=512)
@@ -68,7 +20,7 @@ def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channe
     batch, channels, height, width = shape
     kernels, qkv_bias = parameters.sizes(spatial, channel, channels, numels)
     head_num, window, mode, gate = options if channel else (1, -1, "avg_pool", *options)
-    return extension().Plan(
+    return extension().ScsaPlan(
         spatial,
         channel,
         batch,

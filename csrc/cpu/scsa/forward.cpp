@@ -1,4 +1,5 @@
 // SCSA, SMSA and PCSA forward at one instruction-set level. The algebra is derived in fastattn/reference/scsa.py.
+#include "../workspace.h"
 #include "sample.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -11,10 +12,10 @@ class Forward {
     using Map = typename Passes::Map;
 
 public:
-    Forward(const Plan& plan, const Params& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Forward(const ScsaPlan& plan, const Params& params, const ScsaForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
-    static int64_t shared_size(const Plan& plan) { return Sample::size(plan); }
-    static int64_t private_size(const Plan& plan) {
+    static int64_t shared_size(const ScsaPlan& plan) { return Sample::size(plan); }
+    static int64_t private_size(const ScsaPlan& plan) {
         return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64;
     }
 
@@ -67,15 +68,15 @@ private:
         }
     }
 
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     const Params& params_;
-    const ForwardArgs& args_;
+    const ScsaForwardArgs& args_;
 };
 
 template <class Passes, class T>
-void run(const Plan& plan, const ForwardArgs& args) {
+void run(const ScsaPlan& plan, const ScsaForwardArgs& args) {
     using Work = Forward<Passes, T>;
-    const int limit = useful_threads(plan, args.threads);
+    const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
     const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
     const int64_t param_size = round_up(Params::size(plan), 64);
     float* memory = workspace(param_size + limit * (shared + own));
@@ -96,7 +97,7 @@ void run(const Plan& plan, const ForwardArgs& args) {
 
 }  // namespace
 
-void forward(const Plan& plan, const ForwardArgs& args) {
+void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) {
     with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
 }
 

@@ -2,7 +2,7 @@
 // channel attention is such a sum, and this makes it linear in the number of channels.
 #pragma once
 
-#include "vector_math.h"
+#include "../vector_math.h"
 
 namespace fastattn::FASTATTN_ISA {
 

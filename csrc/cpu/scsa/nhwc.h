@@ -10,10 +10,10 @@ class Nhwc {
 public:
     using Map = T;
 
-    Nhwc(const Plan& plan, float*) : Nhwc(plan, plan.channels, 0) {}
+    Nhwc(const ScsaPlan& plan, float*) : Nhwc(plan, plan.channels, 0) {}
     // A map that holds some channels only: the first of them, and the elements from pixel to pixel
-    Nhwc(const Plan& plan, int64_t stride, int first) : plan_(plan), stride_(stride), first_(first) {}
-    static int64_t scratch_size(const Plan&) { return 0; }
+    Nhwc(const ScsaPlan& plan, int64_t stride, int first) : plan_(plan), stride_(stride), first_(first) {}
+    static int64_t scratch_size(const ScsaPlan&) { return 0; }
 
     // A team divides the passes that write a map by rows: a line of the map, and its neighbour, then have one writer.
     static constexpr bool kWritesByRows = true;
@@ -219,7 +219,7 @@ private:
         });
     }
 
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     int64_t stride_;
     int first_;
 };

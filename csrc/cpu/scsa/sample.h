@@ -1,35 +1,11 @@
 // How the work is split, and the buffers of one sample.
 #pragma once
 
-#include <omp.h>
-
 #include "attention_backward.h"
 #include "nchw.h"
 #include "narrow.h"
 
 namespace fastattn::FASTATTN_ISA {
-
-// The threads that work on one sample, each on its own channels.
-struct Team {
-    int rank, size;
-    int first, step;  // thread of rank 0, and threads between ranks
-    bool shared;      // some sample of this round has several threads: every thread takes part in every barrier
-
-    void sync() const {
-        if (shared) {
-#pragma omp barrier
-        }
-    }
-};
-
-// The channels of one of `size` workers, in whole cache lines while there are enough of them.
-inline Range slice(int channels, int rank, int size) {
-    int unit = 16;
-    while (unit > 1 && channels < unit * size) unit /= 2;
-    const int64_t units = (channels + unit - 1) / unit;
-    const auto edge = [&](int64_t r) { return static_cast<int>(std::min<int64_t>(channels, units * r / size * unit)); };
-    return {edge(rank), edge(rank + 1)};
-}
 
 // What a worker writes of a map of the sample. Waits for the team where that needs the others' results.
 struct Share {
@@ -37,36 +13,16 @@ struct Share {
 };
 
 template <class Passes>
-inline Share written_share(const Plan& plan, Range range, Team team) {
+inline Share written_share(const ScsaPlan& plan, Range range, Team team) {
     if (!Passes::kWritesByRows || !team.shared) return {range, {0, plan.height}};
     team.sync();
     const auto edge = [&](int64_t rank) { return static_cast<int>(plan.height * rank / team.size); };
     return {{0, plan.channels}, {edge(team.rank), edge(team.rank + 1)}};
 }
 
-// Threads worth waking for this much work
-inline int useful_threads(const Plan& plan, int threads) {
-    const int64_t work = plan.batch * plan.channels * plan.pixels;
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / 8192)));
-}
-
-// f(sample, team): the same number of samples for every thread, then one round in which teams share the rest.
-// A thread's samples are neighbours and the last comes first, as the operator before left them in that core's cache.
-template <class F>
-inline void for_samples(int batch, int thread, int threads, F&& f) {
-    const int each = batch / threads, whole = each * threads, rest = batch - whole;
-    for (int b = (thread + 1) * each - 1; b >= thread * each; --b) f(b, Team{0, 1, thread, 1, false});
-    if (!rest) return;
-    if (whole) {
-#pragma omp barrier
-    }
-    const int team = thread % rest;
-    f(whole + team, Team{thread / rest, (threads - team + rest - 1) / rest, team, rest, true});
-}
-
 // f(passes, element type) for the plan's memory format and dtype
 template <class F>
-inline void with_passes(const Plan& plan, F&& f) {
+inline void with_passes(const ScsaPlan& plan, F&& f) {
     const auto call = [&](auto element) {
         using T = typename decltype(element)::type;
         if (plan.channels_last) f(Type<Nhwc<T>>{}, element);
@@ -86,13 +42,13 @@ struct Sample {
     float *y_mean, *y_m2;  // [C]
     float* g;              // [C], channel gate
 
-    static int64_t size(const Plan& plan) {
+    static int64_t size(const ScsaPlan& plan) {
         const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
         return plan.saved_size + (gates + 3) * plan.channels + 32 * 16;
     }
 
     // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
-    Sample(const Plan& plan, const Params& p, Bump& bump, float* saved, bool keep_convolution) {
+    Sample(const ScsaPlan& plan, const Params& p, Bump& bump, float* saved, bool keep_convolution) {
         const int64_t C = plan.channels;
         const auto keep = [&](int64_t rows) {
             if (!saved) return bump.take(rows * C);
@@ -129,7 +85,7 @@ struct Sample {
 };
 
 // g = gate(o) for the channels of `range`
-inline void channel_gate(const Plan& plan, Range range, const float* o, float* g) {
+inline void channel_gate(const ScsaPlan& plan, Range range, const float* o, float* g) {
     if (!plan.softmax_gate) {
         for_lanes(range.begin, range.end, [&](int c, auto m) { store(g + c, sigmoid(load(o + c, m)), m); });
         return;

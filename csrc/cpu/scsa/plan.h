@@ -3,11 +3,12 @@
 
 #include <cstdint>
 
+#include "../dtype.h"
+#include "../levels.h"
+
 namespace fastattn {
 
-enum class DType { float32, bfloat16, float16 };
-
-struct Plan {
+struct ScsaPlan {
     bool spatial;  // SMSA: multi-scale gates along height and width
     bool channel;  // PCSA: pooling and channel attention
     int batch, channels, height, width;
@@ -30,7 +31,7 @@ struct Plan {
 
 // Parameters, and their gradients, in this order: 4 convolution weights, 4 convolution biases,
 // norm_h, norm_w (weight, bias each) with `spatial`; norm (weight, bias), q, k, v weights, q, k, v biases with `channel`.
-struct ForwardArgs {
+struct ScsaForwardArgs {
     const void* x;
     void* out;
     float* saved;  // null: keep nothing
@@ -38,7 +39,7 @@ struct ForwardArgs {
     int threads;
 };
 
-struct BackwardArgs {
+struct ScsaBackwardArgs {
     const void* grad_out;
     const void* x;
     const float* saved;
@@ -48,18 +49,6 @@ struct BackwardArgs {
     int threads;
 };
 
-// One instruction-set level
-#define FASTATTN_DECLARE_LEVEL(level)                       \
-    namespace level {                                       \
-    void forward(const Plan&, const ForwardArgs&);          \
-    void backward(const Plan&, const BackwardArgs&);        \
-    }
-FASTATTN_DECLARE_LEVEL(baseline)
-FASTATTN_DECLARE_LEVEL(avx2)
-FASTATTN_DECLARE_LEVEL(avx512)
-#undef FASTATTN_DECLARE_LEVEL
-
-// At least `floats` floats, 64-byte aligned, owned by the calling thread and reused by its next call.
-float* workspace(int64_t floats);
+FASTATTN_IN_EVERY_LEVEL(void scsa_forward(const ScsaPlan&, const ScsaForwardArgs&); void scsa_backward(const ScsaPlan&, const ScsaBackwardArgs&);)
 
 }  // namespace fastattn

@@ -20,8 +20,8 @@ struct Projections {
     float *bound;   // [C], |k_j| of each channel
     float mean, rstd;  // of the GroupNorm
 
-    static int64_t size(const Plan& plan) { return (2 * int64_t{plan.pooled} + 2) * plan.channels + 64; }
-    Projections(const Plan& plan, Bump& bump) {
+    static int64_t size(const ScsaPlan& plan) { return (2 * int64_t{plan.pooled} + 2) * plan.channels + 64; }
+    Projections(const ScsaPlan& plan, Bump& bump) {
         const int64_t n = int64_t{plan.pooled} * plan.channels;
         q = bump.take(n);
         k = bump.take(n);
@@ -30,10 +30,10 @@ struct Projections {
     }
 };
 
-inline float logit_scale(const Plan& plan) { return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num)); }
+inline float logit_scale(const ScsaPlan& plan) { return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num)); }
 
 // Per-channel mean and sum of squared deviations of y over pixels
-inline void pooled_statistics(const Plan& plan, Range range, const float* y, float* mean, float* m2) {
+inline void pooled_statistics(const ScsaPlan& plan, Range range, const float* y, float* mean, float* m2) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -49,7 +49,7 @@ inline void pooled_statistics(const Plan& plan, Range range, const float* y, flo
     });
 }
 
-INLINE_BODY inline void project(const Plan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
+INLINE_BODY inline void project(const ScsaPlan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);
@@ -74,7 +74,7 @@ INLINE_BODY inline void project(const Plan& plan, const Params& p, const float* 
 
 // f(first row, rows, first channel of the head, channels of a head) for blocks of at most L rows of `range`
 template <class F>
-inline void for_row_blocks(const Plan& plan, Range range, F&& f) {
+inline void for_row_blocks(const ScsaPlan& plan, Range range, F&& f) {
     const int size = plan.channels / plan.head_num;
     for (int head = range.begin / size; head * size < range.end; ++head) {
         const int end = std::min(range.end, (head + 1) * size);
@@ -83,7 +83,7 @@ inline void for_row_blocks(const Plan& plan, Range range, F&& f) {
 }
 
 // q [N][C], columns [i, i + rows) -> block [N][L], zeros behind the last row
-inline void fetch_rows(const Plan& plan, const float* q, int i, int rows, float* block) {
+inline void fetch_rows(const ScsaPlan& plan, const float* q, int i, int rows, float* block) {
     const Tail tail(rows);
     for (int n = 0; n < plan.pooled; ++n) store(block + n * L, load(q + int64_t{n} * plan.channels + i, tail));
 }
@@ -137,7 +137,7 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
 }
 
 // One head whose logits are all small, linear in its channels; false where they are not, or where direct sums are cheaper.
-inline bool attend_by_monomials(const Plan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& out,
+inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& out,
                                 float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
@@ -181,7 +181,7 @@ inline bool attend_by_monomials(const Plan& plan, const Projections& p, int firs
 }
 
 // o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`; the maximum is sought where it is needed or kept. scratch: N * L floats, and 4 * C + 64
-INLINE_BODY inline void attend(const Plan& plan, Range range, const Projections& p, const AttentionRows& out, bool save, float* scratch) {
+INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& out, bool save, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     int expanded = -1;  // head that was done by an expansion

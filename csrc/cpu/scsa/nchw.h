@@ -10,14 +10,14 @@ namespace fastattn::FASTATTN_ISA {
 // The gates of a block of L channels, [channel][H] and [channel][W]; ones where there are none.
 class BlockGates {
 public:
-    BlockGates(const Plan& plan, Bump& bump)
+    BlockGates(const ScsaPlan& plan, Bump& bump)
         : plan_(plan), hp_(round_up(plan.height, L)), wp_(round_up(plan.width, L)), h_(bump.take(L * hp_)), w_(bump.take(L * wp_)) {
         if (!plan.spatial) {
             std::fill(h_, h_ + L * hp_, 1.0f);
             std::fill(w_, w_ + L * wp_, 1.0f);
         }
     }
-    static int64_t size(const Plan& plan) { return int64_t{L} * (round_up(plan.height, L) + round_up(plan.width, L)); }
+    static int64_t size(const ScsaPlan& plan) { return int64_t{L} * (round_up(plan.height, L) + round_up(plan.width, L)); }
 
     void fetch(const float* a_h, const float* a_w, int c, int n) {
         if (!plan_.spatial) return;
@@ -28,7 +28,7 @@ public:
     const float* w(int i) const { return w_ + i * wp_; }
 
 private:
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     int hp_, wp_;
     float *h_, *w_;
 };
@@ -39,9 +39,9 @@ public:
     using Map = T;
     static constexpr bool kWritesByRows = false;
 
-    Nchw(const Plan& plan, float* scratch) : plan_(plan), scratch_(scratch) {}
+    Nchw(const ScsaPlan& plan, float* scratch) : plan_(plan), scratch_(scratch) {}
 
-    static int64_t scratch_size(const Plan& plan) {
+    static int64_t scratch_size(const ScsaPlan& plan) {
         const int64_t h = round_up(plan.height, L), w = round_up(plan.width, L), n = round_up(plan.pooled, L), ph = plan.pooled_h;
         const int64_t means = L * (h + L + w);
         const int64_t pool = L * (n + L) + L * (ph * w + 4);
@@ -288,7 +288,7 @@ private:
             }
     }
 
-    const Plan& plan_;
+    const ScsaPlan& plan_;
     float* scratch_;
 };
 
