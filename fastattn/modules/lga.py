@@ -63,22 +63,18 @@ class LocalGlobalAttention(nn.Module):
             self.learnable_alpha_global = nn.Parameter(torch.tensor(0.5))
         self.out_conv = nn.Conv2d(embed_dim, embed_dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def operands(self) -> tuple[list[Separable], Affine, Tensor, list[Branch], Affine]:
+        """Return the parameters as the operation takes them."""
         branches = []
         if self.branches != "global":
             branches.append(Branch([*map(_separable, self.local_convs)], self.learnable_alpha_local))
         if self.branches != "local":
             branches.append(Branch([_separable(self.global_conv)], self.learnable_alpha_global))
-        return local_global_attention(
-            x,
-            [*map(_separable, self.multi_scale_convs)],
-            _affine(self.scale_attention[0]),
-            self.position_encoding,
-            branches,
-            _affine(self.out_conv),
-            num_heads=self.num_heads,
-            contraction=self.contraction,
-        )
+        scales = [*map(_separable, self.multi_scale_convs)]
+        return scales, _affine(self.scale_attention[0]), self.position_encoding, branches, _affine(self.out_conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return local_global_attention(x, *self.operands(), num_heads=self.num_heads, contraction=self.contraction)
 
     def extra_repr(self) -> str:
         return (
