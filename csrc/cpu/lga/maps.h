@@ -1,0 +1,107 @@
+// One sample's maps as the passes hold them: fp32, [block of L channels][height][row][L]. Lanes past the last channel are zero.
+#pragma once
+
+#include "../work.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+inline int blocks(int channels) { return (channels + L - 1) / L; }
+inline int64_t padded(int channels) { return int64_t{blocks(channels)} * L; }
+
+struct Map {
+    float* data;
+    int height, width;
+    int pad;  // columns of zeros on either side of a row
+
+    int64_t row() const { return int64_t{width + 2 * pad} * L; }
+    int64_t block() const { return height * row(); }
+    int64_t pixels() const { return int64_t{height} * width; }
+    float* at(int b, int y, int x) const { return data + b * block() + y * row() + int64_t{pad + x} * L; }
+    float* at(int b) const { return data + b * block(); }
+
+    Map flat() const { return {data, 1, height * width, 0}; }                    // of a map without padding
+    Map one(int b) const { return {data + b * block(), height, width, pad}; }    // the map of one block
+
+    static Map take(Bump& bump, int channels, int height, int width, int pad = 0) {
+        Map map{nullptr, height, width, pad};
+        map.data = bump.take(blocks(channels) * map.block());
+        return map;
+    }
+};
+
+inline void clear_pads(const Map& map, int b) {
+    for (int y = 0; y < map.height; ++y)
+        for (int x = 0; x < map.pad; ++x) {
+            store(map.at(b, y, -1 - x), V{});
+            store(map.at(b, y, map.width + x), V{});
+        }
+}
+
+// f(first column, columns) for pieces of a row of at most L pixels
+template <class F>
+inline void for_pieces(int width, F&& f) {
+    for (int x = 0; x < width; x += L) f(x, std::min(L, width - x));
+}
+
+// A sample of a tensor (channels, H, W), contiguous or channels_last.
+template <class T>
+struct Tensor {
+    T* data;
+    int channels;
+    bool channels_last;
+
+    // block b of the map = the tensor's
+    INLINE_BODY void fetch(const Map& map, int b) const {
+        const int first = b * L, n = std::min(L, channels - first);
+        for (int y = 0; y < map.height; ++y) {
+            if (channels_last) {
+                const T* p = data + int64_t{y} * map.width * channels + first;
+                for (int x = 0; x < map.width; ++x, p += channels) store(map.at(b, y, x), n == L ? load(p, Full{}) : load(p, Tail(n)));
+                continue;
+            }
+            for_pieces(map.width, [&](int x, int count) {
+                const T* p = data + first * map.pixels() + int64_t{y} * map.width + x;
+                V r[L] = {};
+                for (int i = 0; i < n; ++i) r[i] = count == L ? load(p + i * map.pixels(), Full{}) : load(p + i * map.pixels(), Tail(count));
+                transpose(r);
+                for (int i = 0; i < count; ++i) store(map.at(b, y, x + i), r[i]);
+            });
+        }
+    }
+
+    // the tensor's channels of block `to` = block b of the map
+    INLINE_BODY void put(const Map& map, int b, int to) const {
+        const int first = to * L, n = std::min(L, channels - first);
+        for (int y = 0; y < map.height; ++y) {
+            if (channels_last) {
+                T* p = data + int64_t{y} * map.width * channels + first;
+                for (int x = 0; x < map.width; ++x, p += channels) {
+                    if (n == L) store(p, load(map.at(b, y, x)), Full{});
+                    else store(p, load(map.at(b, y, x)), Tail(n));
+                }
+                continue;
+            }
+            for_pieces(map.width, [&](int x, int count) {
+                T* p = data + first * map.pixels() + int64_t{y} * map.width + x;
+                V r[L];
+                for (int i = 0; i < L; ++i) r[i] = i < count ? load(map.at(b, y, x + i)) : V{};
+                transpose(r);
+                for (int i = 0; i < n; ++i) {
+                    if (count == L) store(p + i * map.pixels(), r[i], Full{});
+                    else store(p + i * map.pixels(), r[i], Tail(count));
+                }
+            });
+        }
+    }
+};
+
+// sums[lane] += the sum of block b over the pixels, row by row
+inline void add_sums(const Map& map, int b, double* sums) {
+    for (int y = 0; y < map.height; ++y) {
+        V s{};
+        for (int x = 0; x < map.width; ++x) s += load(map.at(b, y, x));
+        for (int i = 0; i < L; ++i) sums[i] += s[i];
+    }
+}
+
+}  // namespace fastattn

@@ -1,0 +1,126 @@
+// The mixture of scales, z = x + sum of shares times resized scale features + position encoding, and its gradient.
+#pragma once
+
+#include "depthwise.h"
+#include "gradients.h"
+#include "params.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// A team member's part of `count` things
+inline Range part(int64_t count, Team team) {
+    return {static_cast<int>(count * team.rank / team.size), static_cast<int>(count * (team.rank + 1) / team.size)};
+}
+
+// floor(i * in / out) for every i < out
+inline const int32_t* nearest(int in, int out, Bump& bump, bool measuring) {
+    int32_t* table = reinterpret_cast<int32_t*>(bump.take(out));
+    if (!measuring)
+        for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out);
+    return table;
+}
+
+struct Resized {  // a source of fewer or more pixels: where each row and column is read
+    Map map;
+    const int32_t *rows, *columns;
+
+    float* at(int b, int y, int x) const { return map.at(b, rows[y], columns[x]); }
+};
+
+struct Mixture {
+    const LgaPlan& plan;
+    const LgaParams& params;
+    Map x;                       // padded for 3x3
+    std::vector<Map> depthwise;  // of each scale
+    std::vector<Resized> coarse;
+    Map logits;
+    int64_t plane;
+    float* shares;  // [scale + 1][plane], the first is x's own, which drops out
+    Resized encoding;
+
+    Mixture(const LgaPlan& plan, const LgaParams& params, Bump& bump, bool measuring) : plan(plan), params(params) {
+        const int dim = plan.dim;
+        x = Map::take(bump, dim, plan.height, plan.width, 1);
+        const auto resized = [&](const Map& map) {
+            const int32_t* rows = nearest(map.height, plan.height, bump, measuring);
+            return Resized{map, rows, nearest(map.width, plan.width, bump, measuring)};
+        };
+        for (int i = 0; i < plan.num_scales; ++i) {
+            depthwise.push_back(Map::take(bump, dim, plan.coarse_height(i), plan.coarse_width(i)));
+            coarse.push_back(resized(Map::take(bump, dim, plan.coarse_height(i), plan.coarse_width(i))));
+        }
+        logits = Map::take(bump, plan.num_scales + 1, plan.height, plan.width);
+        plane = round_up(plan.pixels(), L);
+        shares = bump.take((plan.num_scales + 1) * plane);
+        encoding = resized({params.encoding, plan.encoding_height, plan.encoding_width, 0});
+    }
+
+    // depthwise convolutions of a block of x
+    void convolve(int b) const {
+        clear_pads(x, b);
+        for (int i = 0; i < plan.num_scales; ++i) {
+            const DepthwiseParams& p = params.scales[i].depthwise;
+            FASTATTN_ISA::depthwise(x, b, p.taps + b * p.block(), 3, 1 << i, load(p.bias + b * L), depthwise[i], b, false);
+        }
+    }
+
+    // scale features from one on; needs all blocks of `depthwise`
+    void project(int first, Team team) const {
+        const Range all{0, blocks(plan.dim)};
+        for (int i = first; i < plan.num_scales; ++i) {
+            const PointwiseParams& p = params.scales[i].pointwise;
+            product(depthwise[i].flat(), {0, plan.dim}, p.weights, p.bias, coarse[i].map.flat(), all, {0, 1}, part(depthwise[i].pixels(), team), false);
+        }
+    }
+
+    // softmax over scales of some rows; needs all blocks of x
+    INLINE_BODY void weigh(Range rows) const {
+        const int count = plan.num_scales + 1;
+        product(x, {0, plan.dim}, params.attention.weights, params.attention.bias, logits, {0, blocks(count)}, rows, {0, plan.width}, false);
+        for_planes(rows, [&](int64_t p, int n) {
+            V score[kMaxShares], top = splat(-__builtin_inff()), total{};
+            read_lanes(logits, count, p, n, score);
+            for (int i = 0; i < count; ++i) top = max(top, score[i]);
+            for (int i = 0; i < count; ++i) total += score[i] = exp(score[i] - top);
+            for (int i = 0; i < count; ++i) store_some(shares + i * plane + p, score[i] / total, n);
+        });
+    }
+
+    // a block of z; needs the scale features and shares
+    INLINE_BODY void mix(int b, const Map& z) const {
+        clear_pads(z, b);
+        for (int y = 0; y < plan.height; ++y)
+            for (int c = 0; c < plan.width; ++c) {
+                V s = load(x.at(b, y, c)) + load(encoding.at(b, y, c));
+                const float* share = shares + plane + int64_t{y} * plan.width + c;
+                for (int i = 0; i < plan.num_scales; ++i) s += share[i * plane] * load(coarse[i].at(b, y, c));
+                store(z.at(b, y, c), s);
+            }
+    }
+
+    static constexpr int kMaxShares = 16;
+
+    // f(first pixel, pixels) for pieces of at most L pixels of some rows
+    template <class F>
+    void for_planes(Range rows, F&& f) const {
+        const int64_t end = int64_t{rows.end} * plan.width;
+        for (int64_t p = int64_t{rows.begin} * plan.width; p < end; p += L) f(p, static_cast<int>(std::min<int64_t>(L, end - p)));
+    }
+
+    static void store_some(float* p, V v, int n) {
+        if (n == L) store(p, v, Full{});
+        else store(p, v, Tail(n));
+    }
+
+    // channels [0, count) of n pixels of a map without padding: one vector of pixels for each
+    static void read_lanes(const Map& map, int count, int64_t pixel, int n, V* channels) {
+        for (int b = 0; b < blocks(count); ++b) {
+            V r[L] = {};
+            for (int i = 0; i < n; ++i) r[i] = load(map.at(b) + (pixel + i) * L);
+            transpose(r);
+            for (int i = b * L; i < std::min(count, (b + 1) * L); ++i) channels[i] = r[i - b * L];
+        }
+    }
+};
+
+}  // namespace fastattn

@@ -1,0 +1,115 @@
+// Matrix products over the channels of maps (1x1 convolutions) and over their pixels (Gram matrices).
+#pragma once
+
+#include "maps.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+constexpr int kTile = L == 16 ? 12 : 6;       // pixels whose results are held in registers, for two blocks of channels
+constexpr int kGramRows = L == 16 ? 8 : 4;    // rows of a Gram matrix that are, for two blocks of columns
+constexpr int kExact = 256;                   // pixels summed in fp32 before the sum goes on in its own type
+
+// f(std::integral_constant<int, n>) for 1 <= n <= N
+template <int N, class F>
+inline void with_count(int n, F&& f) {
+    if constexpr (N > 1) {
+        if (n < N) return with_count<N - 1>(n, f);
+    }
+    f(std::integral_constant<int, N>{});
+}
+
+// f(first, count as a constant) for a range in nearly equal tiles of at most N
+template <int N, class F>
+inline void for_tiles(Range range, F&& f) {
+    const int length = range.end - range.begin, tiles = (length + N - 1) / N;
+    for (int i = 0; i < tiles; ++i) {
+        const int first = range.begin + static_cast<int>(int64_t{length} * i / tiles);
+        const int end = range.begin + static_cast<int>(int64_t{length} * (i + 1) / tiles);
+        with_count<N>(end - first, [&](auto count) { f(first, count); });
+    }
+}
+
+// One tile: R pixels, NB blocks of output channels. weights [NB][input channel][L]
+template <int R, int NB>
+__attribute__((noinline)) void product_tile(const float* in, int64_t in_block, Range channels, const float* weights, int64_t weight_block,
+                                            const float* bias, float* out, int64_t out_block, bool accumulate) {
+    V sum[NB][R];
+    for (int b = 0; b < NB; ++b)
+        for (int r = 0; r < R; ++r) {
+            sum[b][r] = bias ? load(bias + b * L) : V{};
+            if (accumulate) sum[b][r] += load(out + b * out_block + r * L);
+        }
+    for (int c = channels.begin; c < channels.end;) {
+        const int end = std::min(channels.end, (c / L + 1) * L);
+        const float* p = in + c / L * in_block + c % L;
+        for (; c < end; ++c, ++p, weights += L) {
+            V w[NB];
+            for (int b = 0; b < NB; ++b) w[b] = load(weights + b * weight_block);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const V s = splat(p[r * L]);
+                for (int b = 0; b < NB; ++b) sum[b][r] += w[b] * s;
+            }
+        }
+    }
+    for (int b = 0; b < NB; ++b)
+        for (int r = 0; r < R; ++r) store(out + b * out_block + r * L, sum[b][r]);
+}
+
+// out[block] (+)= bias + weights of the block x the channels of in, at the columns of the rows;
+// weights [block][input channel of the range][L], bias [block][L] or null
+inline void product(const Map& in, Range channels, const float* weights, const float* bias, const Map& out, Range out_blocks, Range rows,
+                    Range columns, bool accumulate) {
+    const int64_t weight_block = int64_t{channels.end - channels.begin} * L;
+    // what is read again for the next blocks of channels stays in the cache
+    const int piece = std::max(kTile, (1 << 15) / std::max(1, channels.end - channels.begin) / kTile * kTile);
+    for (int y = rows.begin; y < rows.end; ++y)
+        for (int x0 = columns.begin; x0 < columns.end; x0 += piece)
+            for (int b = out_blocks.begin; b < out_blocks.end; b += 2) {
+                const float* w = weights + (b - out_blocks.begin) * weight_block;
+                const float* shift = bias ? bias + int64_t{b - out_blocks.begin} * L : nullptr;
+                for_tiles<kTile>({x0, std::min(x0 + piece, columns.end)}, [&](int x, auto count) {
+                    const auto tile = b + 2 <= out_blocks.end ? product_tile<count.value, 2> : product_tile<count.value, 1>;
+                    tile(in.at(0, y, x), in.block(), channels, w, weight_block, shift, out.at(b, y, x), out.block(), accumulate);
+                });
+            }
+}
+
+// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over the pixels
+template <int R, int NB, class Sum>
+__attribute__((noinline)) void gram_tile(const float* rows, const float* columns, int64_t column_block, int64_t pixels, Sum* sums, int64_t stride) {
+    for (int64_t p0 = 0; p0 < pixels; p0 += kExact) {
+        const int64_t end = std::min(pixels, p0 + kExact);
+        V sum[R][NB] = {};
+        for (int64_t p = p0; p < end; ++p) {
+            V column[NB];
+            for (int b = 0; b < NB; ++b) column[b] = load(columns + b * column_block + p * L);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const V s = splat(rows[p * L + r]);
+                for (int b = 0; b < NB; ++b) sum[r][b] += s * column[b];
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < NB; ++b)
+                for (int i = 0; i < L; ++i) sums[r * stride + b * L + i] += sum[r][b][i];
+    }
+}
+
+// sums [channel of the range][stride] += the channels of `rows` x the blocks of `columns`, over the pixels; maps without padding
+template <class Sum>
+inline void gram(const Map& rows, Range channels, const Map& columns, Range column_blocks, Sum* sums, int64_t stride) {
+    for (int first = channels.begin; first < channels.end;) {
+        const int end = std::min(channels.end, (first / L + 1) * L);
+        for_tiles<kGramRows>({first, end}, [&](int c, auto count) {
+            for (int b = column_blocks.begin; b < column_blocks.end; b += 2) {
+                const auto tile = b + 2 <= column_blocks.end ? gram_tile<count.value, 2, Sum> : gram_tile<count.value, 1, Sum>;
+                tile(rows.at(c / L) + c % L, columns.at(b), columns.block(), rows.pixels(),
+                     sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
+            }
+        });
+        first = end;
+    }
+}
+
+}  // namespace fastattn

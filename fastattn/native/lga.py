@@ -1,0 +1,84 @@
+"""Local-global attention by the compiled extension."""
+
+import functools
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .. import parameters
+from . import DTYPES, extension
+
+_data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, param_dtype, channels_last):
+    """Make the extension's plan for one signature; ValueError if the parameters' shapes do not fit it."""
+    batch, dim, height, width = shape
+
+    def separable(kernel, outputs, groups):
+        return (dim, 1, kernel, kernel), (dim,), (outputs, dim // groups, 1, 1), (outputs,)
+
+    expected = [shape for _ in range(num_scales) for shape in separable(3, dim, 1)]
+    expected += [(num_scales + 1, dim, 1, 1), (num_scales + 1,)]
+    encoding = shapes[len(expected)]
+    expected.append((1, dim, *encoding[2:]))
+    kernels = []
+    for count in branches:
+        kernels.append([shapes[len(expected) + 4 * i][2] for i in range(count)])
+        expected += [shape for kernel in kernels[-1] for shape in separable(kernel, 3 * dim, num_heads)]
+        expected.append(())
+    expected += [(dim, dim, 1, 1), (dim,)]
+    if tuple(expected) != shapes:
+        raise ValueError(f"parameters of shapes {shapes} do not fit {dim} channels: expected {tuple(expected)}")
+    return extension().LgaPlan(
+        *(batch, dim, height, width, num_heads, num_scales, kernels, *encoding[2:], released),
+        *(DTYPES[x_dtype], DTYPES[param_dtype], channels_last),
+    )
+
+
+def _prepare(x: Tensor, params: Sequence[Tensor], options: tuple):
+    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
+    dtype, params, _ = parameters.prepare(x, params)
+    shapes = tuple(tuple(p.shape) for p in params)
+    num_scales, branches, *rest = options
+    signature = (tuple(x.shape), shapes, num_scales, tuple(branches), *rest)
+    return _plan(*signature, x.dtype, dtype, not x.is_contiguous()), params
+
+
+def forward(x: Tensor, params: Sequence[Tensor], options: tuple, save: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward on a dense CPU tensor x (B, D, H, W); return (out, z), z empty unless it is to be saved."""
+    plan, params = _prepare(x, params, options)
+    out = torch.empty_like(x)
+    z = torch.empty_like(x, dtype=torch.float32) if save else x.new_empty(0, dtype=torch.float32)
+    pointers = list(map(_data_ptr, params))
+    plan.forward(x.data_ptr(), out.data_ptr(), z.data_ptr() if save else 0, pointers, torch.get_num_threads())
+    return out, z
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    z: Tensor,
+    params: Sequence[Tensor],
+    options: tuple,
+    need_x: bool,
+    need_params: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
+    plan, params = _prepare(x, params, options)
+    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
+    grads = x.new_empty(sum(map(_numel, params)) if need_params else 0, dtype=torch.float32)
+    places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
+    plan.backward(
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        z.data_ptr(),
+        list(map(_data_ptr, params)),
+        grad_x.data_ptr() if need_x else 0,
+        list(places),
+        torch.get_num_threads(),
+    )
+    return grad_x, grads
