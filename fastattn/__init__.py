@@ -3,7 +3,16 @@
 from . import functional
 from ._version import __version__
 from .backends import available_backends, explain, get_backend, set_backend, use_backend
-from .modules import CFSAM, PCSA, SCSA, SMSA, LocalGlobalAttention
+from .modules import (
+    CFSAM,
+    PCSA,
+    SCSA,
+    SMSA,
+    AggressiveConvPooling,
+    ConceptualAttention,
+    EnhancedInteraction,
+    LocalGlobalAttention,
+)
 from .warmup import warmup
 
 __all__ = [
@@ -11,6 +20,9 @@ __all__ = [
     "PCSA",
     "SCSA",
     "SMSA",
+    "AggressiveConvPooling",
+    "ConceptualAttention",
+    "EnhancedInteraction",
     "LocalGlobalAttention",
     "__version__",
     "available_backends",

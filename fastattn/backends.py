@@ -19,8 +19,10 @@ import torch
 from . import native
 from .parameters import DTYPES
 
-OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention", "lga")
-ATTENTIVE = ("cfsam", "partition_attention")  # to tokens, by heads; native: torch's own operators, rearranged
+OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention", "lga", "acp", "cat", "interaction")
+ATTENTIVE = ("cfsam", "partition_attention")  # to tokens, by heads
+INTERACTIVE = ("acp", "cat", "interaction")
+COMPOSED = (*ATTENTIVE, *INTERACTIVE)  # native: torch's own operators, rearranged
 HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
 
 
@@ -36,7 +38,9 @@ class Call(NamedTuple):
     dropout: bool = False
     transformed: bool = False
     head_dim: int = 32
-    maps: int = 0  # of LGA: kernels or scales, whichever are more
+    maps: int = 0  # of LGA: kernels or scales, whichever are more; of ACP: layers
+    window: int = 0  # of ACP's pooling
+    channels: int = 0  # of CAT's tokens
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -63,7 +67,7 @@ def _fast_path_reasons(call: Call) -> list[str]:
 
 def _native_reasons(call: Call) -> list[str]:
     state, detail = native.status()
-    built = state == "ok" or call.operation in ATTENTIVE
+    built = state == "ok" or call.operation in COMPOSED
     reasons = [] if built else [f"the extension fastattn._native: {state}: {detail}"]
     if call.operation == "lga" and call.maps > 15:
         reasons.append(f"{call.maps} kernels or scales; native takes up to 15")
@@ -95,6 +99,8 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {known}")
     if call.operation == "lga" and (call.head_dim > 64 or call.maps > 7):
         reasons.append(f"heads of {call.head_dim} channels, {call.maps} kernels or scales; it takes up to 64 and 7")
+    if call.operation in INTERACTIVE:
+        reasons.append(f"triton has no {call.operation} path")
     return reasons + _fast_path_reasons(call)
 
 
@@ -215,6 +221,9 @@ def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
     channels = options.get("dim") or options.get("embed_dim") or (x.shape[-1] if what == "partition_attention" else 0)
     if channels and "num_heads" in options:
         call = call._replace(head_dim=channels // options["num_heads"])
+    if what in INTERACTIVE:
+        layers, window = options.get("num_layers", 0), options.get("pool_size", 0)
+        call = call._replace(maps=layers, window=window, channels=channels)
     wanted = options.get("backend") or get_backend()
     try:
         chosen = f"served by {choose(wanted, *call)} (asked for: {wanted})"

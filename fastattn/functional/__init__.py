@@ -1,7 +1,18 @@
 """The operations on plain tensors, one function each."""
 
 from .cfsam import cfsam, partition_attention
+from .interaction import aggressive_conv_pooling, conceptual_attention, enhanced_interaction
 from .lga import local_global_attention
 from .scsa import pcsa, scsa, smsa
 
-__all__ = ["cfsam", "local_global_attention", "partition_attention", "pcsa", "scsa", "smsa"]
+__all__ = [
+    "aggressive_conv_pooling",
+    "cfsam",
+    "conceptual_attention",
+    "enhanced_interaction",
+    "local_global_attention",
+    "partition_attention",
+    "pcsa",
+    "scsa",
+    "smsa",
+]

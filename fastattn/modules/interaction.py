@@ -1,0 +1,146 @@
+"""Interaction before self-attention (arXiv 2412.18778): ACP, CAT, and both on the tokens of a vision transformer."""
+
+from torch import Tensor, nn
+
+from ..functional.interaction import (
+    aggressive_conv_pooling,
+    check_acp_options,
+    check_cat_options,
+    check_prefix,
+    conceptual_attention,
+    enhanced_interaction,
+)
+from ..reference.interaction import Affine
+
+
+class AggressiveConvPooling(nn.Module):
+    """Aggressive convolution pooling of x (B, dim, H, W): it is aggregated with what `num_layers` depthwise
+    convolutions make of it, each followed by max pooling, resized to (H, W) (arXiv 2412.18778).
+
+    Depthwise convolution and max pooling in turns, about two of each, are the paper's. Kernel size, pool size, the
+    aggregation, by a 1x1 convolution of the concatenation ("concat") or of the sum ("sum"), and nearest-neighbour
+    resizing are a reconstruction.
+
+    ValueError for options that do not fit; in forward, for an input that is not real floating point of shape
+    (B, dim, H, W), and for one of which a layer would have to pool a single pixel.
+    """
+
+    operation = "acp"
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int = 2,
+        kernel_size: int = 3,
+        pool_size: int = 2,
+        aggregate: str = "concat",
+    ):
+        super().__init__()
+        check_acp_options(dim, num_layers, kernel_size, pool_size, aggregate)
+        self.dim, self.num_layers, self.kernel_size = dim, num_layers, kernel_size
+        self.pool_size, self.aggregate = pool_size, aggregate
+        padding = kernel_size // 2
+        self.convs = nn.ModuleList(
+            nn.Conv2d(dim, dim, kernel_size, padding=padding, groups=dim) for _ in range(num_layers)
+        )
+        self.proj = nn.Conv2d(dim * (num_layers + 1) if aggregate == "concat" else dim, dim, 1)
+
+    def operands(self) -> tuple[list[Affine], Affine]:
+        """Return the parameters as the operation takes them."""
+        return [*map(_affine, self.convs)], _affine(self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return aggressive_conv_pooling(x, *self.operands(), pool_size=self.pool_size, aggregate=self.aggregate)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.dim}, num_layers={self.num_layers}, kernel_size={self.kernel_size}, pool_size={self.pool_size}, "
+            f"aggregate={self.aggregate!r}"
+        )
+
+
+class ConceptualAttention(nn.Module):
+    """Conceptual attention among the tokens x (B, N, dim): `num_concepts` concept tokens are gathered from all tokens,
+    and given back to them (arXiv 2412.18778).
+
+    Concept tokens, attention maps that align visual tokens with them, and a flow back are the paper's. That one matrix
+    of scores serves both directions, by a softmax over the tokens and one over the concepts, and the residual are a
+    reconstruction.
+
+    ValueError for options that do not fit; in forward, for an input that is not real floating point of shape
+    (B, N, dim) with at least one token.
+    """
+
+    operation = "cat"
+
+    def __init__(self, dim: int, num_concepts: int = 64):
+        super().__init__()
+        check_cat_options(dim, num_concepts)
+        self.dim, self.num_concepts = dim, num_concepts
+        self.score = nn.Linear(dim, num_concepts, bias=False)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def operands(self) -> tuple[Tensor, Affine, Affine]:
+        """Return the parameters as the operation takes them."""
+        return self.score.weight, _affine(self.value), _affine(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conceptual_attention(x, *self.operands())
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, num_concepts={self.num_concepts}"
+
+
+class EnhancedInteraction(nn.Module):
+    """ACP, then CAT, on tokens x (B, num_prefix_tokens + H * W, dim), before a transformer block (arXiv 2412.18778).
+
+    x' = x + ACP(x) on the grid `size` = (H, W), which prefix tokens (of a class, registers) pass by; then CAT(x') of
+    all tokens, whose own residual is the only other one. The order is the paper's; the residual around ACP and what
+    becomes of prefix tokens are a reconstruction.
+
+    ValueError for options that do not fit; in forward, as of `AggressiveConvPooling` and `ConceptualAttention`, and for
+    a number of tokens that is not num_prefix_tokens + H * W.
+    """
+
+    operation = "interaction"
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int = 2,
+        kernel_size: int = 3,
+        pool_size: int = 2,
+        aggregate: str = "concat",
+        num_concepts: int = 64,
+        num_prefix_tokens: int = 0,
+    ):
+        super().__init__()
+        check_prefix(num_prefix_tokens)
+        self.dim, self.num_layers, self.pool_size = dim, num_layers, pool_size
+        self.num_prefix_tokens = num_prefix_tokens
+        self.acp = AggressiveConvPooling(dim, num_layers, kernel_size, pool_size, aggregate)
+        self.cat = ConceptualAttention(dim, num_concepts)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        convs, proj = self.acp.operands()
+        score, value, out = self.cat.operands()
+        return enhanced_interaction(
+            x,
+            size,
+            convs,
+            proj,
+            score,
+            value,
+            out,
+            pool_size=self.pool_size,
+            aggregate=self.acp.aggregate,
+            num_prefix_tokens=self.num_prefix_tokens,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, num_prefix_tokens={self.num_prefix_tokens}"
+
+
+def _affine(module: nn.Module) -> Affine:
+    return module.weight, module.bias  # type: ignore[return-value]

@@ -1,0 +1,59 @@
+"""ACP, CAT and both on a backend, computing in a dtype: the parameters are cast, and float16 on the CPU is computed in
+float32, which torch's kernels take several times less long over."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..reference.interaction import Affine
+from . import acp, cat
+
+
+def aggressive_conv_pooling(
+    x: Tensor, convs: Sequence[Affine], proj: Affine, pool_size: int, dtype: torch.dtype, backend: str
+) -> Tensor:
+    """Aggregate a map x (B, C, H, W) with its levels."""
+    own = _computed(dtype, backend)
+    convs, proj = [_cast(conv, own) for conv in convs], _cast(proj, own)
+    return acp.compose(x.to(own), convs, proj, pool_size).to(dtype)
+
+
+def conceptual_attention(
+    x: Tensor, score: Tensor, value: Affine, out: Affine, dtype: torch.dtype, backend: str
+) -> Tensor:
+    """Align tokens (B, N, C) with concepts."""
+    own = _computed(dtype, backend)
+    params = (score.to(own), *_cast(value, own), *_cast(out, own))
+    result = torch.promote_types(x.dtype, dtype)
+    return cat.compose(x.to(own), params).to(result)
+
+
+def enhanced_interaction(
+    x: Tensor,
+    size: tuple[int, int],
+    convs: Sequence[Affine],
+    proj: Affine,
+    concepts: tuple[Tensor, Affine, Affine],
+    pool_size: int,
+    num_prefix_tokens: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """Add ACP to the tokens of the grid, then CAT of all."""
+    prefix, grid = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
+    map_ = grid.unflatten(1, size).permute(0, 3, 1, 2)
+    wider = aggressive_conv_pooling(map_, convs, proj, pool_size, dtype, backend)
+    x = grid + wider.permute(0, 2, 3, 1).flatten(1, 2)
+    if num_prefix_tokens:
+        x = torch.cat([prefix, x], dim=1)
+    return conceptual_attention(x, *concepts, dtype, backend)
+
+
+def _computed(dtype: torch.dtype, backend: str) -> torch.dtype:
+    return torch.float32 if backend == "native" and dtype is torch.float16 else dtype
+
+
+def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
+    weight, bias = affine
+    return weight.to(dtype), bias.to(dtype)  # type: ignore[union-attr]
