@@ -1,5 +1,6 @@
-// Channel attention of heads from Gram matrices, and its gradient: all d x d, all in double, since a Gram matrix holds the squares of what a
-// map holds. The algebra is derived in fastattn/reference/lga.py.
+// Channel attention of heads from Gram matrices, and its gradient: all d x d, and in double, since a Gram matrix holds the squares of what a map
+// holds. The algebra is derived in fastattn/reference/lga.py, and is applied to centred features, E = mean + rest: the biases of queries, keys
+// and values take in what the mean gives to them, the sums of the rest over the pixels are zero, and what is left is small and exact.
 #pragma once
 
 #include <cmath>
@@ -33,15 +34,35 @@ struct Slices {
 // The blocks that hold some channels
 inline Range blocks_of(Range channels) { return {channels.begin / L, blocks(channels.end)}; }
 
-// out [n][m] += a [n][k] b [k][m]
-inline void multiply(int n, int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out, int64_t out_row) {
-    for (int i = 0; i < n; ++i)
+typedef double D __attribute__((vector_size(4 * L)));  // L / 2 lanes
+inline D load(const double* p) { D v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
+
+// R rows of `multiply`
+template <int R>
+inline void multiply_rows(int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out, int64_t out_row) {
+    constexpr int lanes = L / 2;
+    int c = 0;
+    for (; c + lanes <= m; c += lanes) {
+        D sum[R];
+        for (int r = 0; r < R; ++r) sum[r] = load(out + r * out_row + c);
         for (int j = 0; j < k; ++j) {
-            const double s = a[i * a_row + j];
-            const double* from = b + j * b_row;
-            double* to = out + i * out_row;
-            for (int c = 0; c < m; ++c) to[c] += s * from[c];
+            const D v = load(b + j * b_row + c);
+            for (int r = 0; r < R; ++r) sum[r] += a[r * a_row + j] * v;
         }
+        for (int r = 0; r < R; ++r) store(out + r * out_row + c, sum[r]);
+    }
+    for (; c < m; ++c)
+        for (int r = 0; r < R; ++r)
+            for (int j = 0; j < k; ++j) out[r * out_row + c] += a[r * a_row + j] * b[j * b_row + c];
+}
+
+// out [n][m] += a [n][k] b [k][m]
+__attribute__((noinline)) inline void multiply(int n, int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out,
+                                               int64_t out_row) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) multiply_rows<4>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
+    for (; i < n; ++i) multiply_rows<1>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
 }
 
 inline void transpose(int n, int m, const double* a, int64_t a_row, double* out) {  // [n][m] -> [m][n]
@@ -55,35 +76,35 @@ struct HeadState {
     Slices slices;
     int d;
     int64_t gram_row, square;
+    double pixels;
+    double* means;    // [dim] of the depthwise output over the pixels
     double* grams;    // [query slice][d][gram_row]: with the blocks that hold its heads' keys
-    double* sums;     // [dim] of the depthwise output over the pixels
     double* scores;   // [head][d][d], softmax over the last
-    double* keyed;    // [head][d][d]: Gram matrix times key weights, and row sums times key bias
+    double* keyed;    // [head][d][d]: Gram matrix times key weights
+    double* biases;   // [3][dim] of queries, keys and values, with the means' part
     double* values;   // [dim][d]: scores times value weights
-    double* offsets;  // [dim]: scores times value bias
+    double* offsets;  // [dim]: scores times value biases
     // gradients
-    double *grad_gram, *grad_query_sums, *grad_key_sums;  // [head][d][d], [head][d], [head][d]
+    double *grad_gram, *grad_query_mean, *grad_key_mean;  // [head][d][d], [head][d], [head][d]; the last two for each pixel
 
     HeadState(const LgaPlan& plan, bool backward, Bump& bump)
-        : plan(plan), slices(plan), d(slices.d), gram_row(padded(2 * d) + 2 * L), square(int64_t{d} * d) {
+        : plan(plan), slices(plan), d(slices.d), gram_row(padded(2 * d) + 2 * L), square(int64_t{d} * d), pixels(static_cast<double>(plan.pixels())) {
         const auto take = [&](int64_t doubles) { return reinterpret_cast<double*>(bump.take(2 * doubles)); };
+        means = take(padded(plan.dim));
         grams = take(slices.queries() * d * gram_row);
-        sums = take(padded(plan.dim));
         scores = take(slices.heads * square);
         keyed = take(slices.heads * square);
+        biases = take(int64_t{3} * plan.dim);
         values = take(slices.heads * square);
         offsets = take(plan.dim);
-        grad_gram = grad_query_sums = grad_key_sums = nullptr;
-        if (backward) {
-            grad_gram = take(slices.heads * square);
-            grad_query_sums = take(plan.dim);
-            grad_key_sums = take(plan.dim);
-        }
+        grad_gram = backward ? take(slices.heads * square) : nullptr;
+        grad_query_mean = backward ? take(plan.dim) : nullptr;
+        grad_key_mean = backward ? take(plan.dim) : nullptr;
     }
 
     static int64_t scratch_size(const LgaPlan& plan) {
         const int64_t d = plan.head_dim();
-        return 2 * (3 * d * d + 2 * d + d * (padded(static_cast<int>(d)) + 2 * L)) + 64;
+        return 2 * (3 * d * d + padded(static_cast<int>(d))) + 64;
     }
 
     Range key_blocks(Range heads) const { return blocks_of(slices.channels(slices.key(heads.begin), slices.key(heads.end - 1))); }
@@ -98,107 +119,114 @@ struct HeadState {
     // scores, values and offsets of the heads that share a slice of queries
     void attend(int slice, const Map& features, const HeadParams& p, double* scratch) const {
         const Range heads = slices.query_readers(slice);
-        if (plan.released) {
-            for (int head = heads.begin; head < heads.end; ++head) sum_values(head, p);
-            return;
+        if (!plan.released) {
+            double* g = grams + slice * d * gram_row;
+            std::fill(g, g + d * gram_row, 0.0);
+            gram(features, slices.channels(slice, slice), features, key_blocks(heads), g, gram_row);
         }
-        double* g = grams + slice * d * gram_row;
-        std::fill(g, g + d * gram_row, 0.0);
-        gram(features, slices.channels(slice, slice), features, key_blocks(heads), g, gram_row);
-        for (int head = heads.begin; head < heads.end; ++head) attend_head(head, p, scratch);
+        for (int head = heads.begin; head < heads.end; ++head) {
+            shift_bias(p, 2, head, slices.value(head));
+            if (plan.released) sum_values(head, p);
+            else attend_head(head, p, scratch);
+        }
     }
 
     // The gradients of a head from grad_values [d][row], sum over the pixels of the output's gradient times the slice of values, and
-    // grad_offsets [d], its sums, both without the convolution's share
-    void attend_backward(int head, const HeadParams& p, double share, const double* grad_values, int64_t row, const double* grad_offsets,
+    // grad_offsets [d], its sums, both without the convolution's share. grad_values is overwritten.
+    void attend_backward(int head, const HeadParams& p, double share, double* grad_values, int64_t row, const double* grad_offsets,
                          const HeadGradients& out, double* scratch) const {
         const int dim = plan.dim;
         const double *query = p.weights + head * square, *key = query + dim * int64_t{d}, *value = key + dim * int64_t{d};
-        const double *query_bias = p.bias + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
+        const double *query_bias = biases + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
         double *grad_query = out.weights + head * square, *grad_key = grad_query + dim * int64_t{d}, *grad_value = grad_key + dim * int64_t{d};
         double *grad_query_bias = out.bias + head * d, *grad_key_bias = grad_query_bias + dim, *grad_value_bias = grad_key_bias + dim;
-        if (plan.released) {  // all rows of the values are one
-            double *total = scratch, total_offset = 0;
-            std::fill(total, total + d, 0.0);
+        const double *query_means = means + Slices::query(head) * d, *key_means = means + slices.key(head) * d;
+        const double* value_means = means + slices.value(head) * d;
+        const double *a = scores + head * square, *u = keyed + head * square;
+        double *turned = scratch, *slopes = turned + square, *product = slopes + square;  // [d][d]
+
+        // through the softmax: slopes are of query times key
+        if (!plan.released) {
+            const double scale = 1 / std::sqrt(static_cast<double>(d));
+            transpose(d, d, value, d, turned);
+            for (int r = 0; r < d; ++r)
+                for (int j = 0; j < d; ++j) slopes[r * d + j] = grad_offsets[r] * value_bias[j];
+            multiply(d, d, d, grad_values, row, turned, d, slopes, d);
             for (int r = 0; r < d; ++r) {
-                for (int c = 0; c < d; ++c) total[c] += share * grad_values[r * row + c];
-                total_offset += share * grad_offsets[r];
+                double mean = 0;
+                for (int j = 0; j < d; ++j) mean += slopes[r * d + j] * a[r * d + j];
+                for (int j = 0; j < d; ++j) slopes[r * d + j] = share * scale * a[r * d + j] * (slopes[r * d + j] - mean);
+            }
+        }
+
+        // through the values, whose features are rest + mean
+        for (int r = 0; r < d; ++r)
+            for (int c = 0; c < d; ++c) grad_values[r * row + c] = share * (grad_values[r * row + c] + grad_offsets[r] * value_means[c]);
+        if (plan.released) {  // all rows of the values are one
+            std::fill(product, product + d, 0.0);
+            double total = 0;
+            for (int r = 0; r < d; ++r) {
+                for (int c = 0; c < d; ++c) product[c] += grad_values[r * row + c];
+                total += share * grad_offsets[r];
             }
             for (int j = 0; j < d; ++j) {
-                for (int c = 0; c < d; ++c) grad_value[j * d + c] += total[c];
-                grad_value_bias[j] += total_offset;
+                for (int c = 0; c < d; ++c) grad_value[j * d + c] += product[c];
+                grad_value_bias[j] += total;
             }
             return;
         }
-        const double *a = scores + head * square, *u = keyed + head * square, *g = gram_of(head);
-        const double *query_sums = sums + Slices::query(head) * d, *key_sums = sums + slices.key(head) * d;
-        double *turned = scratch, *slopes = turned + square, *grad_keyed = slopes + square;  // [d][d]
-        double *key_total = grad_keyed + square, *grad_key_total = key_total + d;            // [d]
-
-        // through the values
-        transpose(d, d, value, d, turned);
-        std::fill(slopes, slopes + square, 0.0);
-        multiply(d, d, d, grad_values, row, turned, d, slopes, d);
         transpose(d, d, a, d, turned);
-        std::fill(grad_keyed, grad_keyed + square, 0.0);  // not yet in use
-        multiply(d, d, d, turned, d, grad_values, row, grad_keyed, d);
-        for (int64_t i = 0; i < square; ++i) grad_value[i] += share * grad_keyed[i];
+        multiply(d, d, d, turned, d, grad_values, row, grad_value, d);
         for (int r = 0; r < d; ++r)
             for (int j = 0; j < d; ++j) grad_value_bias[j] += share * a[r * d + j] * grad_offsets[r];
 
-        // through the softmax: slopes are of query times key
-        const double scale = 1 / std::sqrt(static_cast<double>(d));
-        for (int r = 0; r < d; ++r) {
-            double mean = 0;
-            for (int j = 0; j < d; ++j) {
-                slopes[r * d + j] = share * (slopes[r * d + j] + grad_offsets[r] * value_bias[j]);
-                mean += slopes[r * d + j] * a[r * d + j];
-            }
-            for (int j = 0; j < d; ++j) slopes[r * d + j] = scale * a[r * d + j] * (slopes[r * d + j] - mean);
-        }
-
-        // through the queries: query times key = query weights * keyed + query bias * key_total
-        const double pixels = static_cast<double>(plan.pixels());
-        for (int j = 0; j < d; ++j) {
-            key_total[j] = pixels * key_bias[j];
-            for (int c = 0; c < d; ++c) key_total[j] += key[j * d + c] * key_sums[c];
-        }
+        // through query times key = query weights * Gram matrix * key weights^T + pixels * query bias * key bias^T
+        double *query_mean = grad_query_mean + head * d, *key_mean = grad_key_mean + head * d;
+        double* bias = scratch + 3 * square;  // [d], gradient of a shifted bias
         transpose(d, d, u, d, turned);
         multiply(d, d, d, slopes, d, turned, d, grad_query, d);
-        std::fill(grad_key_total, grad_key_total + d, 0.0);
-        for (int r = 0; r < d; ++r)
-            for (int j = 0; j < d; ++j) {
-                grad_query_bias[r] += slopes[r * d + j] * key_total[j];
-                grad_key_total[j] += slopes[r * d + j] * query_bias[r];
-            }
         transpose(d, d, query, d, turned);
-        std::fill(grad_keyed, grad_keyed + square, 0.0);
-        multiply(d, d, d, turned, d, slopes, d, grad_keyed, d);
-
-        // through the keys: keyed = Gram matrix * key weights^T + query sums * key bias^T
+        std::fill(product, product + square, 0.0);
+        multiply(d, d, d, turned, d, slopes, d, product, d);  // [query channel][key row]
         double* grad_g = grad_gram + head * square;
         std::fill(grad_g, grad_g + square, 0.0);
-        multiply(d, d, d, grad_keyed, d, key, d, grad_g, d);
-        transpose(d, d, grad_keyed, d, turned);
-        multiply(d, d, d, turned, d, g, gram_row, grad_key, d);
-        double *grad_query_sum = grad_query_sums + head * d, *grad_key_sum = grad_key_sums + head * d;
-        std::fill(grad_query_sum, grad_query_sum + d, 0.0);
-        std::fill(grad_key_sum, grad_key_sum + d, 0.0);
-        for (int j = 0; j < d; ++j) {
-            for (int c = 0; c < d; ++c) {
-                grad_key[j * d + c] += grad_key_total[j] * key_sums[c];
-                grad_key_sum[c] += grad_key_total[j] * key[j * d + c];
-                grad_query_sum[c] += grad_keyed[c * d + j] * key_bias[j];
-                grad_key_bias[j] += grad_keyed[c * d + j] * query_sums[c];
+        multiply(d, d, d, product, d, key, d, grad_g, d);
+        transpose(d, d, product, d, turned);
+        multiply(d, d, d, turned, d, gram_of(head), gram_row, grad_key, d);
+        const auto shifted = [&](const double* weights, const double* feature_means, double* grad_weights, double* grad_bias, double* grad_mean) {
+            std::fill(grad_mean, grad_mean + d, 0.0);
+            for (int j = 0; j < d; ++j) {
+                grad_bias[j] += pixels * bias[j];
+                for (int c = 0; c < d; ++c) {
+                    grad_weights[j * d + c] += pixels * bias[j] * feature_means[c];
+                    grad_mean[c] += bias[j] * weights[j * d + c];
+                }
             }
-            grad_key_bias[j] += pixels * grad_key_total[j];
+        };
+        for (int j = 0; j < d; ++j) {
+            bias[j] = 0;
+            for (int c = 0; c < d; ++c) bias[j] += slopes[j * d + c] * key_bias[c];
         }
+        shifted(query, query_means, grad_query, grad_query_bias, query_mean);
+        std::fill(bias, bias + d, 0.0);
+        for (int j = 0; j < d; ++j)
+            for (int c = 0; c < d; ++c) bias[c] += slopes[j * d + c] * query_bias[j];
+        shifted(key, key_means, grad_key, grad_key_bias, key_mean);
     }
 
 private:
+    // the bias of queries (0), keys (1) or values (2) of a head with the means' part
+    void shift_bias(const HeadParams& p, int which, int head, int slice) const {
+        const int64_t first = int64_t{which} * plan.dim + head * d;
+        for (int j = 0; j < d; ++j) {
+            double s = p.bias[first + j];
+            for (int c = 0; c < d; ++c) s += p.weights[(first + j) * d + c] * means[slice * d + c];
+            biases[first + j] = s;
+        }
+    }
+
     void sum_values(int head, const HeadParams& p) const {
-        const double* value = p.weights + (2 * int64_t{plan.dim} + head * d) * d;
-        const double* bias = p.bias + 2 * plan.dim + head * d;
+        const double *value = p.weights + (2 * int64_t{plan.dim} + head * d) * d, *bias = biases + 2 * plan.dim + head * d;
         double* total = values + head * square;
         std::fill(total, total + d, 0.0);
         offsets[head * d] = 0;
@@ -214,32 +242,34 @@ private:
 
     void attend_head(int head, const HeadParams& p, double* scratch) const {
         const int dim = plan.dim;
+        shift_bias(p, 0, head, Slices::query(head));
+        shift_bias(p, 1, head, slices.key(head));
         const double *query = p.weights + head * square, *key = query + dim * int64_t{d}, *value = key + dim * int64_t{d};
-        const double *query_bias = p.bias + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
-        const double *query_sums = sums + Slices::query(head) * d, *key_sums = sums + slices.key(head) * d;
+        const double *query_bias = biases + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
         double *a = scores + head * square, *u = keyed + head * square, *v = values + head * square;
         transpose(d, d, key, d, scratch);
-        for (int r = 0; r < d; ++r)
-            for (int j = 0; j < d; ++j) u[r * d + j] = query_sums[r] * key_bias[j];
+        std::fill(u, u + square, 0.0);
         multiply(d, d, d, gram_of(head), gram_row, scratch, d, u, d);
-        double* key_total = scratch + square;
-        for (int j = 0; j < d; ++j) {
-            key_total[j] = static_cast<double>(plan.pixels()) * key_bias[j];
-            for (int c = 0; c < d; ++c) key_total[j] += key[j * d + c] * key_sums[c];
-        }
         for (int r = 0; r < d; ++r)
-            for (int j = 0; j < d; ++j) a[r * d + j] = query_bias[r] * key_total[j];
+            for (int j = 0; j < d; ++j) a[r * d + j] = pixels * query_bias[r] * key_bias[j];
         multiply(d, d, d, query, d, u, d, a, d);
         const double scale = 1 / std::sqrt(static_cast<double>(d));
+        float* powers = reinterpret_cast<float*>(scratch);  // [padded d]
+        std::fill(powers, powers + padded(d), -__builtin_inff());
         for (int r = 0; r < d; ++r) {
-            double *row = a + r * d, total = 0;
-            const double top = *std::max_element(row, row + d);
-            for (int j = 0; j < d; ++j) total += row[j] = std::exp(scale * (row[j] - top));
-            offsets[head * d + r] = 0;
+            double *row = a + r * d, total = 0, offset = 0;
+            for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(row[j]);
+            V tops = load(powers);
+            for (int j = L; j < d; j += L) tops = max(tops, load(powers + j));
+            const double top = largest(tops);
+            for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(scale * (row[j] - top));
+            for_lanes(0, d, [&](int j, auto m) { store(powers + j, exp(load(powers + j, m)), m); });
+            for (int j = 0; j < d; ++j) total += powers[j];
             for (int j = 0; j < d; ++j) {
-                row[j] /= total;
-                offsets[head * d + r] += row[j] * value_bias[j];
+                row[j] = powers[j] / total;
+                offset += row[j] * value_bias[j];
             }
+            offsets[head * d + r] = offset;
         }
         std::fill(v, v + square, 0.0);
         multiply(d, d, d, a, d, value, d, v, d);

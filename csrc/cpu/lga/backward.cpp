@@ -105,7 +105,7 @@ private:
         const HeadState& heads = s.heads;
         const Map features = s.features.flat();
         const Range blocks_here = part(blocks(plan_.dim), team), read = feature_blocks(plan_);
-        for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b) convolve(s.z, conv.depthwise, b, s.features, heads.sums);
+        for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b) convolve(s.z, conv.depthwise, b, s.features, heads.means);
         team.sync();
         const Range slices = part(heads.slices.queries(), team);
         for (int slice = slices.begin; slice < slices.end; ++slice) heads.attend(slice, features, conv.heads, own.scratch);

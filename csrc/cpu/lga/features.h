@@ -12,11 +12,14 @@ inline Range feature_blocks(const LgaPlan& plan) {
     return plan.released ? blocks_of(slices.channels(slices.first_value(), slices.heads - 1)) : Range{0, blocks(plan.dim)};
 }
 
-// Block of the depthwise output of z, and its sums
-inline void convolve(const Map& z, const DepthwiseParams& p, int b, const Map& features, double* sums) {
+// Block of the depthwise output of z, less its means over the pixels
+inline void convolve(const Map& z, const DepthwiseParams& p, int b, const Map& features, double* means) {
     depthwise(z, b, p.taps + b * p.block(), p.kernel, 1, load(p.bias + b * L), features, b, false);
-    std::fill(sums + b * L, sums + (b + 1) * L, 0.0);
-    add_sums(features, b, sums + b * L);
+    double sums[L] = {};
+    add_sums(features, b, sums);
+    V mean;
+    for (int i = 0; i < L; ++i) means[b * L + i] = mean[i] = static_cast<float>(sums[i] / static_cast<double>(features.pixels()));
+    for (float* p = features.at(b); p < features.at(b) + features.block(); p += L) store(p, load(p) - mean);
 }
 
 // A matrix from some input channels to one block of output channels, filled head by head
@@ -73,7 +76,7 @@ inline Packed pack_query_gradient(const HeadState& s, int b, float* memory) {
         for (int head = readers.begin; head < readers.end; ++head) {
             const double* row = s.grad_gram + head * s.square + c % d * int64_t{d};
             for (int j = 0; j < d; ++j) packed.at(s.slices.key(head) * d + j, c - b * L) += static_cast<float>(row[j]);
-            packed.bias[c - b * L] += static_cast<float>(s.grad_query_sums[head * d + c % d]);
+            packed.bias[c - b * L] += static_cast<float>(s.grad_query_mean[head * d + c % d]);
         }
     }
     return packed;
@@ -90,7 +93,7 @@ inline Packed pack_key_gradient(const HeadState& s, int b, float* memory) {
         for (int head = readers.begin; head < readers.end; ++head) {
             const double* column = s.grad_gram + head * s.square + c % d;
             for (int r = 0; r < d; ++r) packed.at(Slices::query(head) * d + r, c - b * L) += static_cast<float>(column[int64_t{r} * d]);
-            packed.bias[c - b * L] += static_cast<float>(s.grad_key_sums[head * d + c % d]);
+            packed.bias[c - b * L] += static_cast<float>(s.grad_key_mean[head * d + c % d]);
         }
     }
     return packed;

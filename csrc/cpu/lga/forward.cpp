@@ -46,7 +46,7 @@ void sample(const LgaPlan& plan, const LgaParams& params, const LgaForwardArgs& 
     }
     const Range read = feature_blocks(plan);
     for (const ConvParams& conv : params.convs) {
-        for (int b = std::max(mine.begin, read.begin); b < mine.end; ++b) convolve(s.z, conv.depthwise, b, s.features, s.heads.sums);
+        for (int b = std::max(mine.begin, read.begin); b < mine.end; ++b) convolve(s.z, conv.depthwise, b, s.features, s.heads.means);
         team.sync();
         const Range slices = part(s.heads.slices.queries(), team);
         for (int slice = slices.begin; slice < slices.end; ++slice)

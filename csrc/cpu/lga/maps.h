@@ -37,12 +37,6 @@ inline void clear_pads(const Map& map, int b) {
         }
 }
 
-// f(first column, columns) for pieces of a row of at most L pixels
-template <class F>
-inline void for_pieces(int width, F&& f) {
-    for (int x = 0; x < width; x += L) f(x, std::min(L, width - x));
-}
-
 // A sample of a tensor (channels, H, W), contiguous or channels_last.
 template <class T>
 struct Tensor {
@@ -53,42 +47,64 @@ struct Tensor {
     // block b of the map = the tensor's
     INLINE_BODY void fetch(const Map& map, int b) const {
         const int first = b * L, n = std::min(L, channels - first);
-        for (int y = 0; y < map.height; ++y) {
-            if (channels_last) {
-                const T* p = data + int64_t{y} * map.width * channels + first;
+        if (channels_last) {
+            const T* p = data + first;
+            for (int y = 0; y < map.height; ++y)
                 for (int x = 0; x < map.width; ++x, p += channels) store(map.at(b, y, x), n == L ? load(p, Full{}) : load(p, Tail(n)));
-                continue;
-            }
-            for_pieces(map.width, [&](int x, int count) {
-                const T* p = data + first * map.pixels() + int64_t{y} * map.width + x;
-                V r[L] = {};
-                for (int i = 0; i < n; ++i) r[i] = count == L ? load(p + i * map.pixels(), Full{}) : load(p + i * map.pixels(), Tail(count));
-                transpose(r);
-                for (int i = 0; i < count; ++i) store(map.at(b, y, x + i), r[i]);
-            });
+            return;
         }
+        const int64_t pixels = map.pixels();
+        const bool more = first + 2 * L <= channels;
+        for_pieces(map, b, [&](int64_t pixel, int count, auto&& places) {
+            const T* p = data + first * pixels + pixel;
+            V r[L] = {};
+            for (int i = 0; i < n; ++i) {
+                r[i] = count == L ? load(p + i * pixels, Full{}) : load(p + i * pixels, Tail(count));
+                if (more) __builtin_prefetch(p + (i + L) * pixels);  // for the next block
+            }
+            transpose(r);
+            places([&](int i, float* to) { store(to, r[i]); });
+        });
     }
 
     // the tensor's channels of block `to` = block b of the map
     INLINE_BODY void put(const Map& map, int b, int to) const {
         const int first = to * L, n = std::min(L, channels - first);
-        for (int y = 0; y < map.height; ++y) {
-            if (channels_last) {
-                T* p = data + int64_t{y} * map.width * channels + first;
+        if (channels_last) {
+            T* p = data + first;
+            for (int y = 0; y < map.height; ++y)
                 for (int x = 0; x < map.width; ++x, p += channels) {
                     if (n == L) store(p, load(map.at(b, y, x)), Full{});
                     else store(p, load(map.at(b, y, x)), Tail(n));
                 }
-                continue;
+            return;
+        }
+        const int64_t pixels = map.pixels();
+        for_pieces(map, b, [&](int64_t pixel, int count, auto&& places) {
+            T* p = data + first * pixels + pixel;
+            V r[L] = {};
+            places([&](int i, const float* from) { r[i] = load(from); });
+            transpose(r);
+            for (int i = 0; i < n; ++i) {
+                if (count == L) store(p + i * pixels, r[i], Full{});
+                else store(p + i * pixels, r[i], Tail(count));
             }
-            for_pieces(map.width, [&](int x, int count) {
-                T* p = data + first * map.pixels() + int64_t{y} * map.width + x;
-                V r[L];
-                for (int i = 0; i < L; ++i) r[i] = i < count ? load(map.at(b, y, x + i)) : V{};
-                transpose(r);
-                for (int i = 0; i < n; ++i) {
-                    if (count == L) store(p + i * map.pixels(), r[i], Full{});
-                    else store(p + i * map.pixels(), r[i], Tail(count));
+        });
+    }
+
+private:
+    // f(first pixel, pixels, places) for pieces of at most L pixels; places(g) calls g(i, where pixel i of the piece is in the map)
+    template <class F>
+    static void for_pieces(const Map& map, int b, F&& f) {
+        const int64_t pixels = map.pixels(), gap = 2 * map.pad * L;
+        float* at = map.at(b, 0, 0);
+        int x = 0;
+        for (int64_t p = 0; p < pixels; p += L) {
+            const int count = static_cast<int>(std::min<int64_t>(L, pixels - p));
+            f(p, count, [&](auto&& g) {
+                for (int i = 0; i < count; ++i, at += L) {
+                    g(i, at);
+                    if (++x == map.width) x = 0, at += gap;
                 }
             });
         }

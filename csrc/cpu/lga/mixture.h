@@ -12,19 +12,20 @@ inline Range part(int64_t count, Team team) {
     return {static_cast<int>(count * team.rank / team.size), static_cast<int>(count * (team.rank + 1) / team.size)};
 }
 
-// floor(i * in / out) for every i < out
-inline const int32_t* nearest(int in, int out, Bump& bump, bool measuring) {
+// floor(i * in / out) times a step, for every i < out
+inline const int32_t* nearest(int in, int out, int step, Bump& bump, bool measuring) {
     int32_t* table = reinterpret_cast<int32_t*>(bump.take(out));
     if (!measuring)
-        for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out);
+        for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out) * step;
     return table;
 }
 
-struct Resized {  // a source of fewer or more pixels: where each row and column is read
+struct Resized {  // a map of fewer or more pixels, read at the nearest
     Map map;
-    const int32_t *rows, *columns;
+    const int32_t *rows, *columns;  // in rows, in floats
 
-    float* at(int b, int y, int x) const { return map.at(b, rows[y], columns[x]); }
+    float* row(int b, int y) const { return map.at(b, rows[y], 0); }
+    float* at(int b, int y, int x) const { return row(b, y) + columns[x]; }
 };
 
 struct Mixture {
@@ -42,8 +43,8 @@ struct Mixture {
         const int dim = plan.dim;
         x = Map::take(bump, dim, plan.height, plan.width, 1);
         const auto resized = [&](const Map& map) {
-            const int32_t* rows = nearest(map.height, plan.height, bump, measuring);
-            return Resized{map, rows, nearest(map.width, plan.width, bump, measuring)};
+            const int32_t* rows = nearest(map.height, plan.height, 1, bump, measuring);
+            return Resized{map, rows, nearest(map.width, plan.width, L, bump, measuring)};
         };
         for (int i = 0; i < plan.num_scales; ++i) {
             depthwise.push_back(Map::take(bump, dim, plan.coarse_height(i), plan.coarse_width(i)));
@@ -89,13 +90,17 @@ struct Mixture {
     // a block of z; needs the scale features and shares
     INLINE_BODY void mix(int b, const Map& z) const {
         clear_pads(z, b);
-        for (int y = 0; y < plan.height; ++y)
+        for (int y = 0; y < plan.height; ++y) {
+            const float* rows[kMaxShares];
+            for (int i = 0; i < plan.num_scales; ++i) rows[i] = coarse[i].row(b, y);
+            const float *from = x.at(b, y, 0), *codes = encoding.row(b, y), *share = shares + plane + int64_t{y} * plan.width;
+            float* to = z.at(b, y, 0);
             for (int c = 0; c < plan.width; ++c) {
-                V s = load(x.at(b, y, c)) + load(encoding.at(b, y, c));
-                const float* share = shares + plane + int64_t{y} * plan.width + c;
-                for (int i = 0; i < plan.num_scales; ++i) s += share[i * plane] * load(coarse[i].at(b, y, c));
-                store(z.at(b, y, c), s);
+                V s = load(from + c * L) + load(codes + encoding.columns[c]);
+                for (int i = 0; i < plan.num_scales; ++i) s += share[i * plane + c] * load(rows[i] + coarse[i].columns[c]);
+                store(to + c * L, s);
             }
+        }
     }
 
     static constexpr int kMaxShares = 16;

@@ -172,7 +172,8 @@ private:
             for (int b = 0; b < blocks(outputs); ++b) {
                 if (!mine()) continue;
                 const int n = std::min(L, outputs - b * L);
-                for_pieces(inputs, [&](int c, int count) {
+                for (int c = 0; c < inputs; c += L) {
+                    const int count = std::min(L, inputs - c);
                     V r[L] = {};
                     for (int i = 0; i < n; ++i) {
                         const T* row = from + int64_t{b * L + i} * inputs + c;
@@ -180,7 +181,7 @@ private:
                     }
                     transpose(r);
                     for (int i = 0; i < count; ++i) store(p.weights + (int64_t{b} * inputs + c + i) * L, r[i]);
-                });
+                }
             }
             if (p.transposed)
                 for (int b = 0; b < blocks(inputs); ++b) {
