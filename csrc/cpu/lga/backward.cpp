@@ -307,6 +307,7 @@ void run(const LgaPlan& plan, const LgaBackwardArgs& args) {
             grads[0].write(args.grad_params, thread, threads);
         }
     }
+    trim_workspace();
 }
 
 }  // namespace

@@ -92,6 +92,7 @@ void run(const LgaPlan& plan, const LgaForwardArgs& args) {
             sample<T>(plan, params, args, index, team, shared_buffers + team.first * shared, own_buffers + thread * own);
         });
     }
+    trim_workspace();
 }
 
 }  // namespace
