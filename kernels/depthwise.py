@@ -26,6 +26,8 @@ KERNELS = 8  # that one launch takes
 ROWS = 4  # of a place, at least
 WARPS = 8  # per multiprocessor, which leaves them the registers they need
 CACHED = 1 << 15  # bytes that a warp reads again for each column of taps
+PLACES = 64  # of a block in planes: of a thread 2 columns of one channel, which share its taps
+THREADS = 128  # of a block at channels_last
 Convolutions = tuple[tuple[int, int], ...]  # of each: size of its kernel, stride
 
 
@@ -353,10 +355,10 @@ def _constants(
     rows = max(ROWS, *(stride for _, stride in padded))
     count = -(-height // rows) * width
     if channels_last:
-        bc, bf = tiles.fit(128 * elements, min(channels, tiles.SEGMENT // dtype.itemsize), count)
+        bc, bf = tiles.fit(THREADS * elements, min(channels, tiles.SEGMENT // dtype.itemsize), count)
         num_warps = max(1, bc * bf // (32 * elements))
-    else:  # a thread has 2 columns of one channel, which share its taps
-        bf, bc = tiles.fit(64, count, channels)
+    else:
+        bf, bc = tiles.fit(PLACES, count, channels)
         num_warps = 1
     constants = {"J": len(convolutions)}
     constants |= {f"K{j}": size for j, (size, _) in enumerate(padded)}

@@ -57,6 +57,36 @@ def same_start(request):
 
 
 @pytest.fixture
+def few_programs(monkeypatch):
+    """Plan for few programs where LGA's kernels are interpreted: an operation takes its time whatever its size.
+
+    The sums over pixels keep the blocks that they have on a GPU, and so their errors.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    from fastattn.kernels import depthwise, gram_attention, scale_mix, tiles
+
+    plans = (
+        *(depthwise.forward_plan, depthwise.backward_plan),
+        *(scale_mix.forward_plan, scale_mix.backward_plan, gram_attention.plan),
+    )
+    many = 1 << 14
+    for module, name in ((depthwise, "PLACES"), (depthwise, "THREADS"), (tiles, "SEGMENT"), (tiles, "TILE")):
+        monkeypatch.setattr(module, name, many)
+    monkeypatch.setattr(scale_mix, "ROWS", 32)
+    blocks = {narrow: {64: (*sizes[64][:3], 1024, *sizes[64][4:])} for narrow, sizes in gram_attention.BLOCKS.items()}
+    monkeypatch.setattr(gram_attention, "BLOCKS", blocks)
+    for module in (scale_mix, gram_attention):
+        monkeypatch.setattr(module, "processors", lambda device: 1)
+    for plan in plans:
+        plan.cache_clear()
+    yield
+    for plan in plans:
+        plan.cache_clear()
+
+
+@pytest.fixture
 def native():
     """Return the extension's loader; skip without an extension, or fail under FASTATTN_REQUIRE_NATIVE=1."""
     state, detail = loader.status()

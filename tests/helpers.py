@@ -117,13 +117,35 @@ def assert_accurate(
     assert not wrong, "; ".join(wrong)
 
 
-def check(module: nn.Module, x: Tensor, backend: str = FAST) -> dict[str, Tensor]:
-    """Assert that a backend's output and gradients are accurate, in x's memory format, and return them."""
+def run_transposed(module: nn.Module, x: Tensor, grad_out: Tensor) -> dict[str, Tensor]:
+    """Return what the reference computes of transposed maps and kernels, transposed back.
+
+    Where rows and columns are treated alike, as in LGA, the order of the sums is all that differs.
+    """
+    twin = copy.deepcopy(module)
+    for parameter in twin.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.mT.contiguous()
+    found = run(twin, x.mT.contiguous(), grad_out.mT.contiguous(), "reference")
+    return {name: tensor.mT if tensor.dim() == 4 else tensor for name, tensor in found.items()}
+
+
+def measure(
+    module: nn.Module, x: Tensor, backend: str = FAST, *, transposed: bool = False
+) -> list[dict[str, Tensor]]:
+    """Return a backend's output and gradients, in x's memory format, the truth, and eager's own in several orders."""
     grad_out = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(2), device="cpu").to(x)
     truth = run(copy.deepcopy(module).double(), x.double(), grad_out.double(), "reference")
     eager = [run(module, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
-    got = run(module, x, grad_out, backend)
-    assert_accurate(got, truth, *eager)
+    if transposed:
+        eager.append(run_transposed(module, x, grad_out))
+    return [run(module, x, grad_out, backend), truth, *eager]
+
+
+def check(module: nn.Module, x: Tensor, backend: str = FAST) -> dict[str, Tensor]:
+    """Assert that a backend's output and gradients are accurate, in x's memory format, and return them."""
+    got, *others = measure(module, x, backend)
+    assert_accurate(got, *others)
     return got
 
 

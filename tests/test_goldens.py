@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import fastattn
 
-from .helpers import FORMATS, INTERPRETED, assert_accurate, named, run
+from .helpers import FORMATS, assert_accurate, named, run, run_transposed
 
 FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parent / "goldens")
 MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
@@ -56,11 +56,13 @@ def test_reference_in_float64_is_exact(path):
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_float32(path, memory_format, backend):
-    if INTERPRETED and path.parent.name == "lga":
-        pytest.skip("takes minutes to interpret")
+def test_float32(path, memory_format, backend, request):
+    if path.parent.name == "lga":
+        request.getfixturevalue("few_programs")
     module, x, grad_out, truth = load(path, torch.float32)
     if "can serve" not in next(line for line in fastattn.explain(module, x).splitlines() if f"  {backend}:" in line):
         pytest.skip(f"{backend} does not serve it")
-    eager = run(module, x, grad_out, "reference")
-    assert_accurate(run(module, x.contiguous(memory_format=memory_format), grad_out, backend), truth, eager)
+    eager = [run(module, x, grad_out, "reference")]
+    if path.parent.name == "lga":
+        eager.append(run_transposed(module, x, grad_out))
+    assert_accurate(run(module, x.contiguous(memory_format=memory_format), grad_out, backend), truth, *eager)
