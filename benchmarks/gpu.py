@@ -28,12 +28,24 @@ from .cfsam import (
 from .contest import Contest, Effort
 from .devices import Cpu, Work
 from .interleave import Ratio, Rival, speedup
+from .lga import lga_forward, lga_rivals, lga_scene
 from .measures import bytes_moved_at_least
 from .models import PLAIN, inference, prepare
 from .photographs import noise
 from .scene import COMPILE, COPY, EAGER, TUNED, Forward, Scene, fast_backends, setting
 from .scsa import EagerSCSA, scsa_scene
-from .shapes import FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, AttentionCase, Case, ModelCase, PyramidCase, name_of
+from .shapes import (
+    FORWARD,
+    GRAPH,
+    LAUNCHES,
+    MEMORY_FORMATS,
+    AttentionCase,
+    Case,
+    LgaCase,
+    ModelCase,
+    PyramidCase,
+    name_of,
+)
 
 LIMITS = {TUNED: 120.0, COMPILE: 60.0}  # seconds until a first answer, compilation and all
 LIMIT, LAST_LIMIT = 100.0, 20.0  # of the others, and of all where the part's time is up
@@ -264,6 +276,22 @@ def cfsam_contest(case: AttentionCase | PyramidCase, effort: Effort, device: Cpu
     if isinstance(case, AttentionCase):
         return GpuAttentionContest(case, effort, device, attention_rivals(case, device))
     return GpuPyramidContest(case, effort, device, pyramid_rivals(case, device))
+
+
+class GpuLgaContest(GpuSceneContest):
+    """LGA as a module, with those who take part in the case."""
+
+    suite, operation = "lga", "lga"
+
+    def __init__(self, case: LgaCase, effort: Effort, device: Cpu):
+        super().__init__(case, effort, device, lga_rivals(case, device))
+
+    def build(self, case: LgaCase) -> Scene:
+        return lga_scene(case, self.device.type)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
+        forward = lga_forward(self.scene, name)
+        return forward, forward
 
 
 class GpuModelContest(GpuContest):

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from fastattn.reference.lga import CONTRACTIONS
+
 Shape = tuple[int, int, int, int]
 Selection = Literal["smoke", "default", "full"]
 SELECTION = pytest.StashKey[Selection]()  # in pytest's config: what was asked for
@@ -41,8 +43,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("shallow", "deep", "all")
 
-# What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models, CFSAM.
-PARTS = ("32", "256", "models", "cfsam", "32-tuned", "256-tuned")
+# LGA's channels, heads and side of the map: MobileNetV3, ResNet-18 and YOLOv8n at 640 x 640, and finer maps.
+LGA_SIZES = ((24, 6, 20), (128, 8, 20), (256, 16, 20), (256, 16, 40), (64, 8, 80))
+SMOKE_LGA = (8, 4, 9)
+LGA_BATCH = 8
+PAPER, RELEASED = CONTRACTIONS
+
+# What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models, CFSAM,
+# LGA.
+PARTS = ("32", "256", "models", "cfsam", "lga", "32-tuned", "256-tuned")
 PART = pytest.StashKey[str | None]()
 
 
@@ -117,7 +126,33 @@ class PyramidCase:
         return case_facts(self) | {"levels": levels, "ablation": self.ablation}
 
 
-def case_facts(case: Case | AttentionCase | PyramidCase) -> dict[str, object]:
+@dataclass(frozen=True)
+class LgaCase:
+    """Maps (batch, dim, side, side), LGA's heads and contraction, and what is done with them."""
+
+    batch: int
+    dim: int
+    heads: int
+    side: int
+    contraction: str = PAPER
+    work: str = FORWARD
+    memory_format: str = CONTIGUOUS
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch, self.dim, self.side, self.side
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), str(self.heads), self.contraction, self.memory_format]
+        return "-".join([*parts, *marked(self.dtype), self.work.replace(" ", "")])
+
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        return case_facts(self) | {"heads": self.heads, "contraction": self.contraction}
+
+
+def case_facts(case: Case | AttentionCase | PyramidCase | LgaCase) -> dict[str, object]:
     return {
         "work": case.work,
         "shape": list(case.shape),
@@ -208,6 +243,17 @@ def pyramid_cases(selection: Selection) -> list[PyramidCase]:
     return [*asked, PyramidCase(1, work=TRAINING), *ablations]
 
 
+def lga_cases(selection: Selection) -> list[LgaCase]:
+    """LGA at its paper's shapes: forward and training, and forward as released."""
+    asked = (PAPER, FORWARD), (PAPER, TRAINING), (RELEASED, FORWARD)
+    if selection == "smoke":
+        return [LgaCase(1, *SMOKE_LGA, *how) for how in asked]
+    if selection == "default":
+        return [LgaCase(LGA_BATCH, *size, *how) for how, size in product(asked, LGA_SIZES)]
+    order = product((1, LGA_BATCH, 32), LGA_SIZES, CONTRACTIONS, WORKS, MEMORY_FORMATS)
+    return [LgaCase(batch, *size, *how) for batch, size, *how in order]
+
+
 def gpu_cases(batch: int, selection: Selection, *, tuned: bool = False) -> list[Case]:
     """SCSA on a GPU, what matters most first, since time may run out: forward and training in both formats; where
     the compiler tunes for minutes, one format as a whole."""
@@ -240,6 +286,17 @@ def gpu_cfsam_cases(selection: Selection) -> list[AttentionCase | PyramidCase]:
         cases += [AttentionCase(*size, work, dtype=dtype) for size, work in product(sizes, WORKS)]
         cases += [PyramidCase(GPU_BATCH, layout, work, dtype=dtype) for work, layout in product(WORKS, MEMORY_FORMATS)]
     return cases
+
+
+def gpu_lga_cases(selection: Selection) -> list[LgaCase]:
+    """LGA on a GPU, what matters most first: forward in both formats, as released, then training."""
+    if selection == "smoke":
+        training = LgaCase(1, *SMOKE_LGA, PAPER, TRAINING, CHANNELS_LAST)
+        return [LgaCase(1, *SMOKE_LGA, RELEASED, dtype=torch.bfloat16), training]
+    ways = [(PAPER, FORWARD, layout) for layout in MEMORY_FORMATS]
+    ways += [(RELEASED, FORWARD, CONTIGUOUS), *((PAPER, TRAINING, layout) for layout in MEMORY_FORMATS)]
+    order = product(GPU_DTYPES, ways, LGA_SIZES)
+    return [LgaCase(GPU_BATCH, *size, *way, dtype) for dtype, way, size in order]
 
 
 def full_shapes() -> tuple[Shape, ...]:

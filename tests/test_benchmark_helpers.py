@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import cfsam
+from benchmarks import cfsam, convergence, lga
 from benchmarks.contest import Contest, Effort
 from benchmarks.figures import summary
 from benchmarks.interleave import Ratio, Rival, Timing, interleave, speedup
@@ -24,13 +24,17 @@ from benchmarks.shapes import (
     FORWARD,
     LONG,
     MEMORY_FORMATS,
+    PAPER,
+    RELEASED,
     SAVED_SHAPE,
     STAGES,
     TRAINING,
     WORKS,
     AttentionCase,
+    LgaCase,
     PyramidCase,
     attention_cases,
+    lga_cases,
     model_cases,
     module_cases,
     pyramid_cases,
@@ -214,7 +218,7 @@ def test_bytes_moved_at_least() -> None:
     assert bytes_moved_at_least([x, x, x], [x], TRAINING) == (4 + 4 + 3) * 240
 
 
-@pytest.mark.parametrize("cases", [module_cases, attention_cases, pyramid_cases, model_cases])
+@pytest.mark.parametrize("cases", [module_cases, attention_cases, pyramid_cases, lga_cases, model_cases])
 def test_selections_grow(cases: Callable) -> None:
     smoke, default, full = ([str(case) for case in cases(selection)] for selection in ("smoke", "default", "full"))
     assert 0 < len(smoke) < len(default) < len(full) == len(set(full))
@@ -273,6 +277,32 @@ def test_a_pyramids_reference_is_the_modules(ablation: str, work: str) -> None:
     assert case.facts()["levels"] == ["6@3", "4@1"]
 
 
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("contraction", [PAPER, RELEASED])
+def test_lgas_reference_is_the_modules(contraction: str, work: str, layout: str) -> None:
+    case = LgaCase(3, 6, 2, 7, contraction, work, layout)
+    scene = lga.lga_scene(case)
+    with setting(work, "reference"):
+        found = scene.answers(scene.module)
+    exact, eager = scene.truths()
+    assert_accurate(found, exact, eager)
+    assert exact["out"].shape == (1 if work == FORWARD else 3, 6, 7, 7)
+    assert ("grad x" in exact) == ("grad learnable_alpha_local" in exact) == (work == TRAINING)
+    assert scene.inputs["x"].is_contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+def test_lga_is_compared_with_compile_in_the_papers_contraction() -> None:
+    assert lga.lga_rivals(LgaCase(1, 6, 2, 7))[:2] == [EAGER, COMPILE]
+    assert COMPILE not in lga.lga_rivals(LgaCase(1, 6, 2, 7, RELEASED))
+
+
+def test_the_first_losses_are_compared() -> None:
+    losses = [2.0] * convergence.FIRST
+    assert convergence.apart([*losses, 7.0], [*losses, 1.0]) == 0
+    assert convergence.apart([1.0, 2.2, 4.0], [1.0, 2.0, 5.0]) == pytest.approx(0.2)
+
+
 def record(**facts) -> dict:
     usual = {"suite": "module", "rival": "native", "work": FORWARD, "dtype": "float32", "format": CONTIGUOUS}
     return usual | facts
@@ -306,7 +336,7 @@ def all_records() -> list[dict]:
             found.append({"suite": "traffic", "operation": "scsa", "shape": [1, *stage], "format": layout, **moved})
     for stage, work in itertools.product(STAGES, ("inference", "training")):
         found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
-    return found + cfsam_records()
+    return found + cfsam_records() + lga_records() + trainings()
 
 
 def cfsam_records() -> list[dict]:
@@ -328,6 +358,26 @@ def cfsam_records() -> list[dict]:
     return found
 
 
+def lga_records() -> list[dict]:
+    found = []
+    for case in lga_cases("default"):
+        over = {"eager": both(6.0), "compile": both(3.0 if case.work == FORWARD else 1.25)}
+        sizes = {"saved_for_backward_bytes": 2 * case.dim + case.side, "bytes_of_x": case.dim}
+        found.append(record(**case.facts(), suite="lga", speedup=over, **sizes))
+    return found
+
+
+def trainings() -> list[dict]:
+    runs = {"scsa": (1.00005, 0.975), "lga": (1.01, 0.96)}
+    usual = {"suite": "convergence", "shape": [48, 1, 8, 8]}
+    found = []
+    for attention, (loss, accuracy) in runs.items():
+        for backend, *run in (("reference", 1.0, 0.98), ("native", loss, accuracy)):
+            facts = {"operation": attention, "backend": backend, "losses": [2.0, run[0]], "accuracy": run[1]}
+            found.append(usual | facts)
+    return found
+
+
 def test_summary_of_a_whole_run() -> None:
     rows = summary(all_records())
     assert all(row["measured"] is not None for row in rows)
@@ -339,7 +389,7 @@ def test_summary_of_a_whole_run() -> None:
     measured = {(row["what"], row["unit"]): (row["measured"], row.get("met")) for row in rows}
     copies = [value for (what, _), value in measured.items() if "(8, 256, 56, 56)" in what]
     assert copies == [(pytest.approx(5.0), False)] * 2
-    shares = [row for row in rows if "batch 8" in row["what"]]
+    shares = [row for row in rows if "+ SCSA, batch 8" in row["what"]]
     assert [row["measured"] for row in shares] == [pytest.approx(0.98)] * 4
     assert [row["eager"] for row in shares] == [0.8] * 4
     saved = next(row for row in rows if "saved for backward" in row["what"])
@@ -365,6 +415,38 @@ def test_cfsams_part_of_the_summary() -> None:
     assert measured("(1, 20000, 256), memory") == [(exactly(1), True), (exactly(3), False)]
     assert measured("token gather") == [(exactly(1.05), True), (exactly(1.2), False)]
     assert measured("traffic of attention") == [(exactly(6), None)]
+
+
+def test_lgas_part_of_the_summary() -> None:
+    rows = [row for row in summary(all_records()) if row["what"].startswith(("LGA forward", "LGA, saved"))]
+    found = [(row["what"].partition(" five")[0], row["asked"], row["measured"], row["met"]) for row in rows]
+    exactly = pytest.approx
+    assert found == [
+        ("LGA forward, paper,", 4.0, exactly(6), True),
+        ("LGA forward, paper,", 2.0, exactly(3), True),
+        ("LGA forward, released,", 5.0, exactly(6), True),
+        ("LGA forward + backward, paper,", 3.0, exactly(6), True),
+        ("LGA forward + backward, paper,", 1.5, exactly(1.25), False),
+        ("LGA, saved for backward, the most of", 3.0, exactly(2 + 80 / 64), False),
+    ]
+    larger = [r | {"shape": [32, *r["shape"][1:]]} if r["suite"] == "lga" else r for r in all_records()]
+    assert [row["measured"] for row in summary(larger) if row["what"].startswith("LGA forward")] == [None] * 5
+
+
+def test_summary_of_trainings() -> None:
+    rows = [row for row in summary(all_records()) if "training on digits" in row["what"]]
+    found = [(row["what"][:4], row["unit"], row["measured"], row["met"]) for row in rows]
+    exactly = pytest.approx
+    assert found == [
+        ("SCSA", "millionths apart", exactly(50), True),
+        ("SCSA", "points apart", exactly(0.5), True),
+        ("LGA,", "millionths apart", exactly(1e4), False),
+        ("LGA,", "points apart", exactly(2.0), False),
+    ]
+    same = [r | {"losses": [1.0], "accuracy": 0.5} if r["suite"] == "convergence" else r for r in all_records()]
+    assert [row["measured"] for row in summary(same) if "training on digits" in row["what"]] == [0.0] * 4
+    alone = [r for r in trainings() if r["backend"] == "reference"]
+    assert all(row["measured"] is None for row in summary(alone))
 
 
 def test_summary_measures_nothing_from_a_part_of_the_cases() -> None:

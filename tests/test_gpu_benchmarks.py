@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks import cfsam, devices, gpu, machine, shapes
+from benchmarks import cfsam, devices, gpu, lga, machine, shapes
 from benchmarks.contest import Contest, Effort
 from benchmarks.devices import Cpu, Gpu
-from benchmarks.gpu import GpuModelContest, GpuScsaContest, Graphed, cfsam_contest
+from benchmarks.gpu import GpuLgaContest, GpuModelContest, GpuScsaContest, Graphed, cfsam_contest
 from benchmarks.interleave import Rival
 from benchmarks.limit import TimeUp, time_limit
 from benchmarks.shapes import (
@@ -22,10 +22,14 @@ from benchmarks.shapes import (
     FORWARD,
     GRAPH,
     LAUNCHES,
+    LGA_SIZES,
+    PAPER,
+    RELEASED,
     STAGES,
     TRAINING,
     AttentionCase,
     Case,
+    LgaCase,
     ModelCase,
     PyramidCase,
 )
@@ -258,6 +262,19 @@ def test_what_is_asked_of_cfsam_runs_first() -> None:
     assert cases[8:10] == modules
 
 
+def test_what_is_asked_of_lga_runs_first() -> None:
+    cases = shapes.gpu_lga_cases("default")
+    assert len(cases) == len(set(map(str, cases))) == 2 * 5 * 5
+    assert [case.dtype for case in cases] == [torch.bfloat16] * 25 + [torch.float32] * 25
+    asked = [
+        LgaCase(32, *size, PAPER, FORWARD, layout, torch.bfloat16)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+        for size in LGA_SIZES
+    ]
+    assert cases[:10] == asked
+    assert {(case.contraction, case.work) for case in cases[10:15]} == {(RELEASED, FORWARD)}
+
+
 @pytest.mark.parametrize("work", [FORWARD, TRAINING])
 def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, steps = [], []
@@ -314,6 +331,29 @@ def test_cfsam_contest_compares_like_with_like(
     contest.close()
 
 
+@pytest.mark.parametrize("case", shapes.gpu_lga_cases("smoke"), ids=str)
+def test_lga_contest_compares_like_with_like(case: LgaCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
+    names = ["eager", *(["compile"] if case.contraction == PAPER else []), *gpu.fast_backends(Cpu(), "lga")]
+    contest = GpuLgaContest(case, QUICK, Cpu())
+    assert not contest.wrong | contest.broken | contest.late
+    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
+    facts = contest.facts("eager-graph")
+    assert contest.suite == "lga"
+    assert facts.items() >= {**case.facts(), "operation": "lga", "rival": "eager", "launch": GRAPH}.items()
+    size = 8 * 9 * 9 * case.dtype.itemsize
+    assert facts["bytes_moved_at_least"] == size * (2 if case.work == FORWARD else 5)
+    contest.close()
+
+
+def test_scenes_of_lga_lie_on_the_device() -> None:
+    for case in shapes.gpu_lga_cases("smoke"):
+        scene = lga.lga_scene(case, "meta")
+        assert all(tensor.is_meta for tensor in (*scene.leaves.values(), *scene.grads))
+        assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
+
+
 def test_scenes_of_cfsam_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, attention, pyramid = shapes.gpu_cfsam_cases("smoke")
     whole, module = cfsam.attention_scene(attention, "meta"), cfsam.pyramid_scene(pyramid, "meta")
@@ -357,7 +397,7 @@ def test_rows_of_every_part_and_none_without_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_gpu, "device", Cpu)
     for name in shapes.PARTS:
         build, cases, rivals = bench_gpu.rows(name, "default")
-        kinds = {"models": (GpuModelContest, 8), "cfsam": (cfsam_contest, 24)}
+        kinds = {"models": (GpuModelContest, 8), "cfsam": (cfsam_contest, 24), "lga": (GpuLgaContest, 50)}
         assert (build.func, len(cases)) == kinds.get(name, (GpuScsaContest, 32))
         assert ("sdpa view" in rivals) == (name == "cfsam")
         assert ("max-autotune" in rivals) == name.endswith("-tuned")

@@ -22,6 +22,7 @@ from benchmarks.shapes import (
     TRAINING,
     AttentionCase,
     gpu_cfsam_cases,
+    gpu_lga_cases,
 )
 
 
@@ -46,7 +47,7 @@ def gpu_records() -> list[dict]:
             model = here | {"suite": "model", "model": "resnet50", "shape": [32, 3, 224, 224]}
             found.append(gpu_record("triton", {"plain": 0.9 if launch == LAUNCHES else 0.97}, **model))
             found.append(gpu_record("eager", {"plain": 0.6}, **model))
-    return found + cfsam_records()
+    return found + cfsam_records() + lga_records()
 
 
 def cfsam_records() -> list[dict]:
@@ -59,6 +60,14 @@ def cfsam_records() -> list[dict]:
         else:
             over = {"eager": 8.0 if case.memory_format == CONTIGUOUS else 2.0, "compile": 1.125}
             found.append(gpu_record("triton", over, suite="pyramid", **facts))
+    return found
+
+
+def lga_records() -> list[dict]:
+    found = []
+    for launch, case in product((LAUNCHES, GRAPH), gpu_lga_cases("default")):
+        over = {"eager": 9.0 if case.memory_format == CONTIGUOUS else 4.0, "compile": 1.75}
+        found.append(gpu_record("triton", over, suite="lga", launch=launch, **case.facts()))
     return found
 
 
@@ -90,6 +99,20 @@ def test_gpu_summary_of_cfsam() -> None:
     ]
     assert [row["least"] for row in rows] == pytest.approx([2.5, 2.5, 1.5, 1.5, 8.0, 8.0, 2.25, 2.25])
     assert ["CUDA graphs" in row["what"] for row in rows] == [False, True] * 4
+
+
+def test_gpu_summary_of_lga() -> None:
+    rows = [row for row in gpu_summary(lga_records()) if row["measured"] is not None]
+    found = [(row["what"].split(",")[0], row["asked"], row["measured"], row.get("met")) for row in rows[::2]]
+    exactly = pytest.approx
+    assert found == [
+        ("LGA forward", 4.0, exactly(6.0), True),
+        ("LGA forward", 2.0, exactly(1.75), False),
+        ("LGA forward + backward", None, exactly(6.0), None),
+        ("LGA forward + backward", None, exactly(1.75), None),
+    ]
+    assert ["CUDA graphs" in row["what"] for row in rows] == [False, True] * 4
+    assert {row["what"].split(", ")[2] for row in rows} == {"batch 32"}
 
 
 def test_gpu_summary_measures_nothing_from_a_part_of_the_cases() -> None:
@@ -193,8 +216,8 @@ def part(name: str, records: list[dict], **changes) -> dict:
 
 
 def parts() -> list[dict]:
-    homes = {"model": "models", "attention": "cfsam", "pyramid": "cfsam"}
-    found: dict[str, list[dict]] = {"models": [], "32": [], "cfsam": []}
+    homes = {"model": "models", "attention": "cfsam", "pyramid": "cfsam", "lga": "lga"}
+    found: dict[str, list[dict]] = {"models": [], "32": [], "lga": [], "cfsam": []}
     for record in gpu_records():
         found[homes.get(record["suite"], "32")].append(record)
     return [part(name, records) for name, records in found.items()]
@@ -205,7 +228,7 @@ def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest
         (tmp_path / f"{found['fastattn']['part']}.json").write_text(json.dumps(found))
     assert merge.main([str(tmp_path), "-o", str(tmp_path / "results")]) == 0
     result = json.loads((tmp_path / "results" / "nvidia-fake-100.json").read_text())
-    assert list(result["fastattn"]["parts"]) == ["32", "models", "cfsam"]
+    assert list(result["fastattn"]["parts"]) == ["32", "models", "cfsam", "lga"]
     assert all(row["measured"] is not None for row in result["fastattn"]["summary"])
     text = capsys.readouterr().out
     assert "### Asked and measured" in text
@@ -225,7 +248,7 @@ def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest
     ids=["another GPU", "another commit", "a smoke run"],
 )
 def test_parts_that_do_not_belong_together(changes: dict, message: str) -> None:
-    one, other, _ = parts()
+    one, other, *_ = parts()
     with pytest.raises(merge.ResultError, match=message):
         merge.merge([one, other | changes])
 

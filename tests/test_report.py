@@ -181,6 +181,49 @@ def test_cfsams_part_of_a_report(cfsam_result: dict, tmp_path: Path) -> None:
     assert section.count("### ") == 4
 
 
+@pytest.fixture
+def lga_result(result: dict) -> dict:
+    case = {"suite": "lga", "operation": "lga", "shape": [8, 24, 20, 20], "heads": 6}
+    training = {"suite": "convergence", "operation": "lga", "shape": [48, 1, 8, 8], "accuracy": 0.9816}
+    trainings = [training | {"backend": name, "losses": [2.0, 1.0, 0.25]} for name in ("reference", "native")]
+    result["benchmarks"] = [
+        benchmark("eager", 20.0, {"native": 0.2}, **case, contraction="paper"),
+        benchmark("native", 4.0, {"eager": 5.0}, **case, contraction="paper"),
+        benchmark("eager", 20.0, {"native": 0.1}, **case, contraction="released"),
+        benchmark("native", 2.0, {"eager": 10.0}, **case, contraction="released"),
+        *({"name": "training", "extra_info": facts} for facts in (*trainings, trainings[0] | {"operation": "scsa"})),
+    ]
+    return result
+
+
+def test_lgas_table_tells_contractions_apart(lga_result: dict) -> None:
+    table = by_title(lga_result)["LGA as a module"]
+    paper, released = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (paper["shape"], paper["heads"], paper["contraction"]) == ("(8, 24, 20, 20)", "6", "paper")
+    assert (paper["native vs eager"], released["native vs eager"]) == ("5.00×", "10.0×")
+    assert released["native images/s"] == "4000"
+    assert "### LGA as a module" in report.readme_section(lga_result, "result.json")
+    panels = chart.module_panels(lga_result)
+    assert [panel.title for panel in panels] == ["LGA forward, float32: times eager's speed"]
+    groups = [f"(8, 24, 20, 20)\n{contraction}\ncontiguous" for contraction in ("paper", "released")]
+    assert list(panels[0].groups) == groups
+
+
+def test_trainings_have_a_table_and_curves(lga_result: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = by_title(lga_result)["Training on digits"]
+    assert table.rows[1] == ("LGA", "native", "3", "2.00", "0.250", "98.2")
+    assert [row[:2] for row in table.rows[::2]] == [("LGA", "reference"), ("SCSA", "reference")]
+    assert chart.curves(lga_result) == {
+        "LGA": {"reference": [2.0, 1.0, 0.25], "native": [2.0, 1.0, 0.25]},
+        "SCSA": {"reference": [2.0, 1.0, 0.25]},
+    }
+    written = write_report(lga_result, tmp_path)
+    assert [path.name for path in written] == ["report.md", "report.png", "convergence.png"]
+    assert "](convergence.png)" in written[0].read_text()
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
 def test_tables_without_rows_are_left_out(result: dict) -> None:
     assert "SCSA in two precisions" not in by_title(result)
 
@@ -204,6 +247,7 @@ def test_command_writes_markdown_and_a_png(
     markdown = (directory / "report.md").read_text()
     assert "20.0×" in markdown
     assert "](report.png)" in markdown
+    assert "convergence" not in markdown
     assert (directory / "report.png").read_bytes().startswith(b"\x89PNG")
     assert str(directory / "report.md") in capsys.readouterr().out
 
@@ -328,7 +372,7 @@ def test_this_readme_says_what_was_measured_on_a_gpu() -> None:
         assert section == report.NO_GPU
 
 
-@pytest.mark.parametrize("suite", ["traffic", "memory"])
+@pytest.mark.parametrize("suite", ["traffic", "memory", "convergence"])
 def test_a_suite_without_rivals_needs_none(suite: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     info = {"suite": suite, "shape": [1, 64, 56, 56]}

@@ -1,17 +1,19 @@
-"""The figures that the project set itself, computed from what the benchmarks recorded: one file for each attention."""
+"""The figures that the project set itself, computed from what the benchmarks recorded: one file for each attention,
+and one for trainings."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from . import cfsam, scsa
+from . import cfsam, convergence, lga, scsa
 from .rows import Record
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """One row for each figure: what, asked, measured; None is measured where not all of its cases ran."""
-    return [*scsa.summary(records), *cfsam.summary(records)]
+    files = scsa, cfsam, lga, convergence
+    return [row for file in files for row in file.summary(records)]
 
 
 def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The same for a GPU."""
-    return [*scsa.gpu_summary(records), *cfsam.gpu_summary(records)]
+    return [row for file in (scsa, cfsam, lga) for row in file.gpu_summary(records)]

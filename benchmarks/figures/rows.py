@@ -43,8 +43,8 @@ def row(
     if len(samples) < cases:
         return entry
     means = {
-        "least": geometric_mean([sample.least for sample in samples]),
-        "median": geometric_mean([sample.median for sample in samples]),
+        "least": mean([sample.least for sample in samples]),
+        "median": mean([sample.median for sample in samples]),
     }
     measured = means.pop(by)
     worst = min(samples, key=lambda sample: getattr(sample, by) if relation == ">=" else -getattr(sample, by))
@@ -56,6 +56,11 @@ def row(
     if asked is not None:
         entry["met"] = measured >= asked if relation == ">=" else measured <= asked
     return entry
+
+
+def mean(values: Sequence[float]) -> float:
+    """The geometric mean; of one value, which may be zero, itself."""
+    return geometric_mean(values) if len(values) > 1 else values[0]
 
 
 def ratios(records: Iterable[Record], over: str) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""A bar chart of a result; matplotlib is imported when the first one is drawn."""
+"""A result's bar chart, and the curves of its trainings; matplotlib is imported when the first one is drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,9 @@ def draw(result: dict[str, Any], path: str | Path) -> None:
 
     Raises ImportError without matplotlib, OSError where the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
-    except ImportError as error:
-        raise ImportError("the chart needs matplotlib: pip install 'fastattn[report]'") from error
-
     panels = module_panels(result) + model_panels(result)
     sizes = [PANEL_INCHES + ROW_INCHES * len(panel.groups) for panel in panels] or [2.0]
-    figure = Figure(figsize=(9, sum(sizes) + 0.4), layout="constrained")
+    figure = empty_figure(9, sum(sizes) + 0.4)
     axes = figure.subplots(len(sizes), 1, squeeze=False, height_ratios=sizes)[:, 0]
     for axis, panel in zip(axes, panels, strict=False):
         fill(axis, panel)
@@ -47,7 +42,45 @@ def draw(result: dict[str, Any], path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-SUITES = {"module": "SCSA", "attention": "Partitioned attention", "pyramid": "CFSAM"}
+def draw_curves(result: dict[str, Any], path: str | Path) -> None:
+    """Write a PNG: the loss of each step of the trainings, for each attention one panel with a curve for each backend.
+
+    Raises ImportError without matplotlib, OSError where the file cannot be written.
+    """
+    trainings = curves(result)
+    figure = empty_figure(4.5 * len(trainings), 3.2)
+    axes = figure.subplots(1, len(trainings), squeeze=False)[0]
+    for axis, (attention, by_backend) in zip(axes, trainings.items(), strict=True):
+        for place, (backend, losses) in enumerate(by_backend.items()):  # the first is broad, and shows beneath
+            steps = range(1, len(losses) + 1)
+            width, color = (1.2, COLORS.get(backend, OTHER_COLOR)) if place else (4.0, COLORS["eager"])
+            axis.plot(steps, losses, label=backend, linewidth=width, color=color)
+        axis.set_yscale("log")
+        axis.set_title(f"{attention}: loss by step of a training on digits", fontsize=9, loc="left")
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=7, frameon=False)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def curves(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Attention -> backend -> losses."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in records(result, "convergence"):
+        found.setdefault(record["operation"].upper(), {})[record["backend"]] = record["losses"]
+    return found
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """A figure of so many inches; ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    except ImportError as error:
+        raise ImportError("the chart needs matplotlib: pip install 'fastattn[report]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+SUITES = {"module": "SCSA", "attention": "Partitioned attention", "pyramid": "CFSAM", "lga": "LGA"}
 
 
 def module_panels(result: dict[str, Any]) -> list[Panel]:
@@ -71,7 +104,8 @@ def suite_panels(result: dict[str, Any], suite: str) -> list[Panel]:
 def label(record: dict[str, Any]) -> str:
     """What tells a case from the others of its panel."""
     own = f"{record['parts']} parts" if "parts" in record else record["format"]
-    return "\n".join([CASE["shape"](record), *([record["ablation"]] if "ablation" in record else []), own])
+    options = [record[name] for name in ("ablation", "contraction") if name in record]
+    return "\n".join([CASE["shape"](record), *options, own])
 
 
 def model_panels(result: dict[str, Any]) -> list[Panel]:

@@ -1,4 +1,4 @@
-"""`python -m fastattn report`: write the tables and the chart of a result file."""
+"""`python -m fastattn report`: write the tables and the charts of a result file."""
 
 import argparse
 import sys
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .chart import draw
-from .result import ResultError, load
+from .chart import draw, draw_curves
+from .result import ResultError, load, records
 from .tables import (
     Table,
     attention_table,
+    lga_table,
     model_table,
     module_table,
     on_gpu,
@@ -26,17 +27,22 @@ NO_GPU = "No GPU figure has been measured yet."  # between the markers until one
 
 
 def write_report(result: dict[str, Any], directory: str | Path) -> list[Path]:
-    """Write report.md and report.png into a directory, made if it is missing, and return their paths.
+    """Write report.md, report.png and, of a result with trainings, convergence.png into a directory, made if it is
+    missing, and return their paths.
 
     Raises OSError where the directory cannot be written, ImportError without matplotlib.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    text, chart = directory / "report.md", directory / "report.png"
+    text, chart, curves = (directory / name for name in ("report.md", "report.png", "convergence.png"))
     draw(result, chart)
-    parts = ["# Measured results\n", f"![speed by case]({chart.name})\n", *map(to_markdown, tables(result))]
-    text.write_text("\n".join(parts), encoding="utf-8")
-    return [text, chart]
+    charts = {chart: "speed by case"}
+    if records(result, "convergence"):
+        draw_curves(result, curves)
+        charts[curves] = "loss by step"
+    images = [f"![{what}]({path.name})\n" for path, what in charts.items()]
+    text.write_text("\n".join(["# Measured results\n", *images, *map(to_markdown, tables(result))]), encoding="utf-8")
+    return [text, *charts]
 
 
 def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None:
@@ -58,8 +64,8 @@ def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None
 def readme_section(result: dict[str, Any], source: str) -> str:
     """The tables that a README has room for, as Markdown; `source` names the result file."""
     modules = gpu_modules(result) if on_gpu(result) else module_table(result)
-    found = summary_table(result), model_table(result), modules, attention_table(result), pyramid_table(result)
-    shown = [table for table in found if table.rows]
+    others = attention_table(result), pyramid_table(result), lga_table(result)
+    shown = [table for table in (summary_table(result), model_table(result), modules, *others) if table.rows]
     return "\n".join([f"Generated from `{source}`.\n", *map(to_markdown, shown)])
 
 

@@ -21,7 +21,7 @@ class Table:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Every table that a result has rows for: asked and measured, each attention's, models."""
+    """Every table that a result has rows for: asked and measured, each attention's, models, trainings."""
     built = [
         summary_table(result),
         module_table(result),
@@ -30,7 +30,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
         precision_table(result),
         attention_table(result),
         pyramid_table(result),
+        lga_table(result),
         model_table(result),
+        convergence_table(result),
     ]
     return [table for table in built if table.rows]
 
@@ -116,6 +118,38 @@ def pyramid_table(result: dict[str, Any]) -> Table:
     notes = [NOTES[0], "LFE: local extraction; GFE: the transformer block over all levels; fusion of both."]
     found = records(result, "pyramid")
     return rivals_table("CFSAM at SSD300's levels", found, case, ("images/s", "images_per_s"), notes)
+
+
+def lga_table(result: dict[str, Any]) -> Table:
+    """LGA as a module, in both contractions."""
+    case = {
+        "shape": CASE["shape"],
+        "heads": lambda r: str(r["heads"]),
+        "contraction": lambda r: r["contraction"],
+        "dtype": CASE["dtype"],
+        "format": CASE["format"],
+        "work": CASE["work"],
+    }
+    notes = [NOTES[0], "paper: equation 10; released: what the author's code computes, without queries and keys."]
+    return rivals_table("LGA as a module", records(result, "lga"), case, ("images/s", "images_per_s"), notes)
+
+
+def convergence_table(result: dict[str, Any]) -> Table:
+    """Trainings that differ in who computes the attention."""
+    rows = [
+        (
+            r["operation"].upper(),
+            r["backend"],
+            str(len(r["losses"])),
+            number(r["losses"][0]),
+            number(r["losses"][-1]),
+            f"{100 * r['accuracy']:.1f}",
+        )
+        for r in records(result, "convergence")
+    ]
+    columns = ("attention", "backend", "steps", "first loss", "last loss", "% right in the end")
+    notes = ["A small network on 8 x 8 digits, float32: the same weights, batches and steps for each backend."]
+    return Table("Training on digits", columns, rows, notes)
 
 
 def rivals_table(
