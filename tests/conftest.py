@@ -1,6 +1,7 @@
 """Fixtures: uninitialised memory is NaN, the backend choice is restored, the extension is there or not."""
 
 import os
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -60,11 +61,14 @@ def same_start(request):
 def few_programs(monkeypatch):
     """Plan for few programs where LGA's kernels are interpreted: an operation takes its time whatever its size.
 
-    The sums over pixels keep the blocks that they have on a GPU, and so their errors.
+    The sums over pixels keep the blocks that they have on a GPU, and so their errors. That no integer overflows is left
+    to the kernels' own tests, where checking it takes a third of the time.
     """
     if not INTERPRETED:
         yield
         return
+    from triton.runtime.interpreter import interpreter_builder as builder
+
     from fastattn.kernels import depthwise, gram_attention, scale_mix, tiles
 
     plans = (
@@ -79,6 +83,7 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(gram_attention, "BLOCKS", blocks)
     for module in (scale_mix, gram_attention):
         monkeypatch.setattr(module, "processors", lambda device: 1)
+    monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
     for plan in plans:
         plan.cache_clear()
     yield
