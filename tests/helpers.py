@@ -76,13 +76,15 @@ def draw(
     return x.to(DEVICE, dtype).contiguous(memory_format=memory_format)
 
 
-def run(module: nn.Module, x: Tensor, grad_out: Tensor, backend: str) -> dict[str, Tensor]:
+def run(
+    module: nn.Module, x: Tensor, grad_out: Tensor, backend: str, *, onednn: bool = True
+) -> dict[str, Tensor]:
     """Return the output, the input gradient and every parameter gradient of one pass, by name."""
     x = x.detach().requires_grad_()
     names, parameters = zip(*module.named_parameters(), strict=True)
     # oneDNN never comes back from building some float16 depthwise convolutions (4 groups, kernel 15, length
     # 34)
-    usable = mkldnn.flags(enabled=x.dtype != torch.float16, allow_tf32=None)
+    usable = mkldnn.flags(enabled=onednn and x.dtype != torch.float16, allow_tf32=None)
     with fastattn.use_backend(backend), usable:
         out = module(x)
         gradients = torch.autograd.grad(out, [x, *parameters], grad_out)
@@ -117,8 +119,9 @@ def assert_accurate(
     assert not wrong, "; ".join(wrong)
 
 
-def run_transposed(module: nn.Module, x: Tensor, grad_out: Tensor) -> dict[str, Tensor]:
-    """Return what the reference computes of transposed maps and kernels, transposed back.
+def run_in_other_orders(module: nn.Module, x: Tensor, grad_out: Tensor) -> list[dict[str, Tensor]]:
+    """Return what the reference computes by PyTorch's own convolutions, and of transposed maps and kernels,
+    transposed back.
 
     Where rows and columns are treated alike, as in LGA, the order of the sums is all that differs.
     """
@@ -127,18 +130,19 @@ def run_transposed(module: nn.Module, x: Tensor, grad_out: Tensor) -> dict[str, 
         if parameter.dim() == 4:
             parameter.data = parameter.data.mT.contiguous()
     found = run(twin, x.mT.contiguous(), grad_out.mT.contiguous(), "reference")
-    return {name: tensor.mT if tensor.dim() == 4 else tensor for name, tensor in found.items()}
+    transposed = {name: tensor.mT if tensor.dim() == 4 else tensor for name, tensor in found.items()}
+    return [transposed, run(module, x, grad_out, "reference", onednn=False)]
 
 
 def measure(
-    module: nn.Module, x: Tensor, backend: str = FAST, *, transposed: bool = False
+    module: nn.Module, x: Tensor, backend: str = FAST, *, more_orders: bool = False
 ) -> list[dict[str, Tensor]]:
     """Return a backend's output and gradients, in x's memory format, the truth, and eager's own in several orders."""
     grad_out = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(2), device="cpu").to(x)
     truth = run(copy.deepcopy(module).double(), x.double(), grad_out.double(), "reference")
     eager = [run(module, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
-    if transposed:
-        eager.append(run_transposed(module, x, grad_out))
+    if more_orders:
+        eager += run_in_other_orders(module, x, grad_out)
     return [run(module, x, grad_out, backend), truth, *eager]
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import fastattn
 
-from .helpers import FORMATS, assert_accurate, named, run, run_transposed
+from .helpers import FORMATS, assert_accurate, named, run, run_in_other_orders
 
 FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parent / "goldens")
 MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
@@ -64,5 +64,5 @@ def test_float32(path, memory_format, backend, request):
         pytest.skip(f"{backend} does not serve it")
     eager = [run(module, x, grad_out, "reference")]
     if path.parent.name == "lga":
-        eager.append(run_transposed(module, x, grad_out))
+        eager += run_in_other_orders(module, x, grad_out)
     assert_accurate(run(module, x.contiguous(memory_format=memory_format), grad_out, backend), truth, *eager)

@@ -67,7 +67,7 @@ def check_draws(count, case, **options):
     """Assert the accuracy of several draws together, and return the first: of a gradient of a single number, as of an
     alpha, rounding may leave eager no error at all in one of them.
     """
-    draws = [measure(*make_case(case, **options, seed=seed), transposed=True) for seed in range(count)]
+    draws = [measure(*make_case(case, **options, seed=seed), more_orders=True) for seed in range(count)]
     runs = zip(*draws, strict=True)  # the backend's, the truth's, eager's
     assert_accurate(*({name: torch.stack([part[name] for part in parts]) for name in parts[0]} for parts in runs))
     return draws[0][0]

@@ -1,6 +1,7 @@
 """What the compiled CPU path alone has: instruction sets, threads, an expansion for small logits, its memory."""
 
 import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import fastattn
 from fastattn.native import scsa
 
 from .cases import OPERATIONS, make_case
-from .helpers import DTYPES, FORMATS, check, draw, make, named
+from .helpers import DTYPES, FORMATS, check, draw, make, named, randomize, run
+from .test_lga import check_draws
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
@@ -46,6 +48,41 @@ def isa(native, request):
 def test_every_instruction_set(case, name, memory_format, dtype, isa, native):
     assert native.extension().isa() == isa
     check(*make_case(name, case, dtype, memory_format))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("default", torch.float32),
+        ("default", torch.bfloat16),
+        ("default", torch.float16),
+        ("two heads of twelve", torch.float32),
+        ("five heads of three", torch.float32),
+        ("heads not divisible by three", torch.float32),
+        ("one row", torch.float32),
+        ("released", torch.float32),
+    ],
+    ids=named,
+)
+def test_lga_on_every_instruction_set(case, dtype, memory_format, isa):
+    check_draws(4, case, dtype=dtype, memory_format=memory_format)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"contraction": "released"}], ids=str)
+def test_lgas_threads_share_samples_and_split_them(options, batch, threads):
+    module, x = randomize(fastattn.LocalGlobalAttention(40, 5, **options)), draw(batch, 40, 15, 16)
+    alone = run(module, x, torch.ones_like(x), "native")
+    torch.set_num_threads(threads)
+    together = run(module, x, torch.ones_like(x), "native")
+    again = run(module, x, torch.ones_like(x), "native")
+    for name, tensor in alone.items():
+        scale = float(tensor.abs().max())
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4 * scale)
+        assert torch.equal(together[name], again[name]), name
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -87,12 +124,12 @@ def resident() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from /proc")
 def test_a_thousand_calls_do_not_grow():
     torch.set_num_threads(2)
-    module = fastattn.SCSA(32)
+    modules = fastattn.SCSA(32), fastattn.LocalGlobalAttention(32, 8, (3,), 5)
     inputs = [draw(2, 32, 20, 21, memory_format=memory_format).requires_grad_() for memory_format in FORMATS]
 
     def call(times):
         for _ in range(times):
-            for x in inputs:
+            for x, module in itertools.product(inputs, modules):
                 module(x).backward(torch.ones_like(x))
                 x.grad = None
                 module.zero_grad()
@@ -100,7 +137,7 @@ def test_a_thousand_calls_do_not_grow():
         return resident()
 
     before = call(100)
-    assert call(500) - before < 2 << 20  # 1,000 calls of 100 kB and more each
+    assert call(500) - before < 2 << 20  # 2,000 calls of 100 kB and more each
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 14, 14), (3, 16, 20, 23), (1, 16, 7, 7)], ids=str)

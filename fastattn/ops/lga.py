@@ -4,9 +4,9 @@ the mixture of scales and the channel attention are Triton's.
 
 `params` is one flat list: of each scale weight and bias of the depthwise and of the 1x1 convolution; weight and bias of
 the attention over scales; the position encoding; of each branch its convolutions, likewise, and its alpha; weight and
-bias of the last convolution. `branches` holds the numbers of convolutions. What is kept for backward is x and z (float32
-on the CPU); everything else is formed anew from them. Backward returns the parameters' gradients as one float32 tensor,
-in the order of params.
+bias of the last convolution. `branches` holds the numbers of convolutions. What is kept for backward is x and z, which
+on the CPU is float32; everything else is formed anew from them. Backward returns the parameters' gradients as one
+float32 tensor, in the order of params.
 """
 
 from collections.abc import Sequence
