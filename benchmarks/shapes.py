@@ -211,9 +211,12 @@ def model_cases(selection: Selection) -> Iterator[ModelCase]:
     batches = (1, 8, 32) if selection == "full" else (8,)
     backbones = (ModelCase(*parts) for parts in product(("resnet50", "mobilenetv2_100"), batches, MEMORY_FORMATS))
     detectors = [ssd_case("all", 4), *(ssd_case(levels, 1) for levels in POSITIONS[:2])]
-    if selection == "full":
-        detectors = [ssd_case(*parts) for parts in product(POSITIONS, (1, 4), MEMORY_FORMATS)]
-    return chain(backbones, detectors)
+    if selection != "full":
+        return chain(backbones, detectors)
+    detectors = [ssd_case(*parts) for parts in product(POSITIONS, (1, 4), MEMORY_FORMATS)]
+    order = product(("resnet18", "mobilenetv3_small_100"), (8,), MEMORY_FORMATS)
+    with_lga = (ModelCase(*parts, attention="lga") for parts in order)
+    return chain(backbones, detectors, with_lga)
 
 
 def ssd_case(levels: str, batch: int, memory_format: str = CONTIGUOUS) -> ModelCase:
