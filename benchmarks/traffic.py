@@ -11,13 +11,15 @@ tensors raises before it happens, and so do a misaligned one and a floating-poin
 
     python -m benchmarks.traffic
 
-prints that of SCSA, launch by launch, and `--operation gather` or `--operation attention` that of CFSAM's kernels at
-SSD300's levels. The interpreter takes seconds for each sample and stage of ResNet-50.
+prints that of SCSA, launch by launch, `--operation gather` or `--operation attention` that of CFSAM's kernels at
+SSD300's levels, and `--operation lga` that of LGA, array by array, without its 1x1 convolutions, the library's own.
+The interpreter takes seconds for each sample and stage of ResNet-50, and minutes for LGA's backward pass.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +39,19 @@ from fastattn.report import Table, to_text
 
 from .cfsam import attend, attention_scene, gather_tokens, random_maps
 from .scene import outputs
-from .shapes import MEMORY_FORMATS, STAGES, AttentionCase, Case, PyramidCase, name_of
+from .shapes import (
+    CONTRACTIONS,
+    LGA_BATCH,
+    LGA_SIZES,
+    MEMORY_FORMATS,
+    PAPER,
+    STAGES,
+    AttentionCase,
+    Case,
+    LgaCase,
+    PyramidCase,
+    name_of,
+)
 
 
 class AccessError(RuntimeError):
@@ -56,6 +70,16 @@ class Record:
     @property
     def bytes(self) -> int:
         return sum(self.read.values()) + sum(self.written.values())
+
+    def arrays(self) -> dict[str, tuple[int, int]]:
+        """Bytes read and written of each array; those that are numbered count as one."""
+        found: dict[str, tuple[int, int]] = {}
+        for kind, sizes in enumerate((self.read, self.written)):
+            for name, size in sizes.items():
+                name = re.sub(r"_\d+$", "", name)
+                read, written = found.get(name, (0, 0))
+                found[name] = (read, written + size) if kind else (read + size, written)
+        return found
 
 
 class Memory:
@@ -248,14 +272,17 @@ def measure(
 def planned_like(batch: int, samples: int) -> Iterator[None]:
     """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
     faster."""
-    from fastattn.kernels import launch, partition_attention, plan, scsa
+    from fastattn.kernels import depthwise, gram_attention, launch, partition_attention, plan, scale_mix, scsa
 
     fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
-    plans = scsa.plan, partition_attention.plan
+    plans = (
+        *(scsa.plan, partition_attention.plan, gram_attention.plan),
+        *(function for module in (depthwise, scale_mix) for function in (module.forward_plan, module.backward_plan)),
+    )
     for cached in plans:
         cached.cache_clear()
     with ExitStack() as patches:
-        for module in (plan, partition_attention):
+        for module in (plan, partition_attention, depthwise, scale_mix, gram_attention):
             patches.enter_context(patch.object(module, "processors", lambda device: fewer))
         yield
     for cached in plans:
@@ -275,17 +302,21 @@ def as_extra_info(found: Mapping[str, Traffic]) -> dict[str, float]:
     }
 
 
-def table(case: Any, found: Mapping[str, Traffic]) -> Table:
-    """A row for each launch and one for each pass, in times x."""
+def table(case: Any, found: Mapping[str, Traffic], *, arrays: bool = False) -> Table:
+    """A row for each launch, or each of its arrays, and one for each pass, in times x."""
     rows = []
     for work, traffic in found.items():
         for record in traffic.records:
-            read, written = (sum(part.values()) for part in (record.read, record.written))
-            shares = [f"{size / traffic.bytes_of_x:.3f}" for size in (read, written, read + written)]
-            rows.append((work, record.kernel.removesuffix("_kernel"), str(record.programs), *shares))
-        rows.append((work, "all", "-", "-", "-", f"{traffic.times_x:.3f}"))
+            start = work, record.kernel.removesuffix("_kernel"), str(record.programs)
+            parts = record.arrays()
+            if not arrays:
+                parts = {"": (sum(record.read.values()), sum(record.written.values()))}
+            for name, (read, written) in parts.items():
+                shares = [f"{size / traffic.bytes_of_x:.3f}" for size in (read, written, read + written)]
+                rows.append((*start, *[name] * arrays, *shares))
+        rows.append((work, "all", "-", *["-"] * arrays, "-", "-", f"{traffic.times_x:.3f}"))
     shape = "(" + ", ".join(map(str, case.shape)) + ")"
-    columns = ("pass", "kernel", "programs", "read / x", "written / x", "both / x")
+    columns = ("pass", "kernel", "programs", *["array"] * arrays, "read / x", "written / x", "both / x")
     return Table(f"{name_of(case.dtype)}, {case.memory_format}, {shape}", columns, rows)
 
 
@@ -311,20 +342,34 @@ def attention(case: AttentionCase, like_batch: int) -> dict[str, Traffic]:
         return measure(partial(attend, case=case), inputs, backward=True)
 
 
+def lga(case: LgaCase, like_batch: int, *, backward: bool = True) -> dict[str, Traffic]:
+    """Of the module's own kernels; the gradients that come in are random."""
+    module = fastattn.LocalGlobalAttention(case.dim, case.heads, contraction=case.contraction).to(case.dtype)
+    x = torch.randn(case.shape).to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
+    with planned_like(like_batch, case.batch):
+        return measure(module, [x], module.parameters(), backward=backward)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Counted traffic.")
     stages = {"x".join(map(str, stage)): stage for stage in STAGES}
     dtypes = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    maps = {f"{dim}x{side}x{side}": (dim, heads, side) for dim, heads, side in LGA_SIZES}
     formats = list(MEMORY_FORMATS)
-    parser.add_argument("--operation", choices=("scsa", "gather", "attention"), default="scsa", help="(default: scsa)")
+    operations = "scsa", "gather", "attention", "lga"
+    parser.add_argument("--operation", choices=operations, default="scsa", help="(default: scsa)")
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
     parser.add_argument("--like-batch", type=int, help="plan the launches like those of so many samples")
     parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample: scsa")
-    parser.add_argument("--format", nargs="+", choices=formats, default=formats, help="of maps: scsa, gather")
+    parser.add_argument("--map", nargs="+", choices=maps, default=["128x20x20"], help="of one sample: lga")
+    parser.add_argument("--contraction", nargs="+", choices=CONTRACTIONS, default=[PAPER], help="of lga")
+    parser.add_argument("--forward", action="store_true", help="leave the backward pass out: lga")
+    parser.add_argument("--format", nargs="+", choices=formats, default=formats, help="of maps: scsa, gather, lga")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--json", action="store_true", help="print numbers for a benchmark's extra_info")
     options = parser.parse_args(arguments)
     options.shape = [stages[name] for name in options.shape]
+    options.map = [maps[name] for name in options.map]
     options.dtype = dtypes[options.dtype]
     return options
 
@@ -338,6 +383,10 @@ def counted(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Traffi
         for layout in options.format:
             case = PyramidCase(options.batch, layout, dtype=options.dtype)
             yield case, gather(case)
+    elif options.operation == "lga":
+        for size, contraction, layout in product(options.map, options.contraction, options.format):
+            lga_case = LgaCase(options.batch, *size, contraction, memory_format=layout, dtype=options.dtype)
+            yield lga_case, lga(lga_case, options.like_batch or LGA_BATCH, backward=not options.forward)
     else:
         for stage, layout in product(options.shape, options.format):
             case = Case((options.batch, *stage), options.dtype, layout)
@@ -357,7 +406,7 @@ def main(arguments: Sequence[str]) -> int:
             numbers |= {f"{work}_traffic_over_x": t.in_a_batch(options.batch, options.like_batch) for work, t in parts}
         results.append({"operation": options.operation, **facts, "bytes_of_x": found["forward"].bytes_of_x, **numbers})
         if not options.json:
-            print(to_text(table(case, found)), end="\n\n", flush=True)
+            print(to_text(table(case, found, arrays=options.operation == "lga")), end="\n\n", flush=True)
     if options.json:
         print(json.dumps(results))
     return 0

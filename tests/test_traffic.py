@@ -1,18 +1,31 @@
-"""Counted traffic: the instrument on kernels whose bytes are known, and SCSA's budget.
+"""Counted traffic: the instrument on kernels whose bytes are known, and the budgets of SCSA and LGA.
 
 Needs TRITON_INTERPRET=1 from the start of the process.
 """
 
 import json
 import os
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import fastattn
 from benchmarks import traffic
 from benchmarks.machine_code import default_plan
-from benchmarks.shapes import MEMORY_FORMATS, AttentionCase, Case, PyramidCase
+from benchmarks.shapes import (
+    CHANNELS_LAST,
+    LGA_BATCH,
+    MEMORY_FORMATS,
+    AttentionCase,
+    Case,
+    LgaCase,
+    PyramidCase,
+)
 from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure, planned_like
 from tests.helpers import draw, make
 
@@ -246,6 +259,117 @@ def test_attentions_traffic_is_that_of_a_head_in_a_batch() -> None:
     # every row of a part in one program: q, k, v are read once, out is written
     assert found["forward"].times_x == pytest.approx(4 / 3 + 1 / 96)
     assert found["backward"].launches == 2
+
+
+class Largest(TorchDispatchMode):
+    """Note the most bytes that a tensor's memory has, of all that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        sizes = [t.untyped_storage().nbytes() for t in tree_leaves(results) if isinstance(t, torch.Tensor)]
+        self.bytes = max([self.bytes, *sizes])
+        return results
+
+
+LGA = LgaCase(1, 6, 3, 20)  # two channels in each of three heads
+QUARTERS = 1 + 1 / 4 + 1 / 16  # x: the maps of the three scales
+# times x, of the maps in each launch; least and most of what a depthwise pass reads in parts, with the rows around each
+LGA_FORWARD = {
+    "depthwise x": (1, 1.15),
+    "depthwise y": QUARTERS,
+    "scale_mix x": 1,
+    "scale_mix u": QUARTERS,
+    "scale_mix shares": 4 / LGA.dim,
+    "scale_mix z": 1,
+    "depthwise 2 x": (1, 1.6),
+    "depthwise 2 y": 4,
+    "gram_attention feature": 4 * 2,  # for each head the slices for q and k, which are a third each
+    "gram_mix feature": 4 / 3,
+    "gram_mix x": 1,
+    "gram_mix mixed": 1,
+}
+LGA_BACKWARD = {
+    "gram_attention_backward feature": 4,
+    "gram_attention_backward grad_mixed": 4,
+    "gram_attention_backward x": 1,
+    "gram_mix_backward feature": 4 * 2 / 3,
+    "gram_mix_backward grad_mixed": 4,
+    "gram_mix_backward grad": 4,
+    "depthwise_input grad": (4, 1.35 * 4),
+    "depthwise_input grad_x": 1,
+    "depthwise_params x": (1, 2.4),
+    "depthwise_params grad": 4,
+    "scale_mix_backward grad_z": 1,
+    "scale_mix_backward x": 1,
+    "scale_mix_backward u": QUARTERS,
+    "scale_mix_backward shares": 4 / LGA.dim,
+    "scale_mix_backward grad_u": QUARTERS,
+    "scale_mix_backward grad_x": 1,
+    "encoding_gradient grad_z": 1,
+    "depthwise_input 2 grad": (QUARTERS, 1.35 * QUARTERS),
+    "depthwise_input 2 grad_x": 1,
+    "depthwise_params 2 x": (1, 1.35),
+    "depthwise_params 2 grad": QUARTERS,
+}
+
+
+def keeps(moved: Traffic, budget) -> bool:
+    """Whether each array of the budget moves so often; a kernel's second launch has a number."""
+    found, seen = {}, Counter()
+    for record in moved.records:
+        kernel = record.kernel.removesuffix("_kernel")
+        seen[kernel] += 1
+        for array, sizes in record.arrays().items():
+            name = f"{kernel} {array}" if seen[kernel] == 1 else f"{kernel} {seen[kernel]} {array}"
+            found[name] = sum(sizes) / moved.bytes_of_x
+    least_most = {name: size if isinstance(size, tuple) else (size, size) for name, size in budget.items()}
+    return all(least - 1e-6 <= found[name] <= most + 1e-6 for name, (least, most) in least_most.items())
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+def test_lga_reads_each_map_once_and_never_has_queries_keys_and_values(layout, monkeypatch) -> None:
+    """Backward, which takes longer, in one format."""
+    for operation in ("depthwise", "scale_mix", "gram_attention"):  # show the mode what operators do inside
+        monkeypatch.setattr(f"fastattn.ops.{operation}.watched", lambda x: False)
+    backward = layout == CHANNELS_LAST
+    with Largest() as largest:
+        found = traffic.lga(replace(LGA, memory_format=layout), LGA_BATCH, backward=backward)
+    assert largest.bytes < 3 * found["forward"].bytes_of_x
+    assert keeps(found["forward"], LGA_FORWARD), describe(found["forward"])
+    assert found["forward"].times_x <= 27
+    assert found["forward"].launches == 5
+    if backward:  # which begins with forward's launches, in two segments
+        assert keeps(found["backward"], LGA_BACKWARD), describe(found["backward"])
+        assert found["backward"].launches == 5 + 14
+
+
+def test_the_reference_has_lgas_queries_keys_and_values() -> None:
+    """What the test above looks for is seen where it is."""
+    x = draw(*LGA.shape)
+    with Largest() as largest, torch.no_grad(), fastattn.use_backend("reference"):
+        fastattn.LocalGlobalAttention(LGA.dim, LGA.heads)(x)
+    assert largest.bytes >= 3 * x.nbytes
+
+
+def test_the_command_counts_lga_array_by_array(monkeypatch, capsys) -> None:
+    record = Record("gram_mix_kernel", 4, {"feature_0": 50, "feature_7": 150, "x": 100}, {"mixed": 100})
+    asked = []
+
+    def counted(case, like_batch, backward):
+        asked.append((case.shape, case.heads, case.memory_format, like_batch, backward))
+        return {"forward": Traffic([record], 100)}
+
+    monkeypatch.setattr(traffic, "lga", counted)
+    assert traffic.main(["--operation", "lga", "--map", "256x20x20", "--forward", "--format", "contiguous"]) == 0
+    assert asked == [((1, 256, 20, 20), 16, "contiguous", LGA_BATCH, False)]
+    cells = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("forward")]
+    assert cells[0] == ["forward", "gram_mix", "4", "feature", "2.000", "0.000", "2.000"]
+    assert [row[3] for row in cells] == ["feature", "x", "mixed", "-"]
+    assert cells[-1] == ["forward", "all", "-", "-", "-", "-", "4.000"]
 
 
 def describe(moved: Traffic) -> str:
