@@ -78,6 +78,11 @@ inline Range slice(int channels, int rank, int size) {
     return {edge(rank), edge(rank + 1)};
 }
 
+// A team member's part of `count` things
+inline Range part(int64_t count, Team team) {
+    return {static_cast<int>(count * team.rank / team.size), static_cast<int>(count * (team.rank + 1) / team.size)};
+}
+
 // Threads worth waking for this many elements
 inline int useful_threads(int64_t elements, int threads) {
     return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, elements / 8192)));

@@ -5,9 +5,9 @@
 
 #include <cmath>
 
+#include "../products.h"
 #include "gradients.h"
 #include "params.h"
-#include "products.h"
 
 namespace fastattn::FASTATTN_ISA {
 

@@ -85,7 +85,7 @@ public:
         }
         for (size_t i = 0; i < params_.convs.size(); ++i) convolution(s, own, team, i, grads);
         const Range outputs = part(dim, team);
-        gram(s.grad_out.flat(), outputs, s.mixed.flat(), {0, blocks(dim)}, grads.out.weights + outputs.begin * padded(dim), padded(dim));
+        gram(s.grad_out, outputs, s.mixed, {0, blocks(dim)}, grads.out.weights + outputs.begin * padded(dim), padded(dim));
         scales(s, own, team, grads, tensor(static_cast<T*>(args_.grad_x)));
         team.sync();  // before the next sample overwrites what another thread still reads
     }
@@ -103,12 +103,11 @@ private:
         const ConvParams& conv = params_.convs[index];
         const ConvGradients& grad = grads.convs[index];
         const HeadState& heads = s.heads;
-        const Map features = s.features.flat();
         const Range blocks_here = part(blocks(plan_.dim), team), read = feature_blocks(plan_);
         for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b) convolve(s.z, conv.depthwise, b, s.features, heads.means);
         team.sync();
         const Range slices = part(heads.slices.queries(), team);
-        for (int slice = slices.begin; slice < slices.end; ++slice) heads.attend(slice, features, conv.heads, own.scratch);
+        for (int slice = slices.begin; slice < slices.end; ++slice) heads.attend(slice, s.features, conv.heads, own.scratch);
         team.sync();
         double alpha = 0;
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) alpha += mix(s, own, conv, b);
@@ -117,7 +116,7 @@ private:
         for (int head = heads_here.begin; head < heads_here.end; ++head) {
             const Range channels = heads.slices.channels(heads.slices.value(head), heads.slices.value(head));
             std::fill(own.grad_values, own.grad_values + heads.d * own.row, 0.0);
-            gram(s.grad_mixed.flat(), heads.slices.channels(head, head), features, blocks_of(channels), own.grad_values, own.row);
+            gram(s.grad_mixed, heads.slices.channels(head, head), s.features, blocks_of(channels), own.grad_values, own.row);
             heads.attend_backward(head, conv.heads, conv.share, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d,
                                   grad.heads, own.scratch);
         }
@@ -179,7 +178,7 @@ private:
             const Range pixels = i ? part(to.width, team) : Range{rows.begin * plan_.width, rows.end * plan_.width};
             product(from, {0, dim}, params_.scales[i].pointwise.transposed, nullptr, to, all, {0, 1}, pixels, false);
             const Range outputs = part(dim, team);
-            gram(s.grad_coarse[i].flat(), outputs, m.depthwise[i].flat(), all, grads.scales[i].pointwise.weights + outputs.begin * padded(dim),
+            gram(s.grad_coarse[i], outputs, m.depthwise[i], all, grads.scales[i].pointwise.weights + outputs.begin * padded(dim),
                  padded(dim));
         }
         slope(s, rows, grads);

@@ -50,7 +50,7 @@ void sample(const LgaPlan& plan, const LgaParams& params, const LgaForwardArgs& 
         team.sync();
         const Range slices = part(s.heads.slices.queries(), team);
         for (int slice = slices.begin; slice < slices.end; ++slice)
-            s.heads.attend(slice, s.features.flat(), conv.heads, reinterpret_cast<double*>(own));
+            s.heads.attend(slice, s.features, conv.heads, reinterpret_cast<double*>(own));
         team.sync();
         for (int b = mine.begin; b < mine.end; ++b) {
             const Packed packed = pack_values(s.heads, b, conv.share, own);

@@ -1,32 +1,11 @@
 // The mixture of scales, z = x + sum of shares times resized scale features + position encoding, and its gradient.
 #pragma once
 
-#include "depthwise.h"
+#include "../depthwise.h"
 #include "gradients.h"
 #include "params.h"
 
 namespace fastattn::FASTATTN_ISA {
-
-// A team member's part of `count` things
-inline Range part(int64_t count, Team team) {
-    return {static_cast<int>(count * team.rank / team.size), static_cast<int>(count * (team.rank + 1) / team.size)};
-}
-
-// floor(i * in / out) times a step, for every i < out
-inline const int32_t* nearest(int in, int out, int step, Bump& bump, bool measuring) {
-    int32_t* table = reinterpret_cast<int32_t*>(bump.take(out));
-    if (!measuring)
-        for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out) * step;
-    return table;
-}
-
-struct Resized {  // a map of fewer or more pixels, read at the nearest
-    Map map;
-    const int32_t *rows, *columns;  // in rows, in floats
-
-    float* row(int b, int y) const { return map.at(b, rows[y], 0); }
-    float* at(int b, int y, int x) const { return row(b, y) + columns[x]; }
-};
 
 struct Mixture {
     const LgaPlan& plan;

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "maps.h"
+#include "../maps.h"
 #include "plan.h"
 
 namespace fastattn::FASTATTN_ISA {

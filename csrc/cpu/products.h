@@ -75,19 +75,23 @@ inline void product(const Map& in, Range channels, const float* weights, const f
             }
 }
 
-// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over the pixels
+// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over the pixels; two maps of one size, each from its first pixel on
 template <int R, int NB, class Sum>
-__attribute__((noinline)) void gram_tile(const float* rows, const float* columns, int64_t column_block, int64_t pixels, Sum* sums, int64_t stride) {
-    for (int64_t p0 = 0; p0 < pixels; p0 += kExact) {
-        const int64_t end = std::min(pixels, p0 + kExact);
+__attribute__((noinline)) void gram_tile(const Map& rows, const float* row, const Map& columns, const float* column, Sum* sums, int64_t stride) {
+    const int64_t column_block = columns.block();
+    const int piece = std::max(1, kExact / rows.width);  // rows of the map
+    for (int y0 = 0; y0 < rows.height; y0 += piece) {
         V sum[R][NB] = {};
-        for (int64_t p = p0; p < end; ++p) {
-            V column[NB];
-            for (int b = 0; b < NB; ++b) column[b] = load(columns + b * column_block + p * L);
+        for (int y = y0; y < std::min(rows.height, y0 + piece); ++y) {
+            const float *p = row + y * rows.row(), *q = column + y * columns.row();
+            for (int x = 0; x < rows.width; ++x, p += L, q += L) {
+                V c[NB];
+                for (int b = 0; b < NB; ++b) c[b] = load(q + b * column_block);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const V s = splat(rows[p * L + r]);
-                for (int b = 0; b < NB; ++b) sum[r][b] += s * column[b];
+                for (int r = 0; r < R; ++r) {
+                    const V s = splat(p[r]);
+                    for (int b = 0; b < NB; ++b) sum[r][b] += s * c[b];
+                }
             }
         }
         for (int r = 0; r < R; ++r)
@@ -96,7 +100,7 @@ __attribute__((noinline)) void gram_tile(const float* rows, const float* columns
     }
 }
 
-// sums [channel of the range][stride] += the channels of `rows` x the blocks of `columns`, over the pixels; maps without padding
+// sums [channel of the range][stride] += the channels of `rows` x the blocks of `columns`, over the pixels
 template <class Sum>
 inline void gram(const Map& rows, Range channels, const Map& columns, Range column_blocks, Sum* sums, int64_t stride) {
     for (int first = channels.begin; first < channels.end;) {
@@ -104,7 +108,7 @@ inline void gram(const Map& rows, Range channels, const Map& columns, Range colu
         for_tiles<kGramRows>({first, end}, [&](int c, auto count) {
             for (int b = column_blocks.begin; b < column_blocks.end; b += 2) {
                 const auto tile = b + 2 <= column_blocks.end ? gram_tile<count.value, 2, Sum> : gram_tile<count.value, 1, Sum>;
-                tile(rows.at(c / L) + c % L, columns.at(b), columns.block(), rows.pixels(),
+                tile(rows, rows.at(c / L, 0, 0) + c % L, columns, columns.at(b, 0, 0),
                      sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
             }
         });

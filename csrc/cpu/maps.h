@@ -1,7 +1,7 @@
 // One sample's maps as the passes hold them: fp32, [block of L channels][height][row][L]. Lanes past the last channel are zero.
 #pragma once
 
-#include "../work.h"
+#include "work.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -119,5 +119,21 @@ inline void add_sums(const Map& map, int b, double* sums) {
         for (int i = 0; i < L; ++i) sums[i] += s[i];
     }
 }
+
+// floor(i * in / out) times a step, for every i < out
+inline const int32_t* nearest(int in, int out, int step, Bump& bump, bool measuring) {
+    int32_t* table = reinterpret_cast<int32_t*>(bump.take(out));
+    if (!measuring)
+        for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out) * step;
+    return table;
+}
+
+struct Resized {  // a map of fewer or more pixels, read at the nearest
+    Map map;
+    const int32_t *rows, *columns;  // in rows, in floats
+
+    float* row(int b, int y) const { return map.at(b, rows[y], 0); }
+    float* at(int b, int y, int x) const { return row(b, y) + columns[x]; }
+};
 
 }  // namespace fastattn
