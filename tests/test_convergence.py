@@ -3,19 +3,16 @@
 import pytest
 
 from benchmarks.convergence import ATTENTIONS, BATCH, EPOCHS, FIRST, TRAINED, apart, train
-from fastattn import backends
 
-from .helpers import DEVICE, FAST, INTERPRETED
+from .helpers import DEVICE, INTERPRETED
 
 pytest.importorskip("sklearn")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="a training's worth of interpreted kernels takes hours")
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_losses_and_accuracy_are_the_references(attention: str) -> None:
-    if reasons := backends.unsupported_reasons(FAST, backends.Call(attention, DEVICE)):
-        pytest.skip("; ".join(reasons))
-    expected, found = (train(attention, backend, device=DEVICE) for backend in ("reference", FAST))
+def test_losses_and_accuracy_are_the_references(attention: str, fast: str) -> None:
+    expected, found = (train(attention, backend, device=DEVICE) for backend in ("reference", fast))
     assert len(found.losses) == EPOCHS * TRAINED // BATCH > FIRST
     assert apart(found.losses, expected.losses) < 1e-4
     assert abs(found.accuracy - expected.accuracy) < 0.01

@@ -9,19 +9,14 @@ from torch import nn
 
 import fastattn
 from benchmarks.photographs import photographs
-from fastattn import backends
 
-from .helpers import DEVICE, FAST, FORMATS, assert_accurate, named, run
+from .helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, named, run
 
 pytest.importorskip("timm")
 
 from fastattn import models
 
 ATTENTIONS = fastattn.SCSA, fastattn.LocalGlobalAttention
-needs_fast_lga = pytest.mark.skipif(
-    bool(backends.unsupported_reasons(FAST, backends.Call("lga", DEVICE))), reason=f"{FAST} does not serve LGA here"
-)
-
 
 def parameters_in_millions(model: nn.Module) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -258,11 +253,11 @@ def test_backends_agree_with_lga_on_photographs(
     assert_backends_agree(model, images.contiguous(memory_format=memory_format))
 
 
-@needs_fast_lga
+@pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted kernels takes hours")
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet18"])
-def test_training_step_with_lga_is_the_references(name: str, images: torch.Tensor) -> None:
+def test_training_step_with_lga_is_the_references(name: str, images: torch.Tensor, fast: str) -> None:
     model, x = with_scales(name, "lga").train(), images[..., ::2, ::2]
     grad_out = torch.randn(len(x), 10)
     truth = run(copy.deepcopy(model).double(), x.double(), grad_out.double(), "reference")
     eager = [run(model, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
-    assert_accurate(run(model, x, grad_out, FAST), truth, *eager)
+    assert_accurate(run(model, x, grad_out, fast), truth, *eager)
