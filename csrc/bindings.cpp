@@ -10,6 +10,7 @@
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
+using fastattn::AcpPlan;
 using fastattn::LgaPlan;
 using fastattn::ScsaPlan;
 
@@ -65,6 +66,15 @@ LgaPlan make_lga_plan(int batch, int dim, int height, int width, int num_heads, 
             dtype(x_dtype), dtype(param_dtype), channels_last};
 }
 
+AcpPlan make_acp_plan(int batch, int channels, int height, int width, std::vector<int> kernels, int pool_size, bool sum, int x_dtype,
+                      int param_dtype, bool channels_last) {
+    require(batch > 0 && channels > 0 && height > 0 && width > 0, "every size must be positive");
+    require(!kernels.empty(), "there must be a layer");
+    for (int k : kernels) require(k > 0 && k % 2 == 1, "kernel sizes must be odd");
+    require(pool_size > 0, "pool_size must be positive");
+    return {batch, channels, height, width, std::move(kernels), pool_size, sum, dtype(x_dtype), dtype(param_dtype), channels_last};
+}
+
 template <class Pointer>
 std::vector<Pointer> pointers(const py::sequence& from, int expected) {
     if (static_cast<int>(py::len(from)) != expected)
@@ -114,6 +124,24 @@ void lga_backward(const LgaPlan& plan, uintptr_t grad_out, uintptr_t x, uintptr_
     fastattn::lga_backward(plan, args);
 }
 
+void acp_forward(const AcpPlan& plan, uintptr_t x, uintptr_t out, const py::sequence& params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count());
+    const fastattn::AcpForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), tensors.data(), threads};
+    py::gil_scoped_release release;
+    fastattn::acp_forward(plan, args);
+}
+
+void acp_backward(const AcpPlan& plan, uintptr_t grad_out, uintptr_t x, const py::sequence& params, uintptr_t grad_x,
+                  const py::sequence& grad_params, int threads) {
+    const auto tensors = pointers<const void*>(params, plan.param_count());
+    const bool need_params = py::len(grad_params) > 0;
+    const auto gradients = pointers<float*>(grad_params, need_params ? plan.param_count() : 0);
+    const fastattn::AcpBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x), tensors.data(),
+                                         reinterpret_cast<void*>(grad_x), need_params ? gradients.data() : nullptr, threads};
+    py::gil_scoped_release release;
+    fastattn::acp_backward(plan, args);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -136,4 +164,10 @@ PYBIND11_MODULE(_native, m) {
         .def("forward", &lga_forward, py::arg("x"), py::arg("out"), py::arg("z"), py::arg("params"), py::arg("threads"))
         .def("backward", &lga_backward, py::arg("grad_out"), py::arg("x"), py::arg("z"), py::arg("params"), py::arg("grad_x"),
              py::arg("grad_params"), py::arg("threads"));
+    py::class_<AcpPlan>(m, "AcpPlan")
+        .def(py::init(&make_acp_plan), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("kernels"),
+             py::arg("pool_size"), py::arg("sum"), py::arg("x_dtype"), py::arg("param_dtype"), py::arg("channels_last"))
+        .def("forward", &acp_forward, py::arg("x"), py::arg("out"), py::arg("params"), py::arg("threads"))
+        .def("backward", &acp_backward, py::arg("grad_out"), py::arg("x"), py::arg("params"), py::arg("grad_x"), py::arg("grad_params"),
+             py::arg("threads"));
 }

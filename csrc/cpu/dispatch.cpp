@@ -13,9 +13,12 @@ struct Level {
     void (*scsa_backward)(const ScsaPlan&, const ScsaBackwardArgs&);
     void (*lga_forward)(const LgaPlan&, const LgaForwardArgs&);
     void (*lga_backward)(const LgaPlan&, const LgaBackwardArgs&);
+    void (*acp_forward)(const AcpPlan&, const AcpForwardArgs&);
+    void (*acp_backward)(const AcpPlan&, const AcpBackwardArgs&);
 };
 
-#define FASTATTN_LEVEL(name) {#name, name::scsa_forward, name::scsa_backward, name::lga_forward, name::lga_backward}
+#define FASTATTN_LEVEL(name) \
+    {#name, name::scsa_forward, name::scsa_backward, name::lga_forward, name::lga_backward, name::acp_forward, name::acp_backward}
 
 const std::vector<Level>& levels() {
     static const std::vector<Level> all = [] {
@@ -73,5 +76,7 @@ void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) { current()
 void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) { current().load()->scsa_backward(plan, args); }
 void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args) { current().load()->lga_forward(plan, args); }
 void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) { current().load()->lga_backward(plan, args); }
+void acp_forward(const AcpPlan& plan, const AcpForwardArgs& args) { current().load()->acp_forward(plan, args); }
+void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args) { current().load()->acp_backward(plan, args); }
 
 }  // namespace fastattn

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "acp/plan.h"
 #include "lga/plan.h"
 #include "scsa/plan.h"
 
@@ -17,5 +18,7 @@ void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args);
 void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args);
 void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args);
 void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args);
+void acp_forward(const AcpPlan& plan, const AcpForwardArgs& args);
+void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args);
 
 }  // namespace fastattn

@@ -274,6 +274,7 @@ private:
 
 template <class T>
 void run(const LgaPlan& plan, const LgaBackwardArgs& args) {
+    using Gradients = ThreadSums<LgaGradients, LgaPlan>;
     const int limit = useful_threads(plan.batch * plan.dim * plan.pixels(), args.threads);
     Bump sizes = Bump::measure();
     const LgaParams model(plan, args.params, true, sizes);
@@ -281,29 +282,28 @@ void run(const LgaPlan& plan, const LgaBackwardArgs& args) {
     State(plan, model, sizes, true);
     const int64_t shared = sizes.taken() - param_size;
     Own(plan, sizes);
-    const int64_t own = sizes.taken() - shared - param_size, grad_size = round_up(LgaGradients::size(plan), 16);
+    const int64_t own = sizes.taken() - shared - param_size, grad_size = Gradients::size(plan);
     float* memory = workspace(param_size + limit * (shared + own + grad_size));
     Bump bump(memory);
     LgaParams params(plan, args.params, true, bump);
     params.read_shares();
     float *shared_buffers = memory + param_size, *own_buffers = shared_buffers + limit * shared, *grad_buffers = own_buffers + limit * own;
-    std::vector<LgaGradients> grads;
-    for (int i = 0; i < limit; ++i) grads.emplace_back(plan, grad_buffers + i * grad_size);
+    const Gradients grads(plan, grad_buffers, limit);
     const Backward<T> work(plan, params, args);
 #pragma omp parallel num_threads(limit)
     {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         params.read(thread, threads);
-        grads[thread].clear();
+        grads.clear(thread);
 #pragma omp barrier
         for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, grads[thread]);
+            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, grads.of(thread));
         });
         if (args.grad_params) {
 #pragma omp barrier
-            LgaGradients::add(grads, thread, threads);
+            grads.add(thread, threads);
 #pragma omp barrier
-            grads[0].write(args.grad_params, thread, threads);
+            grads.of(0).write(plan, Writer(args.grad_params, thread, threads));
         }
     }
     trim_workspace();

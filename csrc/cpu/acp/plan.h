@@ -1,0 +1,54 @@
+// What one call of aggressive convolution pooling computes, apart from its pointers; shared by all instruction-set levels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../dtype.h"
+#include "../levels.h"
+
+namespace fastattn {
+
+struct AcpPlan {
+    int batch, channels, height, width;
+    std::vector<int> kernels;  // of each layer
+    int pool_size;
+    bool sum;  // the levels are summed before the projection, which else is of their concatenation
+    DType dtype, param_dtype;
+    bool channels_last;
+
+    int layers() const { return static_cast<int>(kernels.size()); }
+    int64_t pixels() const { return int64_t{height} * width; }
+    int matrices() const { return sum ? 1 : layers() + 1; }  // side by side in the projection's weight
+    int param_count() const { return 2 * layers() + 2; }     // as listed below
+    int padding(int level) const { return level < layers() ? kernels[level] / 2 : 0; }  // that the next layer needs
+    int level_height(int level) const { return pooled(height, level); }
+    int level_width(int level) const { return pooled(width, level); }
+
+private:
+    int pooled(int size, int level) const {
+        for (int i = 0; i < level; ++i) size = (size - 1) / pool_size + 1;
+        return size;
+    }
+};
+
+// Parameters, and their gradients, in this order: weight and bias of each convolution, of the projection.
+struct AcpForwardArgs {
+    const void* x;
+    void* out;
+    const void* const* params;
+    int threads;
+};
+
+struct AcpBackwardArgs {
+    const void* grad_out;
+    const void* x;
+    const void* const* params;
+    void* grad_x;               // null: not needed
+    float* const* grad_params;  // null: not needed
+    int threads;
+};
+
+FASTATTN_IN_EVERY_LEVEL(void acp_forward(const AcpPlan&, const AcpForwardArgs&); void acp_backward(const AcpPlan&, const AcpBackwardArgs&);)
+
+}  // namespace fastattn

@@ -1,0 +1,61 @@
+"""Aggressive convolution pooling by the compiled extension."""
+
+import functools
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .. import parameters
+from . import DTYPES, extension
+
+_data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(shape, shapes, pool_size, x_dtype, param_dtype, channels_last):
+    """Make the extension's plan for one signature; ValueError if the parameters' shapes do not fit it."""
+    batch, channels, height, width = shape
+    kernels = [weight[2] for weight in shapes[:-2:2]]
+    summed = shapes[-2][1] == channels
+    expected = [part for kernel in kernels for part in ((channels, 1, kernel, kernel), (channels,))]
+    expected += [(channels, channels * (1 if summed else len(kernels) + 1), 1, 1), (channels,)]
+    if tuple(expected) != shapes:
+        raise ValueError(f"parameters of shapes {shapes} do not fit {channels} channels: expected {tuple(expected)}")
+    dtypes = DTYPES[x_dtype], DTYPES[param_dtype]
+    return extension().AcpPlan(batch, channels, height, width, kernels, pool_size, summed, *dtypes, channels_last)
+
+
+def _prepare(x: Tensor, params: Sequence[Tensor], pool_size: int):
+    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
+    dtype, params, _ = parameters.prepare(x, params)
+    shapes = tuple(tuple(p.shape) for p in params)
+    return _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous()), params
+
+
+def forward(x: Tensor, params: Sequence[Tensor], pool_size: int) -> Tensor:
+    """Run the forward on a dense CPU tensor x (B, C, H, W)."""
+    plan, params = _prepare(x, params, pool_size)
+    out = torch.empty_like(x)
+    plan.forward(x.data_ptr(), out.data_ptr(), list(map(_data_ptr, params)), torch.get_num_threads())
+    return out
+
+
+def backward(
+    grad_out: Tensor, x: Tensor, params: Sequence[Tensor], pool_size: int, need_x: bool, need_params: bool
+) -> tuple[Tensor, Tensor]:
+    """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
+    plan, params = _prepare(x, params, pool_size)
+    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
+    grads = x.new_empty(sum(map(_numel, params)) if need_params else 0, dtype=torch.float32)
+    places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
+    plan.backward(
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        list(map(_data_ptr, params)),
+        grad_x.data_ptr() if need_x else 0,
+        list(places),
+        torch.get_num_threads(),
+    )
+    return grad_x, grads
