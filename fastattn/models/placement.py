@@ -37,7 +37,8 @@ def put_into_mobilenetv2_blocks(model: nn.Module, make: MakeAttention) -> None:
 
 def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
     """Once, on the maps of the last stage that timm lists for the model: at that stage's end, named `attention`."""
-    stage: Any = model.feature_info[-1]
+    stages: Any = model.feature_info
+    stage = stages[-1]
     model.get_submodule(stage["module"]).add_module("attention", make(stage["num_chs"]))
 
 

@@ -136,7 +136,7 @@ def lga_table(result: dict[str, Any]) -> Table:
 
 def convergence_table(result: dict[str, Any]) -> Table:
     """Trainings that differ in who computes the attention."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             r["operation"].upper(),
             r["backend"],
