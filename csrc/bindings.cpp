@@ -11,6 +11,7 @@
 
 namespace py = pybind11;
 using fastattn::AcpPlan;
+using fastattn::CatPlan;
 using fastattn::LgaPlan;
 using fastattn::ScsaPlan;
 
@@ -73,6 +74,11 @@ AcpPlan make_acp_plan(int batch, int channels, int height, int width, std::vecto
     for (int k : kernels) require(k > 0 && k % 2 == 1, "kernel sizes must be odd");
     require(pool_size > 0, "pool_size must be positive");
     return {batch, channels, height, width, std::move(kernels), pool_size, sum, dtype(x_dtype), dtype(param_dtype), channels_last};
+}
+
+CatPlan make_cat_plan(int batch, int tokens, int channels, int concepts, int x_dtype, int param_dtype) {
+    require(batch > 0 && tokens > 0 && channels > 0 && concepts > 0, "every size must be positive");
+    return {batch, tokens, channels, concepts, dtype(x_dtype), dtype(param_dtype)};
 }
 
 template <class Pointer>
@@ -142,6 +148,24 @@ void acp_backward(const AcpPlan& plan, uintptr_t grad_out, uintptr_t x, const py
     fastattn::acp_backward(plan, args);
 }
 
+void cat_forward(const CatPlan& plan, uintptr_t x, uintptr_t out, const py::sequence& params, int threads) {
+    const auto tensors = pointers<const void*>(params, CatPlan::param_count);
+    const fastattn::CatForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), tensors.data(), threads};
+    py::gil_scoped_release release;
+    fastattn::cat_forward(plan, args);
+}
+
+void cat_backward(const CatPlan& plan, uintptr_t grad_out, uintptr_t x, const py::sequence& params, uintptr_t grad_x,
+                  const py::sequence& grad_params, int threads) {
+    const auto tensors = pointers<const void*>(params, CatPlan::param_count);
+    const bool need_params = py::len(grad_params) > 0;
+    const auto gradients = pointers<float*>(grad_params, need_params ? CatPlan::param_count : 0);
+    const fastattn::CatBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x), tensors.data(),
+                                         reinterpret_cast<void*>(grad_x), need_params ? gradients.data() : nullptr, threads};
+    py::gil_scoped_release release;
+    fastattn::cat_backward(plan, args);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -169,5 +193,11 @@ PYBIND11_MODULE(_native, m) {
              py::arg("pool_size"), py::arg("sum"), py::arg("x_dtype"), py::arg("param_dtype"), py::arg("channels_last"))
         .def("forward", &acp_forward, py::arg("x"), py::arg("out"), py::arg("params"), py::arg("threads"))
         .def("backward", &acp_backward, py::arg("grad_out"), py::arg("x"), py::arg("params"), py::arg("grad_x"), py::arg("grad_params"),
+             py::arg("threads"));
+    py::class_<CatPlan>(m, "CatPlan")
+        .def(py::init(&make_cat_plan), py::arg("batch"), py::arg("tokens"), py::arg("channels"), py::arg("concepts"), py::arg("x_dtype"),
+             py::arg("param_dtype"))
+        .def("forward", &cat_forward, py::arg("x"), py::arg("out"), py::arg("params"), py::arg("threads"))
+        .def("backward", &cat_backward, py::arg("grad_out"), py::arg("x"), py::arg("params"), py::arg("grad_x"), py::arg("grad_params"),
              py::arg("threads"));
 }

@@ -7,18 +7,22 @@
 namespace fastattn {
 namespace {
 
+#define FASTATTN_OPERATIONS(F) \
+    F(scsa_forward, ScsaPlan, ScsaForwardArgs) F(scsa_backward, ScsaPlan, ScsaBackwardArgs) \
+    F(lga_forward, LgaPlan, LgaForwardArgs) F(lga_backward, LgaPlan, LgaBackwardArgs)       \
+    F(acp_forward, AcpPlan, AcpForwardArgs) F(acp_backward, AcpPlan, AcpBackwardArgs)       \
+    F(cat_forward, CatPlan, CatForwardArgs) F(cat_backward, CatPlan, CatBackwardArgs)
+
 struct Level {
     const char* name;
-    void (*scsa_forward)(const ScsaPlan&, const ScsaForwardArgs&);
-    void (*scsa_backward)(const ScsaPlan&, const ScsaBackwardArgs&);
-    void (*lga_forward)(const LgaPlan&, const LgaForwardArgs&);
-    void (*lga_backward)(const LgaPlan&, const LgaBackwardArgs&);
-    void (*acp_forward)(const AcpPlan&, const AcpForwardArgs&);
-    void (*acp_backward)(const AcpPlan&, const AcpBackwardArgs&);
+#define FASTATTN_POINTER(operation, Plan, Args) void (*operation)(const Plan&, const Args&);
+    FASTATTN_OPERATIONS(FASTATTN_POINTER)
+#undef FASTATTN_POINTER
 };
 
-#define FASTATTN_LEVEL(name) \
-    {#name, name::scsa_forward, name::scsa_backward, name::lga_forward, name::lga_backward, name::acp_forward, name::acp_backward}
+#define FASTATTN_LEVEL(level)                                                                                                   \
+    {#level, level::scsa_forward, level::scsa_backward, level::lga_forward, level::lga_backward, level::acp_forward, level::acp_backward, \
+     level::cat_forward, level::cat_backward}
 
 const std::vector<Level>& levels() {
     static const std::vector<Level> all = [] {
@@ -72,11 +76,8 @@ void set_isa(const std::string& name) {
     current().store(level);
 }
 
-void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) { current().load()->scsa_forward(plan, args); }
-void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) { current().load()->scsa_backward(plan, args); }
-void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args) { current().load()->lga_forward(plan, args); }
-void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) { current().load()->lga_backward(plan, args); }
-void acp_forward(const AcpPlan& plan, const AcpForwardArgs& args) { current().load()->acp_forward(plan, args); }
-void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args) { current().load()->acp_backward(plan, args); }
+#define FASTATTN_CALL(operation, Plan, Args) \
+    void operation(const Plan& plan, const Args& args) { current().load()->operation(plan, args); }
+FASTATTN_OPERATIONS(FASTATTN_CALL)
 
 }  // namespace fastattn

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "acp/plan.h"
+#include "cat/plan.h"
 #include "lga/plan.h"
 #include "scsa/plan.h"
 
@@ -20,5 +21,7 @@ void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args);
 void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args);
 void acp_forward(const AcpPlan& plan, const AcpForwardArgs& args);
 void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args);
+void cat_forward(const CatPlan& plan, const CatForwardArgs& args);
+void cat_backward(const CatPlan& plan, const CatBackwardArgs& args);
 
 }  // namespace fastattn

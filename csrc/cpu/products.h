@@ -79,12 +79,14 @@ inline void product(const Map& in, Range channels, const float* weights, const f
 template <int R, int NB, class Sum>
 __attribute__((noinline)) void gram_tile(const Map& rows, const float* row, const Map& columns, const float* column, Sum* sums, int64_t stride) {
     const int64_t column_block = columns.block();
-    const int piece = std::max(1, kExact / rows.width);  // rows of the map
-    for (int y0 = 0; y0 < rows.height; y0 += piece) {
+    const int lines = std::max(1, kExact / rows.width);  // summed together: lines of the map, or a part of one
+    for (int64_t start = 0; start < rows.pixels();) {
+        const int y0 = static_cast<int>(start / rows.width), x0 = static_cast<int>(start % rows.width);
+        const int count = std::min(kExact, rows.width - x0), y1 = std::min(rows.height, y0 + lines);
         V sum[R][NB] = {};
-        for (int y = y0; y < std::min(rows.height, y0 + piece); ++y) {
-            const float *p = row + y * rows.row(), *q = column + y * columns.row();
-            for (int x = 0; x < rows.width; ++x, p += L, q += L) {
+        for (int y = y0; y < y1; ++y) {
+            const float *p = row + y * rows.row() + x0 * L, *q = column + y * columns.row() + x0 * L;
+            for (int x = 0; x < count; ++x, p += L, q += L) {
                 V c[NB];
                 for (int b = 0; b < NB; ++b) c[b] = load(q + b * column_block);
 #pragma GCC unroll 16
@@ -94,6 +96,7 @@ __attribute__((noinline)) void gram_tile(const Map& rows, const float* row, cons
                 }
             }
         }
+        start += static_cast<int64_t>(y1 - y0) * count;
         for (int r = 0; r < R; ++r)
             for (int b = 0; b < NB; ++b)
                 for (int i = 0; i < L; ++i) sums[r * stride + b * L + i] += sum[r][b][i];
