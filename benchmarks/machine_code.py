@@ -1,9 +1,9 @@
 """What the compiler makes of the Triton kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
 
 Every launch of the default plans at batch 32, of SCSA in the shapes of ResNet-50's four stages, of CFSAM's attention
-and token gather at SSD300's levels, in three dtypes, both memory formats and for four architectures: registers, spills,
-shared memory, occupancy, and how wide the loads and stores of global memory are, counted in the machine code that ptxas
-emits and nvdisasm prints. Triton brings both tools.
+and token gather at SSD300's levels, of LGA's own kernels at the maps of its backbones, in three dtypes, both memory
+formats and for four architectures: registers, spills, shared memory, occupancy, and how wide the loads and stores of
+global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton brings both tools.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,15 +33,26 @@ from fastattn.report import Table, to_text
 
 from .cfsam import attend, gather_tokens, random_maps
 from .scene import outputs
-from .shapes import CHANNELS_LAST, MEMORY_FORMATS, STAGES, AttentionCase, Case, PyramidCase, name_of
+from .shapes import (
+    CHANNELS_LAST,
+    CONTRACTIONS,
+    LGA_SIZES,
+    MEMORY_FORMATS,
+    STAGES,
+    AttentionCase,
+    Case,
+    LgaCase,
+    PyramidCase,
+    name_of,
+)
 
 BATCH = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 WORKS = ("forward", "backward")
-OPERATIONS = ("scsa", "attention", "gather")
+OPERATIONS = ("scsa", "attention", "gather", "lga")
 TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-AnyCase = Case | AttentionCase | PyramidCase
+AnyCase = Case | AttentionCase | PyramidCase | LgaCase
 Launches = dict[str, list[tuple[Any, list[torch.dtype]]]]  # pass -> launches, each with the dtypes of its tensors
 
 REGISTERS = 1 << 16  # of one multiprocessor
@@ -123,6 +134,20 @@ def gather_cases(
     return [PyramidCase(BATCH, layout, dtype=dtype) for dtype, layout in product(dtypes, formats)]
 
 
+def lga_cases(
+    sizes: Iterable[tuple[int, int, int]] = LGA_SIZES,
+    dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
+    formats: Iterable[str] = tuple(MEMORY_FORMATS),
+    contractions: Iterable[str] = CONTRACTIONS,
+) -> list[LgaCase]:
+    """The inputs of LGA."""
+    order = product(dtypes, formats, sizes, contractions)
+    return [
+        LgaCase(BATCH, *size, contraction=contraction, memory_format=layout, dtype=dtype)
+        for dtype, layout, size, contraction in order
+    ]
+
+
 def rows(cases: Iterable[AnyCase], archs: Iterable[int], works: Iterable[str] = WORKS) -> list[Row]:
     """Every launch of the plans of these cases."""
     return [row for arch, case, work in product(archs, cases, works) for row in launches(case, work, arch)]
@@ -150,7 +175,8 @@ def default_plan(case: Case) -> Any:
 
 def launches(case: AnyCase, work: str, arch: int) -> Iterator[Row]:
     """The launches of one pass."""
-    for launch, dtypes in scsa_launches(case)[work] if isinstance(case, Case) else cfsam_launches(case)[work]:
+    made = scsa_launches(case) if isinstance(case, Case) else composed_launches(case)
+    for launch, dtypes in made[work]:
         pointers = [f"*{TRITON_NAMES[dtype]}" for dtype in dtypes]
         sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
         types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
@@ -170,20 +196,34 @@ def scsa_launches(case: Case) -> Launches:
 
 
 @functools.cache
-def cfsam_launches(case: AttentionCase | PyramidCase) -> Launches:
-    """What attention, or the first gather of a CFSAM, would launch for both passes."""
+def composed_launches(case: AttentionCase | PyramidCase | LgaCase) -> Launches:
+    """What attention, the first gather of a CFSAM, or an LGA would launch for both passes."""
     if isinstance(case, AttentionCase):
         inputs = [torch.empty(case.shape, dtype=case.dtype) for _ in range(3)]
         forward = functools.partial(attend, case=case)
-    else:
+    elif isinstance(case, PyramidCase):
         inputs = random_maps(case, [case.dim] * len(case.levels))
         forward = functools.partial(gather_tokens, norm=torch.nn.LayerNorm(case.dim, dtype=case.dtype))
+    else:
+        layout = MEMORY_FORMATS[case.memory_format]
+        inputs = [torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)]
+        forward = lga(case)
     inputs = [x.requires_grad_() for x in inputs]
     with recorded() as forwards:
         outs = outputs(forward(*inputs))
     with recorded() as backwards:
         torch.autograd.grad(outs, inputs, [torch.empty_like(out) for out in outs])
-    return {"forward": forwards, "backward": backwards}
+    again = {launch.name for launch, _ in forwards}  # LGA's backward begins with its forward
+    return {"forward": forwards, "backward": [made for made in backwards if made[0].name not in again]}
+
+
+def lga(case: LgaCase) -> Callable[..., Any]:
+    """LGA by its own kernels, on no device."""
+    from fastattn.ops.lga import local_global_attention
+
+    module = fastattn.LocalGlobalAttention(case.dim, case.heads).to("meta", case.dtype)
+    options = {"num_heads": case.heads, "contraction": case.contraction, "dtype": case.dtype, "backend": "triton"}
+    return lambda x: local_global_attention(x, *module.operands(), **options)
 
 
 @contextmanager
@@ -280,7 +320,11 @@ def tables(rows: Sequence[Row], codes: dict[Compilation, Code]) -> Iterator[Tabl
     columns = ("pass", "kernel", "programs", "warps", "registers", "spilled", "shared", "occupancy", "loads", "stores")
     for (arch, case), group in groupby(rows, lambda row: (row.compilation.arch, row.case)):
         shape = "(" + ", ".join(map(str, case.shape)) + ")"
-        heads = f", {case.heads} heads in {case.parts} parts" if isinstance(case, AttentionCase) else ""
+        heads = ""
+        if isinstance(case, AttentionCase):
+            heads = f", {case.heads} heads in {case.parts} parts"
+        elif isinstance(case, LgaCase):
+            heads = f", {case.heads} heads, {case.contraction}"
         yield Table(
             f"sm_{arch}, {name_of(case.dtype)}, {case.memory_format}, {shape}{heads}",
             columns,
@@ -309,16 +353,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices = list(choices)
         parser.add_argument(name, nargs="+", choices=choices, default=choices, metavar=str(choices[0]), **options)
 
+    maps = {f"{dim}x{side}x{side}": (dim, heads, side) for dim, heads, side in LGA_SIZES}
     choice("--operation", OPERATIONS, help=f"of {', '.join(OPERATIONS)}")
     choice("--arch", ARCHITECTURES, type=int, help=f"compute capabilities, of {list(ARCHITECTURES)}")
     choice("--dtype", DTYPES, help=f"of {', '.join(DTYPES)}")
-    choice("--format", MEMORY_FORMATS, help=f"of scsa's and gather's maps, of {', '.join(MEMORY_FORMATS)}")
+    choice("--format", MEMORY_FORMATS, help=f"of all maps but attention's, of {', '.join(MEMORY_FORMATS)}")
     choice("--stage", stages, help=f"of scsa, channels x height x width, of {', '.join(stages)}")
     choice("--head-dim", HEAD_DIMS, type=int, help=f"of attention, of {list(HEAD_DIMS)}")
+    choice("--map", maps, help=f"of lga, channels x height x width, of {', '.join(maps)}")
+    choice("--contraction", CONTRACTIONS, help=f"of lga, of {', '.join(CONTRACTIONS)}")
     choice("--pass", WORKS, dest="works", help=f"of {', '.join(WORKS)}")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     options.stage = [stages[name] for name in options.stage]
+    options.map = [maps[name] for name in options.map]
     options.dtype = [DTYPES[name] for name in options.dtype]
     return options
 
@@ -330,6 +378,7 @@ def main(arguments: Sequence[str]) -> int:
         "scsa": scsa_cases(options.stage, options.dtype, options.format),
         "attention": attention_cases(options.head_dim, options.dtype),
         "gather": gather_cases(options.dtype, options.format),
+        "lga": lga_cases(options.map, options.dtype, options.format, options.contraction),
     }
     chosen = rows((case for name in options.operation for case in known[name]), options.arch, options.works)
     compilations = {row.compilation for row in chosen}

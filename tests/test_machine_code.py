@@ -5,19 +5,22 @@ from collections import Counter
 import pytest
 import torch
 
+from benchmarks import machine_code
 from benchmarks.machine_code import (
     ARCHITECTURES,
     DTYPES,
+    Code,
     attention_cases,
     compile_all,
     gather_cases,
     instructions,
+    lga_cases,
     main,
     occupancy,
     rows,
     scsa_cases,
 )
-from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, STAGES, Case, name_of
+from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, PAPER, RELEASED, STAGES, Case, name_of
 from tests.helpers import DEVICE, INTERPRETED, named
 
 pytest.importorskip("triton")
@@ -170,6 +173,111 @@ def test_the_token_gather_stays_in_registers_and_moves_128_bits(gather, arch, dt
     assert widest(forward.stores) == widest(backward.loads) == 128
     if layout == CHANNELS_LAST:
         assert widest(forward.loads) == widest(backward.stores) == 128
+
+
+@pytest.fixture(scope="module")
+def lga():
+    """The launches of LGA at ResNet-18's map and batch 32, the larger dtype on all architectures, and as released."""
+    paper, sizes = [PAPER], [(128, 8, 20)]
+    found = rows(lga_cases(sizes, [torch.float32], contractions=paper), ARCHITECTURES)
+    found += rows(lga_cases(sizes, [torch.bfloat16], contractions=paper), [MAIN])
+    found += rows(lga_cases(sizes, [torch.float32], [CONTIGUOUS], [RELEASED]), [MAIN])
+    codes = compile_all(row.compilation for row in found)
+    return [(row, codes[row.compilation]) for row in found]
+
+
+everywhere_lga_is = [
+    pytest.mark.parametrize("layout", MEMORY_FORMATS),
+    pytest.mark.parametrize(
+        ("dtype", "arch"),
+        [*((torch.float32, arch) for arch in ARCHITECTURES), (torch.bfloat16, MAIN)],
+        ids=lambda value: f"sm_{value}" if isinstance(value, int) else named(value),
+    ),
+]
+
+
+def of_lga(lga, arch: int, dtype: torch.dtype, layout: str):
+    ours = [(row, code) for row, code in chosen(lga, arch, dtype, layout) if row.case.contraction == PAPER]
+    assert {row.work for row, _ in ours} == {"forward", "backward"}
+    assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
+    return ours
+
+
+def for_lga(test):
+    for mark in everywhere_lga_is:
+        test = mark(test)
+    return needs_compiler(test)
+
+
+# ptxas holds this kernel to the registers of three or more blocks a multiprocessor, and leaves in local memory what its
+# loops share
+LGA_SPILLS = {"scale_mix_backward_kernel": 160}
+
+
+@for_lga
+def test_lga_fits_and_stays_in_registers(lga, arch, dtype, layout) -> None:
+    for row, code in of_lga(lga, arch, dtype, layout):
+        assert max(code.spilled, code.stack) <= LGA_SPILLS.get(row.compilation.kernel, 0), place(row)
+        assert code.occupancy > 0, place(row)
+        assert not code.atomics, place(row)
+
+
+# what reads and writes x, z or features; in planes, neighbouring threads convolve neighbouring columns
+LGA_READERS = {"scale_mix_kernel", "scale_mix_backward_kernel", "gram_attention_kernel", "gram_mix_kernel"}
+LGA_READERS |= {"gram_attention_backward_kernel", "gram_mix_backward_kernel"}
+LGA_WRITERS = LGA_READERS - {"gram_attention_kernel", "gram_attention_backward_kernel"}
+
+
+@for_lga
+def test_lga_moves_128_bits_at_a_time_where_maps_are_aligned(lga, arch, dtype, layout) -> None:
+    ours = of_lga(lga, arch, dtype, layout)
+    passes = [(row, code) for row, code in ours if aligned(row.case) or "gram" in row.compilation.kernel]
+    if layout == CHANNELS_LAST:
+        convolutions = [code for row, code in ours if row.compilation.kernel == "depthwise_kernel"]
+        four = 4 * 8 * dtype.itemsize  # channels of a thread
+        assert [min(widest(code.loads), widest(code.stores)) for code in convolutions] == [four, four]
+    narrow = [
+        f"{place(row)}: loads {dict(code.loads)}, stores {dict(code.stores)}"
+        for row, code in passes
+        if (row.compilation.kernel in LGA_READERS and widest(code.loads) < 128)
+        or (row.compilation.kernel in LGA_WRITERS and widest(code.stores) < 128)
+    ]
+    assert not narrow
+    assert {row.compilation.kernel for row, _ in passes} >= {name for name in LGA_READERS if "gram" in name}
+
+
+@needs_compiler
+def test_lga_as_released_reads_no_map_for_its_attention(lga) -> None:
+    released, paper = (
+        next(
+            code
+            for row, code in lga
+            if (row.case.contraction, row.compilation.kernel) == (contraction, "gram_attention_kernel")
+            and (row.compilation.arch, row.case.dtype, row.case.memory_format) == (MAIN, torch.float32, CONTIGUOUS)
+        )
+        for contraction in (RELEASED, PAPER)
+    )
+    assert not released.error
+    assert released.loads.total() < paper.loads.total() / 2
+    assert widest(released.stores) == 128
+
+
+@needs_compiler
+def test_the_command_prints_what_an_lga_launches(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = {}
+
+    def compile_nothing(compilations, jobs):
+        codes.update(dict.fromkeys(compilations, Code()))
+        return codes
+
+    monkeypatch.setattr(machine_code, "compile_all", compile_nothing)
+    options = ["--arch", "90", "--dtype", "float16", "--format", CONTIGUOUS, "--map", "64x80x80", "--contraction"]
+    assert main(["--operation", "lga", *options, RELEASED]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "sm_90, float16, contiguous, (32, 64, 80, 80), 8 heads, released" in printed
+    assert sum(line.startswith("forward") for line in printed) == 5
+    assert sum(line.startswith("backward") for line in printed) == 14
+    assert {compilation.kernel for compilation in codes} >= LGA_READERS
 
 
 def widest(counts: Counter[int]) -> int:
