@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-MakeAttention = Callable[[int], nn.Module]  # channels -> an attention for maps of so many
+from .tokens import put_before_swin_blocks, put_before_vit_blocks
+
+MakeAttention = Callable[..., nn.Module]  # channels -> an attention for maps, or tokens, of so many
 Put = Callable[[nn.Module, MakeAttention], None]  # puts attentions into a model
 
 
@@ -57,6 +59,8 @@ class Place:
 
 
 RESNET, MOBILENETV2, MOBILENETV3 = r"resnet\d+[cdst]?", r"mobilenetv2_\d+d?", r"mobilenetv3_(small|large)_\d+d?"
+VIT = r"(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+"
+SWIN = r"swin_(tiny|small|base|large)_patch4_window\d+_\d+"
 IN_BLOCKS = "scsa", "smsa", "pcsa"
 
 PLACES = (
@@ -64,6 +68,8 @@ PLACES = (
     Place(MOBILENETV2, IN_BLOCKS, put_into_mobilenetv2_blocks),
     Place(RESNET, ("lga",), put_after_last_stage, {"num_heads": 8}),
     Place(MOBILENETV3, ("lga",), put_after_last_stage, {"num_heads": 12}),
+    Place(VIT, ("interaction",), put_before_vit_blocks),
+    Place(SWIN, ("interaction",), put_before_swin_blocks),
 )
 
 
