@@ -1,13 +1,17 @@
-"""ACP, CAT and both on a backend, computing in a dtype: the parameters are cast, and float16 on the CPU is computed in
-float32, which torch's kernels take several times less long over."""
+"""ACP, CAT and both on a backend, computing in a dtype, which the parameters are cast to.
+
+On the CPU that is the extension, or torch's operators where it is not there; they compute float16 in float32, which
+takes them several times less long.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..native import status
 from ..reference.interaction import Affine
-from . import acp, cat
+from . import acp, cat, whole
 
 
 def aggressive_conv_pooling(
@@ -16,7 +20,11 @@ def aggressive_conv_pooling(
     """Aggregate a map x (B, C, H, W) with its levels."""
     own = _computed(dtype, backend)
     convs, proj = [_cast(conv, own) for conv in convs], _cast(proj, own)
-    return acp.compose(x.to(own), convs, proj, pool_size).to(dtype)
+    if _has_extension(backend):
+        return whole.ACP(x.to(own), [*(part for conv in convs for part in conv), *proj], pool_size)
+    if backend == "native":
+        return acp.compose(x.to(own), convs, proj, pool_size).to(dtype)
+    return acp.aggressive_conv_pooling(x, (x.shape[2], x.shape[3]), convs, proj, pool_size, False)
 
 
 def conceptual_attention(
@@ -26,7 +34,7 @@ def conceptual_attention(
     own = _computed(dtype, backend)
     params = (score.to(own), *_cast(value, own), *_cast(out, own))
     result = torch.promote_types(x.dtype, dtype)
-    return cat.compose(x.to(own), params).to(result)
+    return (whole.CAT if _has_extension(backend) else cat.compose)(x.to(own), params).to(result)
 
 
 def enhanced_interaction(
@@ -51,7 +59,15 @@ def enhanced_interaction(
 
 
 def _computed(dtype: torch.dtype, backend: str) -> torch.dtype:
-    return torch.float32 if backend == "native" and dtype is torch.float16 else dtype
+    composed = backend == "native" and not _has_extension(backend)
+    return torch.float32 if composed and dtype is torch.float16 else dtype
+
+
+def _has_extension(backend: str) -> bool:
+    return backend == "native" and status()[0] == "ok"
+
+
+_has_extension._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
