@@ -10,9 +10,12 @@ import torch
 
 import fastattn
 from fastattn.native import scsa
+from fastattn.ops import interaction
 
 from .cases import OPERATIONS, make_case
 from .helpers import DTYPES, FORMATS, check, draw, make, named, randomize, run
+from .test_interaction import ACP, BOTH, CAT, make_acp, make_both, make_cat
+from .test_interaction import check as check_interaction
 from .test_lga import check_draws
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
@@ -83,6 +86,46 @@ def test_lgas_threads_share_samples_and_split_them(options, batch, threads):
         scale = float(tensor.abs().max())
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4 * scale)
         assert torch.equal(together[name], again[name]), name
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("case", ["default", "odd height and width", "windows of 3, overhanging", "larger"])
+def test_acp_on_every_instruction_set(case, dtype, isa):
+    for memory_format in FORMATS:
+        check_interaction(*make_acp(case, dtype, memory_format))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("case", CAT)
+def test_cat_on_every_instruction_set(case, dtype, isa):
+    check_interaction(*make_cat(case, dtype))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("aggregate", ["concat", "sum"])
+def test_acps_and_cats_threads_share_samples_and_split_them(aggregate, batch, threads):
+    map_, tokens = draw(batch, 40, 23, 16), draw(batch, 700, 40, 1).squeeze(3)
+    modules = fastattn.AggressiveConvPooling(40, aggregate=aggregate), fastattn.ConceptualAttention(40, 21)
+    for module, x in zip(modules, (map_, tokens), strict=True):
+        alone = run(module, x, torch.ones_like(x), "native")
+        torch.set_num_threads(threads)
+        together, again = (run(module, x, torch.ones_like(x), "native") for _ in range(2))
+        torch.set_num_threads(1)
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5 * float(tensor.abs().max()))
+            assert torch.equal(together[name], again[name]), name
+
+
+@pytest.mark.parametrize(
+    ("make_case", "case"),
+    [*((make_acp, case) for case in ACP), *((make_cat, case) for case in CAT), *((make_both, case) for case in BOTH)],
+)
+def test_interaction_without_the_extension(make_case, case, monkeypatch):
+    monkeypatch.setattr(interaction, "_has_extension", lambda backend: False)
+    check_interaction(*make_case(case))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
