@@ -46,6 +46,15 @@ def places(c0, f0, C, H, W, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr)
 
 
 @triton.jit
+def part_of_places(H, W, Q: tl.constexpr, BF: tl.constexpr):
+    """Return a program's first block of places and the first after its last; the grid's second axis parts a map."""
+    blocks = tl.cdiv(tl.cdiv(H, Q) * W, BF)
+    part = tl.cdiv(blocks, tl.num_programs(1))
+    first = tl.program_id(1) * part
+    return first, tl.minimum(first + part, blocks)
+
+
+@triton.jit
 def window(x, c, h, w, here, C, H, W, FIRST: tl.constexpr, COUNT: tl.constexpr, NHWC: tl.constexpr):
     """Return the rows h + FIRST, ... of x in columns w, zeros outside: COUNT tiles [BC, BF]."""
     row = W * C if NHWC else W
@@ -97,10 +106,8 @@ def depthwise_kernel(
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     x = sample(x, b, C * H * W)
-    blocks = tl.cdiv(tl.cdiv(H, Q) * W, BF)
-    part = tl.cdiv(blocks, tl.num_programs(1))
-    first = tl.program_id(1) * part
-    for block in range(first, tl.minimum(first + part, blocks)):
+    first, end = part_of_places(H, W, Q, BF)
+    for block in range(first, end):
         c, h, w, here = places(c0, block * BF, C, H, W, Q, BC, BF)
         biases = weights
         for j in tl.static_range(J):
@@ -163,10 +170,8 @@ def depthwise_input_kernel(
     strides: tl.constexpr = (S0, S1, S2, S3, S4, S5, S6, S7)
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
-    blocks = tl.cdiv(tl.cdiv(H, Q) * W, BF)
-    part = tl.cdiv(blocks, tl.num_programs(1))
-    first = tl.program_id(1) * part
-    for block in range(first, tl.minimum(first + part, blocks)):
+    first, end = part_of_places(H, W, Q, BF)
+    for block in range(first, end):
         c, h, w, here = places(c0, block * BF, C, H, W, Q, BC, BF)
         sums = zeros(Q, BC, BF)
         taps = weights

@@ -15,6 +15,8 @@ is free until the last pass.
 with d_h, d_w the gradients of the axis means and the other names as in `fastattn.reference`.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -30,11 +32,8 @@ PARAMETERS = (
     *("norm_h_weight", "norm_h_bias", "norm_w_weight", "norm_w_bias"),
     *("norm_weight", "norm_bias", "q_weight", "k_weight", "v_weight", "q_bias", "k_bias", "v_bias"),
 )
-
-
-def kernel(function):
-    """Make a Triton kernel that is compiled once for all sizes, and for parameters of any alignment."""
-    return triton.jit(function, do_not_specialize=SIZES, do_not_specialize_on_alignment=PARAMETERS)
+# compiled once for all sizes, and for parameters of any alignment
+kernel = functools.partial(triton.jit, do_not_specialize=SIZES, do_not_specialize_on_alignment=PARAMETERS)
 
 
 @triton.jit

@@ -6,18 +6,18 @@ A program takes all channels of a few rows, so that most pixels that read one pi
 program.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
 from .layout import aligned, pixels, sample
 
-SIZES = ("B", "D", "H", "W", "PH", "PW")
-
-
-def kernel(function):
-    """Make a Triton kernel that is compiled once for all sizes, and for parameters of any alignment."""
-    parameters = {"weight", "bias", "encoding"}.intersection(function.__code__.co_varnames)
-    return triton.jit(function, do_not_specialize=SIZES, do_not_specialize_on_alignment=sorted(parameters))
+kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=("B", "D", "H", "W", "PH", "PW"),
+    do_not_specialize_on_alignment=("weight", "bias", "encoding"),
+)
 
 
 @triton.jit

@@ -25,11 +25,7 @@ MAPS = tuple(f"map_{i}" for i in range(LEVELS))
 Levels = tuple[tuple[int, bool], ...]  # of each: pixels, whether channels are neighbours in memory
 SIZES = ("B", "D", "N", "M", *(f"P{i}" for i in range(LEVELS)), "FORMATS")
 PROGRAMS = 2  # of the backward pass per multiprocessor, each with a row of parameter gradients
-
-
-def kernel(function):
-    """Make a Triton kernel that is compiled once for all sizes, and for parameters of any alignment."""
-    return triton.jit(function, do_not_specialize=SIZES, do_not_specialize_on_alignment=("weight", "bias"))
+kernel = functools.partial(triton.jit, do_not_specialize=SIZES, do_not_specialize_on_alignment=("weight", "bias"))
 
 
 @triton.jit
