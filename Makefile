@@ -20,7 +20,7 @@ BENCH := $(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json=$
 
 GPU_SETUP := $(if $(filter $(BIN)/python,$(RUN_PYTHON)),setup)
 GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-cfsam gpu-bench-lga \
-               gpu-bench-32-tuned gpu-bench-256-tuned
+               gpu-bench-interaction gpu-bench-32-tuned gpu-bench-256-tuned
 TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
 
 .PHONY: help setup test bench bench-full gpu gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean

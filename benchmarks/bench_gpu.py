@@ -1,4 +1,5 @@
-"""SCSA, models with it, CFSAM and LGA on a GPU, by parts: `pytest benchmarks/bench_gpu.py --benchmark-only --part 32`.
+"""SCSA, models with it, CFSAM, LGA, ACP and CAT on a GPU, by parts:
+`pytest benchmarks/bench_gpu.py --benchmark-only --part 32`.
 
 With `--smoke` a machine without a GPU rehearses a part: on its CPU, without graphs.
 """
@@ -14,7 +15,15 @@ from . import shapes
 from .cfsam import COPIES, VIEW
 from .contest import Effort
 from .devices import device, wall_clock
-from .gpu import GpuContest, GpuLgaContest, GpuModelContest, GpuScsaContest, cfsam_contest, rival
+from .gpu import (
+    GpuContest,
+    GpuInteractionContest,
+    GpuLgaContest,
+    GpuModelContest,
+    GpuScsaContest,
+    cfsam_contest,
+    rival,
+)
 from .models import PLAIN
 from .scene import COMPILE, COPY, EAGER, TUNED, fast_backends
 from .shapes import GRAPH, LAUNCHES, Selection
@@ -53,6 +62,10 @@ def rows(part: str, selection: Selection) -> tuple[Callable[..., GpuContest], li
     if part == "lga":
         names = [EAGER, COMPILE, *fast_backends(device(), "lga")]
         return partial(GpuLgaContest, device=device()), shapes.gpu_lga_cases(selection), names
+    if part == "interaction":
+        both = dict.fromkeys(fast_backends(device(), "acp") + fast_backends(device(), "cat"))
+        names = [EAGER, COMPILE, *both]
+        return partial(GpuInteractionContest, device=device()), shapes.gpu_interaction_cases(selection), names
     batch, _, tuned = part.partition("-")
     names = [EAGER, TUNED if tuned else COMPILE, COPY, *fast]
     cases = shapes.gpu_cases(int(batch), selection, tuned=bool(tuned))

@@ -1,4 +1,4 @@
-"""Whole models on photographs: what an attention costs a network, eager and fast."""
+"""Whole models on photographs: what an attention costs a network, eager, compiled and fast."""
 
 import pytest
 

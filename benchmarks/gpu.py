@@ -27,6 +27,7 @@ from .cfsam import (
 )
 from .contest import Contest, Effort
 from .devices import Cpu, Work
+from .interaction import COMPOSED, interaction_forward, interaction_rivals, interaction_scene
 from .interleave import Ratio, Rival, speedup
 from .lga import lga_forward, lga_rivals, lga_scene
 from .measures import bytes_moved_at_least
@@ -39,8 +40,10 @@ from .shapes import (
     GRAPH,
     LAUNCHES,
     MEMORY_FORMATS,
+    AcpCase,
     AttentionCase,
     Case,
+    CatCase,
     LgaCase,
     ModelCase,
     PyramidCase,
@@ -291,6 +294,22 @@ class GpuLgaContest(GpuSceneContest):
 
     def forwards(self, name: str) -> tuple[Forward, Forward]:
         forward = lga_forward(self.scene, name)
+        return forward, forward
+
+
+class GpuInteractionContest(GpuSceneContest):
+    """ACP or CAT as a module, with those who take part in the case; what serves a CPU takes no part."""
+
+    def __init__(self, case: AcpCase | CatCase, effort: Effort, device: Cpu):
+        self.suite = self.operation = case.operation
+        names = [name for name in interaction_rivals(case, device) if name != COMPOSED]
+        super().__init__(case, effort, device, names)
+
+    def build(self, case: AcpCase | CatCase) -> Scene:
+        return interaction_scene(case, self.device.type)
+
+    def forwards(self, name: str) -> tuple[Forward, Forward]:
+        forward = interaction_forward(self.scene, name)
         return forward, forward
 
 

@@ -1,8 +1,8 @@
-"""Whole models on photographs: plain, with an attention eager, with it by each fast backend; the same weights for
-all. Of a detector it is backbone, attention and head: what decodes boxes behind them takes longer the more a network
-finds, and one with random weights finds nothing of meaning."""
+"""Whole models on photographs: plain, with an attention eager, compiled, with it by each fast backend; the same
+weights for all. Of a detector it is backbone, attention and head: what decodes boxes behind them takes longer the more
+a network finds, and one with random weights finds nothing of meaning."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -18,7 +18,7 @@ from .devices import Cpu
 from .interleave import Rival
 from .measures import peak_bytes
 from .photographs import photographs
-from .scene import EAGER, fast_backends
+from .scene import COMPILE, EAGER, Forward, fast_backends, setting
 from .shapes import FORWARD, MEMORY_FORMATS, ModelCase
 
 PLAIN = "plain"
@@ -64,18 +64,38 @@ def create(case: ModelCase, attention: str | None) -> nn.Module:
     return Detector(models.create(case.model, attention=attention, num_classes=21, levels=case.levels))
 
 
-def answers(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def answers(model: Forward, x: Tensor) -> dict[str, Tensor]:
     found = model(x)
     return found if isinstance(found, dict) else {"logits": found}
 
 
+def first(work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The answers for the images that are checked."""
+    return {name: out[:CHECKED_IMAGES] for name, out in work().items()}
+
+
 def model_rivals(case: ModelCase) -> list[str]:
-    """Who takes part, first the model without attention."""
-    return [PLAIN, EAGER, *fast_backends(Cpu(), case.attention)]
+    """Who takes part, first the model without attention; torch.compile where the case wants it."""
+    return [PLAIN, EAGER, *([COMPILE] if case.compiled else []), *fast_backends(Cpu(), case.attention)]
+
+
+def model_work(work: str, model: Forward, x: Tensor, leaves: list[nn.Parameter]) -> Callable[[], dict[str, Tensor]]:
+    """What is timed: a model's answers, in training the gradients of its parameters too."""
+    if work == FORWARD:
+        return partial(answers, model, x)
+
+    def train() -> dict[str, Tensor]:
+        for leaf in leaves:
+            leaf.grad = None
+        found = answers(model, x)
+        torch.autograd.backward(list(found.values()), [torch.ones_like(out) for out in found.values()])
+        return found
+
+    return train
 
 
 class ModelContest(Contest):
-    """One model, batch and memory format."""
+    """One model, batch, memory format and work; of training the answers are checked, gradients by the tests."""
 
     def __init__(self, case: ModelCase, effort: Effort):
         super().__init__()
@@ -92,9 +112,10 @@ class ModelContest(Contest):
                 truth, eager = answers(exact, few.double()), answers(model, few)
             self.networks[attention] = model
             for name in names:
-                context = partial(inference, "reference" if name in (PLAIN, EAGER) else name)
-                rival = Rival(name, partial(model, self.x), context)
-                self.admit(rival, partial(answers, model, few), truth, eager)
+                context = partial(setting, case.work, "reference" if name in (PLAIN, EAGER, COMPILE) else name)
+                network = torch.compile(model, dynamic=False) if name == COMPILE else model
+                work = model_work(case.work, network, self.x, list(model.parameters()))
+                self.admit(Rival(name, work, context), partial(first, work), truth, eager)
         self.run(effort)
 
     def facts(self, name: str) -> dict[str, object]:
@@ -106,7 +127,7 @@ class ModelContest(Contest):
         seconds = self.timings[name].least
         return {
             "operation": self.case.attention,
-            "work": FORWARD,
+            "work": self.case.work,
             "model": self.case.model,
             "attention": "none" if name == PLAIN else self.case.attention,
             "levels": self.case.levels,

@@ -49,9 +49,18 @@ SMOKE_LGA = (8, 4, 9)
 LGA_BATCH = 8
 PAPER, RELEASED = CONTRACTIONS
 
+# ACP's channels and side of the map, CAT's tokens, concepts and channels: ViT-Tiny, Swin-Tiny, and finer maps.
+ACP_SIZES = ((192, 14), (96, 56))
+ACP_BATCH, ACP_LAYERS = 8, 2
+CAT_SIZES = ((3136, 64, 192), (16384, 64, 96), (3136, 256, 192))
+CAT_BATCH = 4
+CAT_TOKENS, CAT_CONCEPTS = ((197, 192), (3136, 192), (16384, 96)), (16, 64, 256)  # tokens with their channels
+SMOKE_ACP, SMOKE_CAT = (8, 9), (40, 6, 8)
+TRANSFORMERS = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+
 # What a GPU runs, in parts that take minutes each: SCSA at a batch, the same against max-autotune, whole models, CFSAM,
-# LGA.
-PARTS = ("32", "256", "models", "cfsam", "lga", "32-tuned", "256-tuned")
+# LGA, ACP and CAT.
+PARTS = ("32", "256", "models", "cfsam", "lga", "interaction", "32-tuned", "256-tuned")
 PART = pytest.StashKey[str | None]()
 
 
@@ -152,7 +161,61 @@ class LgaCase:
         return case_facts(self) | {"heads": self.heads, "contraction": self.contraction}
 
 
-def case_facts(case: Case | AttentionCase | PyramidCase | LgaCase) -> dict[str, object]:
+@dataclass(frozen=True)
+class AcpCase:
+    """Maps (batch, dim, side, side), ACP's layers, what is done with them, and whether torch.compile takes part."""
+
+    batch: int
+    dim: int
+    side: int
+    layers: int = ACP_LAYERS
+    work: str = FORWARD
+    memory_format: str = CONTIGUOUS
+    dtype: torch.dtype = torch.float32
+    compiled: bool = True
+    operation = "acp"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch, self.dim, self.side, self.side
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), str(self.layers), self.memory_format]
+        return "-".join([*parts, *marked(self.dtype), self.work.replace(" ", "")])
+
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        return case_facts(self) | {"layers": self.layers}
+
+
+@dataclass(frozen=True)
+class CatCase:
+    """Tokens (batch, tokens, dim), CAT's concepts, what is done with them, and whether torch.compile takes part."""
+
+    batch: int
+    tokens: int
+    concepts: int
+    dim: int
+    work: str = FORWARD
+    dtype: torch.dtype = torch.float32
+    compiled: bool = True
+    memory_format = CONTIGUOUS
+    operation = "cat"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.batch, self.tokens, self.dim
+
+    def __str__(self) -> str:
+        parts = ["x".join(map(str, self.shape)), str(self.concepts), *marked(self.dtype)]
+        return "-".join([*parts, self.work.replace(" ", "")])
+
+    def facts(self) -> dict[str, object]:
+        """What a result file says about it."""
+        return case_facts(self) | {"concepts": self.concepts}
+
+
+def case_facts(case: Case | AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase) -> dict[str, object]:
     return {
         "work": case.work,
         "shape": list(case.shape),
@@ -163,7 +226,8 @@ def case_facts(case: Case | AttentionCase | PyramidCase | LgaCase) -> dict[str, 
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A whole model on photographs of its size; `levels` are those of a detector that the attention is on."""
+    """A whole model on photographs of its size, what is done with it, and whether torch.compile takes part; `levels`
+    are those of a detector that the attention is on."""
 
     model: str
     batch: int = 8
@@ -171,6 +235,8 @@ class ModelCase:
     dtype: torch.dtype = torch.float32
     attention: str = "scsa"
     levels: str | None = None
+    work: str = FORWARD
+    compiled: bool = False
 
     @property
     def side(self) -> int:
@@ -178,7 +244,8 @@ class ModelCase:
 
     def __str__(self) -> str:
         parts = [self.model, str(self.batch), self.memory_format, *marked(self.dtype)]
-        return "-".join([*parts, self.levels] if self.levels else parts)
+        parts += [self.levels] if self.levels else []
+        return "-".join(parts if self.work == FORWARD else [*parts, self.work.replace(" ", "")])
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -212,11 +279,15 @@ def model_cases(selection: Selection) -> Iterator[ModelCase]:
     backbones = (ModelCase(*parts) for parts in product(("resnet50", "mobilenetv2_100"), batches, MEMORY_FORMATS))
     detectors = [ssd_case("all", 4), *(ssd_case(levels, 1) for levels in POSITIONS[:2])]
     if selection != "full":
-        return chain(backbones, detectors)
+        return chain(backbones, detectors, (ModelCase(name, attention="interaction") for name in TRANSFORMERS))
     detectors = [ssd_case(*parts) for parts in product(POSITIONS, (1, 4), MEMORY_FORMATS)]
     order = product(("resnet18", "mobilenetv3_small_100"), (8,), MEMORY_FORMATS)
     with_lga = (ModelCase(*parts, attention="lga") for parts in order)
-    return chain(backbones, detectors, with_lga)
+    with_interaction = (
+        ModelCase(name, batch, attention="interaction", work=work, compiled=True)
+        for name, batch, work in product(TRANSFORMERS, (1, 8), WORKS)
+    )
+    return chain(backbones, detectors, with_lga, with_interaction)
 
 
 def ssd_case(levels: str, batch: int, memory_format: str = CONTIGUOUS) -> ModelCase:
@@ -255,6 +326,28 @@ def lga_cases(selection: Selection) -> list[LgaCase]:
         return [LgaCase(LGA_BATCH, *size, *how) for how, size in product(asked, LGA_SIZES)]
     order = product((1, LGA_BATCH, 32), LGA_SIZES, CONTRACTIONS, WORKS, MEMORY_FORMATS)
     return [LgaCase(batch, *size, *how) for batch, size, *how in order]
+
+
+def acp_cases(selection: Selection) -> list[AcpCase]:
+    """ACP forward and in training; there torch.compile, which takes its time, in a full run alone."""
+    if selection == "smoke":
+        return [AcpCase(1, *SMOKE_ACP, work=work, compiled=work == FORWARD) for work in WORKS]
+    if selection == "default":
+        order = product(WORKS, ACP_SIZES)
+        return [AcpCase(ACP_BATCH, *size, work=work, compiled=work == FORWARD) for work, size in order]
+    order = product(ACP_SIZES, (1, 2, 3, 4), WORKS, MEMORY_FORMATS)
+    return [AcpCase(ACP_BATCH, *size, *how) for size, *how in order]
+
+
+def cat_cases(selection: Selection) -> list[CatCase]:
+    """CAT forward and in training; there torch.compile, which takes its time, in a full run alone."""
+    if selection == "smoke":
+        return [CatCase(1, *SMOKE_CAT, work, compiled=work == FORWARD) for work in WORKS]
+    if selection == "default":
+        order = product(WORKS, CAT_SIZES)
+        return [CatCase(CAT_BATCH, *size, work, compiled=work == FORWARD) for work, size in order]
+    order = product(CAT_TOKENS, CAT_CONCEPTS, WORKS)
+    return [CatCase(CAT_BATCH, tokens, concepts, dim, work) for (tokens, dim), concepts, work in order]
 
 
 def gpu_cases(batch: int, selection: Selection, *, tuned: bool = False) -> list[Case]:
@@ -300,6 +393,19 @@ def gpu_lga_cases(selection: Selection) -> list[LgaCase]:
     ways += [(RELEASED, FORWARD, CONTIGUOUS), *((PAPER, TRAINING, layout) for layout in MEMORY_FORMATS)]
     order = product(GPU_DTYPES, ways, LGA_SIZES)
     return [LgaCase(GPU_BATCH, *size, *way, dtype) for dtype, way, size in order]
+
+
+def gpu_interaction_cases(selection: Selection) -> list[AcpCase | CatCase]:
+    """ACP and CAT on a GPU, what matters most first: forward, ACP in both formats, then training."""
+    if selection == "smoke":
+        acp = AcpCase(1, *SMOKE_ACP, work=TRAINING, memory_format=CHANNELS_LAST)
+        return [CatCase(1, *SMOKE_CAT, dtype=torch.bfloat16), acp]
+    cases: list[AcpCase | CatCase] = []
+    for dtype, work in product(GPU_DTYPES, WORKS):
+        order = product(MEMORY_FORMATS, ACP_SIZES)
+        cases += [AcpCase(GPU_BATCH, *size, ACP_LAYERS, work, layout, dtype) for layout, size in order]
+        cases += [CatCase(GPU_BATCH, *size, work, dtype) for size in CAT_SIZES]
+    return cases
 
 
 def full_shapes() -> tuple[Shape, ...]:

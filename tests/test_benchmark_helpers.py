@@ -4,12 +4,15 @@ records."""
 import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import cfsam, convergence, lga
+from benchmarks import cfsam, convergence, interaction, lga
+from benchmarks import models as whole
 from benchmarks.contest import Contest, Effort
 from benchmarks.figures import summary
 from benchmarks.interleave import Ratio, Rival, Timing, interleave, speedup
@@ -29,11 +32,17 @@ from benchmarks.shapes import (
     SAVED_SHAPE,
     STAGES,
     TRAINING,
+    TRANSFORMERS,
     WORKS,
+    AcpCase,
     AttentionCase,
+    CatCase,
     LgaCase,
+    ModelCase,
     PyramidCase,
+    acp_cases,
     attention_cases,
+    cat_cases,
     lga_cases,
     model_cases,
     module_cases,
@@ -218,7 +227,9 @@ def test_bytes_moved_at_least() -> None:
     assert bytes_moved_at_least([x, x, x], [x], TRAINING) == (4 + 4 + 3) * 240
 
 
-@pytest.mark.parametrize("cases", [module_cases, attention_cases, pyramid_cases, lga_cases, model_cases])
+@pytest.mark.parametrize(
+    "cases", [module_cases, attention_cases, pyramid_cases, lga_cases, acp_cases, cat_cases, model_cases]
+)
 def test_selections_grow(cases: Callable) -> None:
     smoke, default, full = ([str(case) for case in cases(selection)] for selection in ("smoke", "default", "full"))
     assert 0 < len(smoke) < len(default) < len(full) == len(set(full))
@@ -297,6 +308,67 @@ def test_lga_is_compared_with_compile_in_the_papers_contraction() -> None:
     assert COMPILE not in lga.lga_rivals(LgaCase(1, 6, 2, 7, RELEASED))
 
 
+INTERACTION = [AcpCase(3, 6, 7, 2), AcpCase(3, 6, 9, 1, memory_format=CHANNELS_LAST), CatCase(3, 20, 5, 6)]
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("case", INTERACTION, ids=str)
+def test_rivals_of_acp_and_cat_compute_the_modules(case: AcpCase | CatCase, work: str) -> None:
+    case = replace(case, work=work)
+    scene = interaction.interaction_scene(case)
+    exact, eager = scene.truths()
+    with setting(work, "reference"):
+        assert_accurate(scene.answers(scene.module), exact, eager)
+    with setting(work, interaction.COMPOSED):
+        assert_accurate(scene.answers(interaction.interaction_forward(scene, interaction.COMPOSED)), exact, eager)
+    assert exact["out"].shape == (1 if work == FORWARD else 3, *case.shape[1:])
+    assert ("grad x" in exact) == (work == TRAINING)
+    assert len(exact) == (1 if work == FORWARD else 2 + len(list(scene.module.parameters())))
+    assert scene.inputs["x"].is_contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
+
+
+def test_no_convolution_of_acps_scene_rounds() -> None:
+    scene = interaction.interaction_scene(AcpCase(1, 16, 28, 2))
+    x, exact = scene.inputs["x"], scene.in_float64()
+    y = exact.inputs["x"]
+    with torch.no_grad():
+        for conv, twin in zip(scene.module.convs, exact.module.convs, strict=True):
+            x, y = (torch.nn.functional.max_pool2d(layer(t), 2, ceil_mode=True) for layer, t in ((conv, x), (twin, y)))
+            assert torch.equal(x.double(), y)
+    assert y.abs().max() > 0.1
+
+
+def test_compile_takes_part_in_interaction_where_the_case_wants_it() -> None:
+    for case in (AcpCase(1, 6, 7), CatCase(1, 20, 5, 6)):
+        fast = interaction.fast_backends(interaction.CPU, case.operation)
+        assert interaction.interaction_rivals(case) == [EAGER, COMPILE, "composed", *fast]
+        assert COMPILE not in interaction.interaction_rivals(replace(case, compiled=False))
+    assert {case.compiled for case in acp_cases("full") + cat_cases("full")} == {True}
+
+
+def test_a_model_in_training_has_gradients_and_is_compiled_where_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(case: ModelCase, attention: str | None) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 4, 3, 8), nn.ReLU(), *([nn.Conv2d(4, 4, 1)] if attention else [])]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    compiled = []
+    monkeypatch.setattr(whole, "create", create)
+    monkeypatch.setattr(whole, "photographs", lambda batch, side: torch.randn(batch, 3, 32, 32))
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled.append(model) or model)
+    case = ModelCase("some", 3, attention="interaction", work=TRAINING, compiled=True)
+    names = ["plain", EAGER, COMPILE, *interaction.fast_backends(interaction.CPU, "interaction")]
+    assert whole.model_rivals(case) == names
+    contest = whole.ModelContest(case, Effort(rounds=3, round_seconds=0.0))
+    assert not contest.wrong | contest.broken | contest.late
+    assert list(contest.timings) == names
+    assert compiled == [contest.networks["interaction"]]
+    assert all(p.grad.norm() > 0 for model in contest.networks.values() for p in model.parameters())
+    assert contest.facts(COMPILE).items() >= {"work": TRAINING, "operation": "interaction", "model": "some"}.items()
+    assert str(case) == "some-3-contiguous-forward+backward"
+    assert COMPILE not in whole.model_rivals(ModelCase("some"))
+
+
 def test_the_first_losses_are_compared() -> None:
     losses = [2.0] * convergence.FIRST
     assert convergence.apart([*losses, 7.0], [*losses, 1.0]) == 0
@@ -336,7 +408,7 @@ def all_records() -> list[dict]:
             found.append({"suite": "traffic", "operation": "scsa", "shape": [1, *stage], "format": layout, **moved})
     for stage, work in itertools.product(STAGES, ("inference", "training")):
         found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
-    return found + cfsam_records() + lga_records() + trainings()
+    return found + cfsam_records() + lga_records() + interaction_records() + trainings()
 
 
 def cfsam_records() -> list[dict]:
@@ -364,6 +436,21 @@ def lga_records() -> list[dict]:
         over = {"eager": both(6.0), "compile": both(3.0 if case.work == FORWARD else 1.25)}
         sizes = {"saved_for_backward_bytes": 2 * case.dim + case.side, "bytes_of_x": case.dim}
         found.append(record(**case.facts(), suite="lga", speedup=over, **sizes))
+    return found
+
+
+def interaction_records() -> list[dict]:
+    found = []
+    for case in acp_cases("default") + cat_cases("default"):
+        composed = 1.25 if case.operation == "acp" else 0.75
+        over = {"eager": both(3.0 if case.work == FORWARD else 1.5), "composed": both(composed)}
+        over |= {"compile": both(1.55)} if case.compiled else {}
+        found.append(record(**case.facts(), suite=case.operation, speedup=over))
+    for model, work in itertools.product(TRANSFORMERS, WORKS):
+        share = 0.8 if work == FORWARD else 0.5
+        case = {"suite": "model", "model": model, "shape": [8, 3, 224, 224], "work": work}
+        found.append(record(**case, speedup={"plain": both(share)}))
+        found.append(record(**case, rival="eager", speedup={"plain": both(share / 2)}))
     return found
 
 
@@ -431,6 +518,31 @@ def test_lgas_part_of_the_summary() -> None:
     ]
     larger = [r | {"shape": [32, *r["shape"][1:]]} if r["suite"] == "lga" else r for r in all_records()]
     assert [row["measured"] for row in summary(larger) if row["what"].startswith("LGA forward")] == [None] * 5
+
+
+def test_interactions_part_of_the_summary() -> None:
+    rows = [row for row in summary(all_records()) if row["what"].startswith(("ACP ", "CAT "))]
+    found = [(row["what"].partition(",")[0], row["asked"], row["measured"], row.get("met")) for row in rows]
+    exactly = pytest.approx
+    assert found == [
+        ("ACP forward", 2.5, exactly(3.0), True),
+        ("ACP forward", 1.5, exactly(1.55), True),
+        ("ACP forward", None, exactly(1.25), None),
+        ("ACP forward + backward", 1.7, exactly(1.5), False),
+        ("ACP forward + backward", None, exactly(1.25), None),
+        ("CAT forward", 1.7, exactly(3.0), True),
+        ("CAT forward", 1.6, exactly(1.55), False),
+        ("CAT forward", None, exactly(0.75), None),
+        ("CAT forward + backward", 1.7, exactly(1.5), False),
+        ("CAT forward + backward", None, exactly(0.75), None),
+    ]
+    shares = [row for row in summary(all_records()) if "+ ACP + CAT" in row["what"]]
+    assert [(row["what"].partition(" ")[0], row["measured"], row["eager"]) for row in shares] == [
+        (model, exactly(0.8), exactly(0.4)) for model in TRANSFORMERS
+    ]
+    others = [r | {"layers": 3, "concepts": 16} if r["suite"] in ("acp", "cat") else r for r in all_records()]
+    rows = [row for row in summary(others) if row["what"].startswith(("ACP ", "CAT "))]
+    assert [row["measured"] for row in rows] == [None] * 10
 
 
 def test_summary_of_trainings() -> None:

@@ -10,13 +10,22 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks import cfsam, devices, gpu, lga, machine, shapes
+from benchmarks import cfsam, devices, gpu, interaction, lga, machine, shapes
 from benchmarks.contest import Contest, Effort
 from benchmarks.devices import Cpu, Gpu
-from benchmarks.gpu import GpuLgaContest, GpuModelContest, GpuScsaContest, Graphed, cfsam_contest
+from benchmarks.gpu import (
+    GpuInteractionContest,
+    GpuLgaContest,
+    GpuModelContest,
+    GpuScsaContest,
+    Graphed,
+    cfsam_contest,
+)
 from benchmarks.interleave import Rival
 from benchmarks.limit import TimeUp, time_limit
 from benchmarks.shapes import (
+    ACP_SIZES,
+    CAT_SIZES,
     CHANNELS_LAST,
     CONTIGUOUS,
     FORWARD,
@@ -27,8 +36,10 @@ from benchmarks.shapes import (
     RELEASED,
     STAGES,
     TRAINING,
+    AcpCase,
     AttentionCase,
     Case,
+    CatCase,
     LgaCase,
     ModelCase,
     PyramidCase,
@@ -275,6 +286,21 @@ def test_what_is_asked_of_lga_runs_first() -> None:
     assert {(case.contraction, case.work) for case in cases[10:15]} == {(RELEASED, FORWARD)}
 
 
+def test_what_is_asked_of_acp_and_cat_runs_first() -> None:
+    cases = shapes.gpu_interaction_cases("default")
+    assert len(cases) == len(set(map(str, cases))) == 2 * 2 * (4 + 3)
+    assert [case.dtype for case in cases] == [torch.bfloat16] * 14 + [torch.float32] * 14
+    asked = [
+        AcpCase(32, *size, 2, FORWARD, layout, torch.bfloat16)
+        for layout in (CONTIGUOUS, CHANNELS_LAST)
+        for size in ACP_SIZES
+    ]
+    assert cases[:4] == asked
+    assert cases[4:7] == [CatCase(32, *size, FORWARD, torch.bfloat16) for size in CAT_SIZES]
+    assert {case.work for case in cases[7:14]} == {TRAINING}
+    assert all(case.compiled for case in cases)
+
+
 @pytest.mark.parametrize("work", [FORWARD, TRAINING])
 def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, steps = [], []
@@ -354,6 +380,31 @@ def test_scenes_of_lga_lie_on_the_device() -> None:
         assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
 
 
+@pytest.mark.parametrize("case", shapes.gpu_interaction_cases("smoke"), ids=str)
+def test_interaction_contest_compares_like_with_like(
+    case: AcpCase | CatCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
+    names = ["eager", "compile", *gpu.fast_backends(Cpu(), case.operation)]
+    contest = GpuInteractionContest(case, QUICK, Cpu())
+    assert not contest.wrong | contest.broken | contest.late
+    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
+    facts = contest.facts("eager-graph")
+    assert contest.suite == case.operation
+    assert facts.items() >= {**case.facts(), "operation": case.operation, "rival": "eager", "launch": GRAPH}.items()
+    size = (8 * 9 * 9 if isinstance(case, AcpCase) else 40 * 8) * case.dtype.itemsize
+    assert facts["bytes_moved_at_least"] == size * (2 if case.work == FORWARD else 5)
+    contest.close()
+
+
+def test_scenes_of_acp_and_cat_lie_on_the_device() -> None:
+    for case in shapes.gpu_interaction_cases("smoke"):
+        scene = interaction.interaction_scene(case, "meta")
+        assert all(tensor.is_meta for tensor in (*scene.leaves.values(), *scene.grads))
+        assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
+
+
 def test_scenes_of_cfsam_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, attention, pyramid = shapes.gpu_cfsam_cases("smoke")
     whole, module = cfsam.attention_scene(attention, "meta"), cfsam.pyramid_scene(pyramid, "meta")
@@ -398,6 +449,7 @@ def test_rows_of_every_part_and_none_without_a_gpu(monkeypatch: pytest.MonkeyPat
     for name in shapes.PARTS:
         build, cases, rivals = bench_gpu.rows(name, "default")
         kinds = {"models": (GpuModelContest, 8), "cfsam": (cfsam_contest, 24), "lga": (GpuLgaContest, 50)}
+        kinds["interaction"] = GpuInteractionContest, 28
         assert (build.func, len(cases)) == kinds.get(name, (GpuScsaContest, 32))
         assert ("sdpa view" in rivals) == (name == "cfsam")
         assert ("max-autotune" in rivals) == name.endswith("-tuned")

@@ -22,6 +22,7 @@ from benchmarks.shapes import (
     TRAINING,
     AttentionCase,
     gpu_cfsam_cases,
+    gpu_interaction_cases,
     gpu_lga_cases,
 )
 
@@ -47,7 +48,7 @@ def gpu_records() -> list[dict]:
             model = here | {"suite": "model", "model": "resnet50", "shape": [32, 3, 224, 224]}
             found.append(gpu_record("triton", {"plain": 0.9 if launch == LAUNCHES else 0.97}, **model))
             found.append(gpu_record("eager", {"plain": 0.6}, **model))
-    return found + cfsam_records() + lga_records()
+    return found + cfsam_records() + lga_records() + interaction_records()
 
 
 def cfsam_records() -> list[dict]:
@@ -68,6 +69,14 @@ def lga_records() -> list[dict]:
     for launch, case in product((LAUNCHES, GRAPH), gpu_lga_cases("default")):
         over = {"eager": 9.0 if case.memory_format == CONTIGUOUS else 4.0, "compile": 1.75}
         found.append(gpu_record("triton", over, suite="lga", launch=launch, **case.facts()))
+    return found
+
+
+def interaction_records() -> list[dict]:
+    found = []
+    for launch, case in product((LAUNCHES, GRAPH), gpu_interaction_cases("default")):
+        over = {"eager": 8.0 if case.memory_format == CONTIGUOUS else 2.0, "compile": 1.25}
+        found.append(gpu_record("triton", over, suite=case.operation, launch=launch, **case.facts()))
     return found
 
 
@@ -113,6 +122,24 @@ def test_gpu_summary_of_lga() -> None:
     ]
     assert ["CUDA graphs" in row["what"] for row in rows] == [False, True] * 4
     assert {row["what"].split(", ")[2] for row in rows} == {"batch 32"}
+
+
+def test_gpu_summary_of_interaction() -> None:
+    rows = [row for row in gpu_summary(interaction_records()) if row["measured"] is not None]
+    found = [(row["what"].split(",")[0], row["asked"], row["measured"], row.get("met")) for row in rows[::2]]
+    exactly = pytest.approx
+    assert found == [
+        ("ACP forward", 3.0, exactly(4.0), True),
+        ("ACP forward", 1.3, exactly(1.25), False),
+        ("ACP forward + backward", None, exactly(4.0), None),
+        ("ACP forward + backward", None, exactly(1.25), None),
+        ("CAT forward", 3.0, exactly(8.0), True),
+        ("CAT forward", 1.3, exactly(1.25), False),
+        ("CAT forward + backward", None, exactly(8.0), None),
+        ("CAT forward + backward", None, exactly(1.25), None),
+    ]
+    assert ["CUDA graphs" in row["what"] for row in rows] == [False, True] * 8
+    assert {row["what"].split(", ")[1] for row in rows} == {"batch 32"}
 
 
 def test_gpu_summary_measures_nothing_from_a_part_of_the_cases() -> None:
@@ -217,7 +244,8 @@ def part(name: str, records: list[dict], **changes) -> dict:
 
 def parts() -> list[dict]:
     homes = {"model": "models", "attention": "cfsam", "pyramid": "cfsam", "lga": "lga"}
-    found: dict[str, list[dict]] = {"models": [], "32": [], "lga": [], "cfsam": []}
+    homes |= {"acp": "interaction", "cat": "interaction"}
+    found: dict[str, list[dict]] = {"models": [], "32": [], "interaction": [], "lga": [], "cfsam": []}
     for record in gpu_records():
         found[homes.get(record["suite"], "32")].append(record)
     return [part(name, records) for name, records in found.items()]
@@ -228,7 +256,7 @@ def test_parts_become_one_result_and_the_readmes_tables(tmp_path, capsys: pytest
         (tmp_path / f"{found['fastattn']['part']}.json").write_text(json.dumps(found))
     assert merge.main([str(tmp_path), "-o", str(tmp_path / "results")]) == 0
     result = json.loads((tmp_path / "results" / "nvidia-fake-100.json").read_text())
-    assert list(result["fastattn"]["parts"]) == ["32", "models", "cfsam", "lga"]
+    assert list(result["fastattn"]["parts"]) == ["32", "models", "cfsam", "lga", "interaction"]
     assert all(row["measured"] is not None for row in result["fastattn"]["summary"])
     text = capsys.readouterr().out
     assert "### Asked and measured" in text

@@ -209,6 +209,49 @@ def test_lgas_table_tells_contractions_apart(lga_result: dict) -> None:
     assert list(panels[0].groups) == groups
 
 
+@pytest.fixture
+def interaction_result(result: dict) -> dict:
+    acp = {"suite": "acp", "operation": "acp", "shape": [8, 96, 56, 56]}
+    cat = {"suite": "cat", "operation": "cat", "shape": [4, 3136, 192]}
+    model = {"suite": "model", "model": "vit_tiny_patch16_224", "operation": "interaction", "shape": [8, 3, 224, 224]}
+    result["benchmarks"] = [
+        *(benchmark("eager", 20.0, {"native": 0.2}, **acp, layers=layers) for layers in (2, 3)),
+        *(benchmark("native", 4.0, {"eager": 5.0, "composed": 1.5}, **acp, layers=layers) for layers in (2, 3)),
+        *(benchmark("composed", 6.0, {"native": 0.667}, **acp, layers=layers) for layers in (2, 3)),
+        *(benchmark("eager", 20.0, {"native": 0.5}, **cat, concepts=concepts) for concepts in (64, 256)),
+        *(benchmark("native", 10.0, {"eager": 2.0}, **cat, concepts=concepts) for concepts in (64, 256)),
+        *(benchmark("plain", 80.0, {}, **model, work=work) for work in ("forward", "forward + backward")),
+        benchmark("native", 100.0, {"plain": 0.8}, **model, work="forward + backward"),
+    ]
+    return result
+
+
+def test_tables_of_acp_and_cat_tell_layers_and_concepts_apart(interaction_result: dict) -> None:
+    found = by_title(interaction_result)
+    acp, cat, whole = (found[title] for title in ("ACP as a module", "CAT as a module", "Whole models"))
+    two, three = (dict(zip(acp.columns, row, strict=True)) for row in acp.rows)
+    assert (two["shape"], two["layers"], three["layers"]) == ("(8, 96, 56, 56)", "2", "3")
+    assert (two["native vs eager"], two["native vs composed"], two["composed ms"]) == ("5.00×", "1.50×", "6.00")
+    assert "composed vs eager" not in acp.columns
+    few, many = (dict(zip(cat.columns, row, strict=True)) for row in cat.rows)
+    assert (few["tokens"], few["concepts"], many["concepts"]) == ("(4, 3136, 192)", "64", "256")
+    forward, training = (dict(zip(whole.columns, row, strict=True)) for row in whole.rows)
+    assert (forward["attention"], forward["work"], forward["native images/s"]) == ("ACP + CAT", "forward", "-")
+    assert (training["work"], training["native / plain"]) == ("forward + backward", "0.800")
+    assert whole.notes[0].startswith("224 x 224 photographs, float32; plain")
+
+
+def test_charts_of_acp_and_cat(interaction_result: dict) -> None:
+    acp, cat = chart.module_panels(interaction_result)
+    assert [panel.title.partition(":")[0] for panel in (acp, cat)] == ["ACP forward, float32", "CAT forward, float32"]
+    assert list(acp.groups) == [f"(8, 96, 56, 56)\n{layers} layers\ncontiguous" for layers in (2, 3)]
+    assert list(cat.groups) == [f"(4, 3136, 192)\n{concepts} concepts" for concepts in (64, 256)]
+    [models] = chart.model_panels(interaction_result)
+    assert len(models.groups) == 2
+    section = report.readme_section(interaction_result, "result.json")
+    assert [section.count(f"### {name} as a module") for name in ("ACP", "CAT")] == [1, 1]
+
+
 def test_trainings_have_a_table_and_curves(lga_result: dict, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     table = by_title(lga_result)["Training on digits"]

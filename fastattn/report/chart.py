@@ -80,7 +80,14 @@ def empty_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-SUITES = {"module": "SCSA", "attention": "Partitioned attention", "pyramid": "CFSAM", "lga": "LGA"}
+SUITES = {
+    "module": "SCSA",
+    "attention": "Partitioned attention",
+    "pyramid": "CFSAM",
+    "lga": "LGA",
+    "acp": "ACP",
+    "cat": "CAT",
+}
 
 
 def module_panels(result: dict[str, Any]) -> list[Panel]:
@@ -103,8 +110,9 @@ def suite_panels(result: dict[str, Any], suite: str) -> list[Panel]:
 
 def label(record: dict[str, Any]) -> str:
     """What tells a case from the others of its panel."""
-    own = f"{record['parts']} parts" if "parts" in record else record["format"]
+    own = next((f"{record[name]} {name}" for name in ("parts", "concepts") if name in record), record["format"])
     options = [record[name] for name in ("ablation", "contraction") if name in record]
+    options += [f"{record['layers']} layers"] if "layers" in record else []
     return "\n".join([CASE["shape"](record), *options, own])
 
 
@@ -113,12 +121,13 @@ def model_panels(result: dict[str, Any]) -> list[Panel]:
     groups: dict[str, dict[str, float]] = {}
     for members in cases(
         records(result, "model"),
-        lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch"), r.get("levels")),
+        lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch"), r.get("levels"), r["work"]),
     ):
         first = next(iter(members.values()))
         name = f"{first['model']}, batch {first['shape'][0]}\n{first['format']}"
         name += f", {first['dtype']}, {first['launch']}" if "launch" in first else ""
         name += f", {first['levels']} levels" if first.get("levels") else ""
+        name += f", {first['work']}" if first["work"] != "forward" else ""
         groups[name] = {rival: r["images_per_s"] for rival, r in members.items()}
     return [Panel("Whole models: images per second", groups)] if groups else []
 

@@ -10,7 +10,9 @@ from .chart import draw, draw_curves
 from .result import ResultError, load, records
 from .tables import (
     Table,
+    acp_table,
     attention_table,
+    cat_table,
     lga_table,
     model_table,
     module_table,
@@ -64,7 +66,7 @@ def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None
 def readme_section(result: dict[str, Any], source: str) -> str:
     """The tables that a README has room for, as Markdown; `source` names the result file."""
     modules = gpu_modules(result) if on_gpu(result) else module_table(result)
-    others = attention_table(result), pyramid_table(result), lga_table(result)
+    others = [build(result) for build in (attention_table, pyramid_table, lga_table, acp_table, cat_table)]
     shown = [table for table in (summary_table(result), model_table(result), modules, *others) if table.rows]
     return "\n".join([f"Generated from `{source}`.\n", *map(to_markdown, shown)])
 

@@ -1,9 +1,9 @@
 """Reading a result file: pytest-benchmark's JSON with what fastattn's benchmarks add to it.
 
 Besides pytest-benchmark's own keys there are, for each benchmark, `extra_info` with `suite` (SCSA's module, tuned, copy
-and precision; CFSAM's attention and pyramid; lga; model; python, traffic, memory and convergence, which have no
-rivals), `operation`, the case (`work`, `shape`, `dtype`, `format`, `model`, on a GPU `launch`, and what else tells it
-from others), `rival`, `least_ms`, `median_ms`, `speedup` over each other rival of the same interleaved run, and the
+and precision; CFSAM's attention and pyramid; lga; acp; cat; model; python, traffic, memory and convergence, which have
+no rivals), `operation`, the case (`work`, `shape`, `dtype`, `format`, `model`, on a GPU `launch`, and what else tells
+it from others), `rival`, `least_ms`, `median_ms`, `speedup` over each other rival of the same interleaved run, and the
 figures derived from them, or of a training its `backend`, `losses` and `accuracy`; `machine_info`; and under `fastattn`
 the `schema`, the `selection` that ran, the `summary` of asked and measured figures, and for a GPU the `device` (cuda)
 and the `part` or `parts` that ran.

@@ -31,6 +31,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         attention_table(result),
         pyramid_table(result),
         lga_table(result),
+        acp_table(result),
+        cat_table(result),
         model_table(result),
         convergence_table(result),
     ]
@@ -64,7 +66,7 @@ CASE: dict[str, Callable[[Record], str]] = {
 }
 LAUNCH = {"launch": lambda r: r["launch"]}  # launches or graph, on a GPU alone
 # What the other rivals are compared with.
-YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32", "sdpa copies", "sdpa view")
+YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32", "sdpa copies", "sdpa view", "composed")
 
 
 def module_table(result: dict[str, Any]) -> Table:
@@ -134,6 +136,29 @@ def lga_table(result: dict[str, Any]) -> Table:
     return rivals_table("LGA as a module", records(result, "lga"), case, ("images/s", "images_per_s"), notes)
 
 
+def acp_table(result: dict[str, Any]) -> Table:
+    """ACP as a module, by the number of its layers."""
+    case = {
+        "shape": CASE["shape"],
+        "layers": lambda r: str(r["layers"]),
+        "dtype": CASE["dtype"],
+        "format": CASE["format"],
+        "work": CASE["work"],
+    }
+    return rivals_table("ACP as a module", records(result, "acp"), case, ("images/s", "images_per_s"), COMPOSED_NOTES)
+
+
+def cat_table(result: dict[str, Any]) -> Table:
+    """CAT as a module, by its tokens and concepts."""
+    case = {
+        "tokens": CASE["shape"],
+        "concepts": lambda r: str(r["concepts"]),
+        "dtype": CASE["dtype"],
+        "work": CASE["work"],
+    }
+    return rivals_table("CAT as a module", records(result, "cat"), case, ("images/s", "images_per_s"), COMPOSED_NOTES)
+
+
 def convergence_table(result: dict[str, Any]) -> Table:
     """Trainings that differ in who computes the attention."""
     rows: list[tuple[str, ...]] = [
@@ -190,6 +215,7 @@ NOTES = [
     "ms: the least of the interleaved rounds. a vs b: how many times faster a is than b.",
     "GB/s: what any implementation moves (forward: x and out; with backward: five times x) by that time.",
 ]
+COMPOSED_NOTES = [NOTES[0], "composed: torch's own operators, rearranged by the same algebra."]
 GPU_NOTES = [
     "µs: the median of the interleaved rounds, each of many calls one behind the other between two CUDA events. The",
     "L2 is emptied before a round; then a call that is not timed brings back what fits. launches: every operator is",
@@ -209,6 +235,7 @@ def model_table(result: dict[str, Any]) -> Table:
         "batch": lambda r: str(r["shape"][0]),
         "format": CASE["format"],
         **({"dtype": CASE["dtype"], **LAUNCH} if gpu else {}),
+        **({"work": CASE["work"]} if any(r["work"] != "forward" for r in found) else {}),
     }
     names = in_order(record["rival"] for record in found)
     others = [name for name in names if name != "plain"]
@@ -225,7 +252,8 @@ def model_table(result: dict[str, Any]) -> Table:
     )
     sizes = in_order(f"{r['shape'][2]} x {r['shape'][3]}" for r in found)
     what = "images of noise" if gpu else "photographs, float32"
-    notes = [f"{' and '.join(sizes)} {what}, inference; plain: the model without attention, others: with it."]
+    how = "" if "work" in case else ", inference"
+    notes = [f"{' and '.join(sizes)} {what}{how}; plain: the model without attention, others: with it."]
     if any(r.get("levels") for r in found):
         notes.append("Of a detector: backbone, attention and head, without the boxes' decoding.")
     return Table("Whole models", columns, rows, notes)
@@ -234,7 +262,9 @@ def model_table(result: dict[str, Any]) -> Table:
 def placed(record: Record) -> str:
     """The attention that a model's rivals have, and the levels that it is on."""
     levels = record.get("levels")
-    return record.get("operation", "scsa").upper() + (f" on {levels} levels" if levels else "")
+    operation = record.get("operation", "scsa")
+    name = "ACP + CAT" if operation == "interaction" else operation.upper()
+    return name + (f" on {levels} levels" if levels else "")
 
 
 def on_gpu(result: dict[str, Any]) -> bool:
