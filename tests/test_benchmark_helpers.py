@@ -545,6 +545,16 @@ def test_interactions_part_of_the_summary() -> None:
     assert [row["measured"] for row in rows] == [None] * 10
 
 
+def test_the_worst_of_cat_goes_by_its_concepts() -> None:
+    found = interaction_records()
+    for r in found:
+        if r.get("concepts") == 256:
+            r["speedup"] |= {"eager": both(1.25)}
+    [forward, training] = [row for row in summary(found) if row["what"].startswith("CAT") and "eager" in row["unit"]]
+    worst = {"value": 1.25, "case": "(4, 3136, 192) contiguous, 256 concepts"}
+    assert forward["worst"] == training["worst"] == worst
+
+
 def test_summary_of_trainings() -> None:
     rows = [row for row in summary(all_records()) if "training on digits" in row["what"]]
     found = [(row["what"][:4], row["unit"], row["measured"], row["met"]) for row in rows]

@@ -1,6 +1,7 @@
 """The figures that the project set itself for ACP and CAT, computed from what the benchmarks recorded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..shapes import (
@@ -17,7 +18,7 @@ from ..shapes import (
     AcpCase,
     CatCase,
 )
-from .rows import FAST, GPU_DTYPE, GPU_FAST, HOW, Record, launched, ratios, row, select
+from .rows import FAST, GPU_DTYPE, GPU_FAST, HOW, Record, Sample, describe, launched, ratios, row, select
 
 # None: for comparison.
 ACP = (
@@ -66,13 +67,13 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 def acp_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     cases = [AcpCase(ACP_BATCH, *size, work=work) for size in ACP_SIZES]
     what = f"ACP {work}, {ACP_LAYERS} layers, two shapes, batch {ACP_BATCH}, geometric mean"
-    return row(what, f"times {over}'s speed", ">=", asked, ratios(of(records, cases, FAST), over), len(cases))
+    return row(what, f"times {over}'s speed", ">=", asked, of(records, cases, FAST, over), len(cases))
 
 
 def cat_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     cases = [CatCase(CAT_BATCH, *size, work) for size in CAT_SIZES]
     what = f"CAT {work}, three shapes, batch {CAT_BATCH}, geometric mean"
-    return row(what, f"times {over}'s speed", ">=", asked, ratios(of(records, cases, FAST), over), len(cases))
+    return row(what, f"times {over}'s speed", ">=", asked, of(records, cases, FAST, over), len(cases))
 
 
 def share_row(records: Sequence[Record], model: str) -> dict[str, Any]:
@@ -97,10 +98,15 @@ def gpu_row(
             for size in ACP_SIZES
         ]
     what = f"{operation.upper()} {work}, batch {GPU_BATCH}, {shapes}, {HOW[launch]}, geometric mean"
-    samples = ratios(of(records, cases, GPU_FAST), over)
+    samples = of(records, cases, GPU_FAST, over)
     return row(what, f"times {over}'s speed", ">=", asked, samples, len(cases), by="median")
 
 
-def of(records: Sequence[Record], cases: Sequence[AcpCase | CatCase], rival: str) -> list[Record]:
-    """A rival's records of these cases."""
-    return [r for case in cases for r in select(records, suite=case.operation, rival=rival, **case.facts())]
+def of(records: Sequence[Record], cases: Sequence[AcpCase | CatCase], rival: str, over: str) -> list[Sample]:
+    """How many times faster a rival is than another in these cases; CAT's go by their concepts too."""
+    found = [r for case in cases for r in select(records, suite=case.operation, rival=rival, **case.facts())]
+    return [replace(sample, case=named(record)) for record in found for sample in ratios([record], over)]
+
+
+def named(record: Record) -> str:
+    return describe(record) + (f", {record['concepts']} concepts" if "concepts" in record else "")
