@@ -209,8 +209,8 @@ def for_lga(test):
     return needs_compiler(test)
 
 
-# ptxas holds this kernel to the registers of three or more blocks a multiprocessor, and leaves in local memory what its
-# loops share
+# ptxas may hold this kernel to 72 or 80 registers, so that three blocks and more are resident, and keep what its loops
+# share, addresses above all, in local memory: a few words of each thread. Smaller blocks and other warps are no remedy
 LGA_SPILLS = {"scale_mix_backward_kernel": 160}
 
 
