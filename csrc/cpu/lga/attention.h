@@ -40,7 +40,8 @@ inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
 
 // R rows of `multiply`
 template <int R>
-inline void multiply_rows(int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out, int64_t out_row) {
+__attribute__((noinline)) inline void multiply_rows(int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out,
+                                                    int64_t out_row) {
     constexpr int lanes = L / 2;
     int c = 0;
     for (; c + lanes <= m; c += lanes) {
@@ -58,16 +59,33 @@ inline void multiply_rows(int k, int m, const double* a, int64_t a_row, const do
 }
 
 // out [n][m] += a [n][k] b [k][m]
-__attribute__((noinline)) inline void multiply(int n, int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out,
-                                               int64_t out_row) {
+inline void multiply(int n, int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out, int64_t out_row) {
+    constexpr int rows = L == 16 ? 8 : 4;
     int i = 0;
-    for (; i + 4 <= n; i += 4) multiply_rows<4>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
+    for (; i + rows <= n; i += rows) multiply_rows<rows>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
     for (; i < n; ++i) multiply_rows<1>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
 }
 
-inline void transpose(int n, int m, const double* a, int64_t a_row, double* out) {  // [n][m] -> [m][n]
-    for (int i = 0; i < n; ++i)
-        for (int j = 0; j < m; ++j) out[int64_t{j} * n + i] = a[i * a_row + j];
+inline double dot(int n, const double* a, const double* b) {
+    constexpr int lanes = L / 2;
+    D sum[2] = {};
+    int i = 0;
+    for (; i + 2 * lanes <= n; i += 2 * lanes)
+        for (int k = 0; k < 2; ++k) sum[k] += load(a + i + k * lanes) * load(b + i + k * lanes);
+    sum[0] += sum[1];
+    double total = 0;
+    for (int k = 0; k < lanes; ++k) total += sum[0][k];
+    for (; i < n; ++i) total += a[i] * b[i];
+    return total;
+}
+
+// [n][m] -> [m][n], in squares that stay in the cache
+inline void transpose(int n, int m, const double* a, int64_t a_row, double* out) {
+    constexpr int side = 8;
+    for (int i0 = 0; i0 < n; i0 += side)
+        for (int j0 = 0; j0 < m; j0 += side)
+            for (int j = j0; j < std::min(m, j0 + side); ++j)
+                for (int i = i0; i < std::min(n, i0 + side); ++i) out[int64_t{j} * n + i] = a[i * a_row + j];
 }
 
 // What the heads of one convolution have; shared by a sample's team
@@ -104,7 +122,7 @@ struct HeadState {
 
     static int64_t scratch_size(const LgaPlan& plan) {
         const int64_t d = plan.head_dim();
-        return 2 * (3 * d * d + padded(static_cast<int>(d))) + 64;
+        return 2 * (3 * d * d + 2 * padded(static_cast<int>(d))) + 64;
     }
 
     Range key_blocks(Range heads) const { return blocks_of(slices.channels(slices.key(heads.begin), slices.key(heads.end - 1))); }
@@ -153,8 +171,7 @@ struct HeadState {
                 for (int j = 0; j < d; ++j) slopes[r * d + j] = grad_offsets[r] * value_bias[j];
             multiply(d, d, d, grad_values, row, turned, d, slopes, d);
             for (int r = 0; r < d; ++r) {
-                double mean = 0;
-                for (int j = 0; j < d; ++j) mean += slopes[r * d + j] * a[r * d + j];
+                const double mean = dot(d, slopes + r * d, a + r * d);
                 for (int j = 0; j < d; ++j) slopes[r * d + j] = share * scale * a[r * d + j] * (slopes[r * d + j] - mean);
             }
         }
@@ -203,10 +220,7 @@ struct HeadState {
                 }
             }
         };
-        for (int j = 0; j < d; ++j) {
-            bias[j] = 0;
-            for (int c = 0; c < d; ++c) bias[j] += slopes[j * d + c] * key_bias[c];
-        }
+        for (int j = 0; j < d; ++j) bias[j] = dot(d, slopes + j * d, key_bias);
         shifted(query, query_means, grad_query, grad_query_bias, query_mean);
         std::fill(bias, bias + d, 0.0);
         for (int j = 0; j < d; ++j)
@@ -218,11 +232,7 @@ private:
     // the bias of queries (0), keys (1) or values (2) of a head with the means' part
     void shift_bias(const HeadParams& p, int which, int head, int slice) const {
         const int64_t first = int64_t{which} * plan.dim + head * d;
-        for (int j = 0; j < d; ++j) {
-            double s = p.bias[first + j];
-            for (int c = 0; c < d; ++c) s += p.weights[(first + j) * d + c] * means[slice * d + c];
-            biases[first + j] = s;
-        }
+        for (int j = 0; j < d; ++j) biases[first + j] = p.bias[first + j] + dot(d, p.weights + (first + j) * d, means + slice * d);
     }
 
     void sum_values(int head, const HeadParams& p) const {
@@ -255,21 +265,21 @@ private:
         multiply(d, d, d, query, d, u, d, a, d);
         const double scale = 1 / std::sqrt(static_cast<double>(d));
         float* powers = reinterpret_cast<float*>(scratch);  // [padded d]
+        double* ones = scratch + padded(d);  // [d]
         std::fill(powers, powers + padded(d), -__builtin_inff());
+        std::fill(ones, ones + d, 1.0);
         for (int r = 0; r < d; ++r) {
-            double *row = a + r * d, total = 0, offset = 0;
+            double* row = a + r * d;
             for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(row[j]);
             V tops = load(powers);
             for (int j = L; j < d; j += L) tops = max(tops, load(powers + j));
             const double top = largest(tops);
             for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(scale * (row[j] - top));
             for_lanes(0, d, [&](int j, auto m) { store(powers + j, exp(load(powers + j, m)), m); });
-            for (int j = 0; j < d; ++j) total += powers[j];
-            for (int j = 0; j < d; ++j) {
-                row[j] = powers[j] / total;
-                offset += row[j] * value_bias[j];
-            }
-            offsets[head * d + r] = offset;
+            for (int j = 0; j < d; ++j) row[j] = powers[j];
+            const double share = 1 / dot(d, row, ones);
+            for (int j = 0; j < d; ++j) row[j] *= share;
+            offsets[head * d + r] = dot(d, row, value_bias);
         }
         std::fill(v, v + square, 0.0);
         multiply(d, d, d, a, d, value, d, v, d);
