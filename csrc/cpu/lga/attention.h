@@ -39,16 +39,16 @@ inline D load(const double* p) { D v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
 
 // R rows of `multiply`
-template <int R>
-__attribute__((noinline)) inline void multiply_rows(int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out,
-                                                    int64_t out_row) {
-    constexpr int lanes = L / 2;
+template <int R, class T>
+__attribute__((noinline)) inline void multiply_rows(int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out, int64_t out_row) {
+    using Vector = decltype(load(b));
+    constexpr int lanes = sizeof(Vector) / sizeof(T);
     int c = 0;
     for (; c + lanes <= m; c += lanes) {
-        D sum[R];
+        Vector sum[R];
         for (int r = 0; r < R; ++r) sum[r] = load(out + r * out_row + c);
         for (int j = 0; j < k; ++j) {
-            const D v = load(b + j * b_row + c);
+            const Vector v = load(b + j * b_row + c);
             for (int r = 0; r < R; ++r) sum[r] += a[r * a_row + j] * v;
         }
         for (int r = 0; r < R; ++r) store(out + r * out_row + c, sum[r]);
@@ -59,7 +59,8 @@ __attribute__((noinline)) inline void multiply_rows(int k, int m, const double* 
 }
 
 // out [n][m] += a [n][k] b [k][m]
-inline void multiply(int n, int k, int m, const double* a, int64_t a_row, const double* b, int64_t b_row, double* out, int64_t out_row) {
+template <class T>
+inline void multiply(int n, int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out, int64_t out_row) {
     constexpr int rows = L == 16 ? 8 : 4;
     int i = 0;
     for (; i + rows <= n; i += rows) multiply_rows<rows>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
@@ -80,12 +81,19 @@ inline double dot(int n, const double* a, const double* b) {
 }
 
 // [n][m] -> [m][n], in squares that stay in the cache
-inline void transpose(int n, int m, const double* a, int64_t a_row, double* out) {
+template <class From, class To>
+inline void transpose(int n, int m, const From* a, int64_t a_row, To* out) {
     constexpr int side = 8;
     for (int i0 = 0; i0 < n; i0 += side)
         for (int j0 = 0; j0 < m; j0 += side)
             for (int j = j0; j < std::min(m, j0 + side); ++j)
-                for (int i = i0; i < std::min(n, i0 + side); ++i) out[int64_t{j} * n + i] = a[i * a_row + j];
+                for (int i = i0; i < std::min(n, i0 + side); ++i) out[int64_t{j} * n + i] = static_cast<To>(a[i * a_row + j]);
+}
+
+// rows of m doubles -> [n][m]
+inline void narrow(int n, int m, const double* a, int64_t a_row, float* out) {
+    for (int i = 0; i < n; ++i)
+        for (int j = 0; j < m; ++j) out[int64_t{i} * m + j] = static_cast<float>(a[i * a_row + j]);
 }
 
 // What the heads of one convolution have; shared by a sample's team
@@ -103,7 +111,8 @@ struct HeadState {
     double* values;   // [dim][d]: scores times value weights
     double* offsets;  // [dim]: scores times value biases
     // gradients
-    double *grad_gram, *grad_query_mean, *grad_key_mean;  // [head][d][d], [head][d], [head][d]; the last two for each pixel
+    float* grad_gram;                          // [head][d][d]
+    double *grad_query_mean, *grad_key_mean;  // [head][d], for each pixel
 
     HeadState(const LgaPlan& plan, bool backward, Bump& bump)
         : plan(plan), slices(plan), d(slices.d), gram_row(padded(2 * d) + 2 * L), square(int64_t{d} * d), pixels(static_cast<double>(plan.pixels())) {
@@ -115,7 +124,7 @@ struct HeadState {
         biases = take(int64_t{3} * plan.dim);
         values = take(slices.heads * square);
         offsets = take(plan.dim);
-        grad_gram = backward ? take(slices.heads * square) : nullptr;
+        grad_gram = backward ? bump.take(slices.heads * square) : nullptr;
         grad_query_mean = backward ? take(plan.dim) : nullptr;
         grad_key_mean = backward ? take(plan.dim) : nullptr;
     }
@@ -150,8 +159,8 @@ struct HeadState {
     }
 
     // The gradients of a head from grad_values [d][row], sum over the pixels of the output's gradient times the slice of values, and
-    // grad_offsets [d], its sums, both without the convolution's share. grad_values is overwritten.
-    void attend_backward(int head, const HeadParams& p, double share, double* grad_values, int64_t row, const double* grad_offsets,
+    // grad_offsets [d], its sums, both without the convolution's share. Products are in float here: none of them cancels.
+    void attend_backward(int head, const HeadParams& p, double share, const double* grad_values, int64_t row, const double* grad_offsets,
                          const HeadGradients& out, double* scratch) const {
         const int dim = plan.dim;
         const double *query = p.weights + head * square, *key = query + dim * int64_t{d}, *value = key + dim * int64_t{d};
@@ -160,72 +169,85 @@ struct HeadState {
         double *grad_query_bias = out.bias + head * d, *grad_key_bias = grad_query_bias + dim, *grad_value_bias = grad_key_bias + dim;
         const double *query_means = means + Slices::query(head) * d, *key_means = means + slices.key(head) * d;
         const double* value_means = means + slices.value(head) * d;
-        const double *a = scores + head * square, *u = keyed + head * square;
-        double *turned = scratch, *slopes = turned + square, *product = slopes + square;  // [d][d]
+        const double* a = scores + head * square;
+        float *turned = reinterpret_cast<float*>(scratch), *slopes = turned + square, *other = slopes + square, *result = other + square;  // [d][d]
+        double* line = scratch + 3 * square;  // [d]
+        const auto multiply_into = [&](const float* left, const float* right, float* to) {
+            std::fill(to, to + square, 0.0f);
+            multiply(d, d, d, left, d, right, d, to, d);
+        };
+        const auto add = [&](const float* from, double* to) {
+            for (int64_t i = 0; i < square; ++i) to[i] += from[i];
+        };
 
         // through the softmax: slopes are of query times key
         if (!plan.released) {
             const double scale = 1 / std::sqrt(static_cast<double>(d));
+            narrow(d, d, grad_values, row, other);
             transpose(d, d, value, d, turned);
-            for (int r = 0; r < d; ++r)
-                for (int j = 0; j < d; ++j) slopes[r * d + j] = grad_offsets[r] * value_bias[j];
-            multiply(d, d, d, grad_values, row, turned, d, slopes, d);
+            multiply_into(other, turned, slopes);
             for (int r = 0; r < d; ++r) {
-                const double mean = dot(d, slopes + r * d, a + r * d);
-                for (int j = 0; j < d; ++j) slopes[r * d + j] = share * scale * a[r * d + j] * (slopes[r * d + j] - mean);
+                for (int j = 0; j < d; ++j) line[j] = slopes[r * d + j] + grad_offsets[r] * value_bias[j];
+                const double mean = dot(d, line, a + r * d);
+                for (int j = 0; j < d; ++j) slopes[r * d + j] = static_cast<float>(share * scale * a[r * d + j] * (line[j] - mean));
             }
         }
 
         // through the values, whose features are rest + mean
         for (int r = 0; r < d; ++r)
-            for (int c = 0; c < d; ++c) grad_values[r * row + c] = share * (grad_values[r * row + c] + grad_offsets[r] * value_means[c]);
+            for (int c = 0; c < d; ++c)
+                other[r * d + c] = static_cast<float>(share * (grad_values[r * row + c] + grad_offsets[r] * value_means[c]));
         if (plan.released) {  // all rows of the values are one
-            std::fill(product, product + d, 0.0);
+            std::fill(line, line + d, 0.0);
             double total = 0;
             for (int r = 0; r < d; ++r) {
-                for (int c = 0; c < d; ++c) product[c] += grad_values[r * row + c];
+                for (int c = 0; c < d; ++c) line[c] += other[r * d + c];
                 total += share * grad_offsets[r];
             }
             for (int j = 0; j < d; ++j) {
-                for (int c = 0; c < d; ++c) grad_value[j * d + c] += product[c];
+                for (int c = 0; c < d; ++c) grad_value[j * d + c] += line[c];
                 grad_value_bias[j] += total;
             }
             return;
         }
         transpose(d, d, a, d, turned);
-        multiply(d, d, d, turned, d, grad_values, row, grad_value, d);
+        multiply_into(turned, other, result);
+        add(result, grad_value);
         for (int r = 0; r < d; ++r)
             for (int j = 0; j < d; ++j) grad_value_bias[j] += share * a[r * d + j] * grad_offsets[r];
 
         // through query times key = query weights * Gram matrix * key weights^T + pixels * query bias * key bias^T
-        double *query_mean = grad_query_mean + head * d, *key_mean = grad_key_mean + head * d;
-        double* bias = scratch + 3 * square;  // [d], gradient of a shifted bias
-        transpose(d, d, u, d, turned);
-        multiply(d, d, d, slopes, d, turned, d, grad_query, d);
+        transpose(d, d, keyed + head * square, d, turned);
+        multiply_into(slopes, turned, result);
+        add(result, grad_query);
         transpose(d, d, query, d, turned);
-        std::fill(product, product + square, 0.0);
-        multiply(d, d, d, turned, d, slopes, d, product, d);  // [query channel][key row]
-        double* grad_g = grad_gram + head * square;
-        std::fill(grad_g, grad_g + square, 0.0);
-        multiply(d, d, d, product, d, key, d, grad_g, d);
-        transpose(d, d, product, d, turned);
-        multiply(d, d, d, turned, d, gram_of(head), gram_row, grad_key, d);
-        const auto shifted = [&](const double* weights, const double* feature_means, double* grad_weights, double* grad_bias, double* grad_mean) {
+        multiply_into(turned, slopes, result);  // [query channel][key row]
+        narrow(d, d, key, d, other);
+        multiply_into(result, other, grad_gram + head * square);
+        transpose(d, d, result, d, turned);
+        narrow(d, d, gram_of(head), gram_row, other);
+        multiply_into(turned, other, result);
+        add(result, grad_key);
+        // `line`: the gradient of a bias, for each pixel
+        const auto through_bias = [&](const double* weights, const double* feature_means, double* grad_weights, double* grad_bias, double* grad_mean) {
             std::fill(grad_mean, grad_mean + d, 0.0);
             for (int j = 0; j < d; ++j) {
-                grad_bias[j] += pixels * bias[j];
+                grad_bias[j] += pixels * line[j];
                 for (int c = 0; c < d; ++c) {
-                    grad_weights[j * d + c] += pixels * bias[j] * feature_means[c];
-                    grad_mean[c] += bias[j] * weights[j * d + c];
+                    grad_weights[j * d + c] += pixels * line[j] * feature_means[c];
+                    grad_mean[c] += line[j] * weights[j * d + c];
                 }
             }
         };
-        for (int j = 0; j < d; ++j) bias[j] = dot(d, slopes + j * d, key_bias);
-        shifted(query, query_means, grad_query, grad_query_bias, query_mean);
-        std::fill(bias, bias + d, 0.0);
+        transpose(d, d, slopes, d, turned);
+        std::fill(line, line + d, 0.0);
+        for (int c = 0; c < d; ++c)
+            for (int j = 0; j < d; ++j) line[j] += turned[c * d + j] * key_bias[c];
+        through_bias(query, query_means, grad_query, grad_query_bias, grad_query_mean + head * d);
+        std::fill(line, line + d, 0.0);
         for (int j = 0; j < d; ++j)
-            for (int c = 0; c < d; ++c) bias[c] += slopes[j * d + c] * query_bias[j];
-        shifted(key, key_means, grad_key, grad_key_bias, key_mean);
+            for (int c = 0; c < d; ++c) line[c] += slopes[j * d + c] * query_bias[j];
+        through_bias(key, key_means, grad_key, grad_key_bias, grad_key_mean + head * d);
     }
 
 private:

@@ -74,8 +74,8 @@ inline Packed pack_query_gradient(const HeadState& s, int b, float* memory) {
     for (int c = b * L; c < std::min(dim, (b + 1) * L) && !none; ++c) {
         const Range readers = s.slices.query_readers(c / d);
         for (int head = readers.begin; head < readers.end; ++head) {
-            const double* row = s.grad_gram + head * s.square + c % d * int64_t{d};
-            for (int j = 0; j < d; ++j) packed.at(s.slices.key(head) * d + j, c - b * L) += static_cast<float>(row[j]);
+            const float* row = s.grad_gram + head * s.square + c % d * int64_t{d};
+            for (int j = 0; j < d; ++j) packed.at(s.slices.key(head) * d + j, c - b * L) += row[j];
             packed.bias[c - b * L] += static_cast<float>(s.grad_query_mean[head * d + c % d]);
         }
     }
@@ -91,8 +91,8 @@ inline Packed pack_key_gradient(const HeadState& s, int b, float* memory) {
     for (int c = b * L; c < std::min(dim, (b + 1) * L) && !none; ++c) {
         const Range readers = s.slices.key_readers(c / d);
         for (int head = readers.begin; head < readers.end; ++head) {
-            const double* column = s.grad_gram + head * s.square + c % d;
-            for (int r = 0; r < d; ++r) packed.at(Slices::query(head) * d + r, c - b * L) += static_cast<float>(column[int64_t{r} * d]);
+            const float* column = s.grad_gram + head * s.square + c % d;
+            for (int r = 0; r < d; ++r) packed.at(Slices::query(head) * d + r, c - b * L) += column[int64_t{r} * d];
             packed.bias[c - b * L] += static_cast<float>(s.grad_key_mean[head * d + c % d]);
         }
     }
