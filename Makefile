@@ -63,7 +63,7 @@ $(READY): $(SOURCES)
 	@touch $(READY)
 
 # Then the Triton kernels under Triton's interpreter, which is chosen before Triton is first imported.
-INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,fast_paths triton traffic ops goldens cfsam token_gather lga depthwise scale_mix gram_attention))
+INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,fast_paths triton traffic ops goldens cfsam token_gather lga depthwise scale_mix gram_attention interaction interaction_kernels))
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

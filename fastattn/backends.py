@@ -99,8 +99,10 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {known}")
     if call.operation == "lga" and (call.head_dim > 64 or call.maps > 7):
         reasons.append(f"heads of {call.head_dim} channels, {call.maps} kernels or scales; it takes up to 64 and 7")
-    if call.operation in INTERACTIVE:
-        reasons.append(f"triton has no {call.operation} path")
+    if call.operation in INTERACTIVE and (call.maps > 4 or call.window > 16):
+        reasons.append(f"{call.maps} layers with windows of {call.window}; the kernels take up to 4 and 16")
+    if call.operation in INTERACTIVE and call.channels > 768:
+        reasons.append(f"tokens of {call.channels} channels; the kernels take up to 768")
     return reasons + _fast_path_reasons(call)
 
 

@@ -1,5 +1,12 @@
-"""Aggressive convolution pooling by its algebra (see `fastattn.reference.interaction`): the composition of torch's
-operators that serves the CPU."""
+"""Aggressive convolution pooling: the registered operators `fastattn::acp_{forward,backward}` (Triton), and the
+composition of torch's operators that serves the CPU.
+
+x is a map (B, C, H, W) or tokens (B, prefix + H * W, C), whose prefix passes by, and out lies as x does. With a
+residual, x is added. Parameters are of one dtype: that of the levels, and of out but for the residual. `levels` and
+`indices`, a byte for the place of each maximum in its window, are what backward needs besides x. It returns the
+parameters' gradients as one tensor for each layer, weight and then bias, and one for the projection's weight and bias
+each.
+"""
 
 from collections.abc import Sequence
 
@@ -7,8 +14,127 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..reference.interaction import Affine
-from .registry import dense
+from ..reference.interaction import Affine, level_sizes
+from .registry import Servers, dense, once, register, watched
+
+_SERVERS = Servers("acp")
+
+
+def aggressive_conv_pooling(
+    x: Tensor, size: tuple[int, int], convs: Sequence[Affine], proj: Affine, pool_size: int, residual: bool
+) -> Tensor:
+    """Aggregate x with its levels by Triton's kernels, recording a graph only where a gradient is wanted."""
+    x = _laid(x)
+    weights, biases = map(list, zip(*convs, strict=True))
+    params = (*weights, *biases, *proj)
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
+        return _Recorded.apply(size, pool_size, residual, x, *params)
+    return forward(x, *size, weights, biases, *proj, pool_size, residual, False)[0]
+
+
+def _laid(x: Tensor) -> Tensor:
+    """Return a map in one of both formats, tokens contiguous."""
+    return dense(x) if x.dim() == 4 else x.contiguous()
+
+
+def forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
+    """Return out, and levels and indices where they are to be saved."""
+    run = FORWARD if watched(x) else _forward
+    return run(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save)
+
+
+def _out_dtype(x: Tensor, weight: Tensor, residual: bool) -> torch.dtype:
+    return torch.promote_types(x.dtype, weight.dtype) if residual else weight.dtype
+
+
+def _forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
+    out, levels, indices = _SERVERS["triton"].forward(
+        _laid(x), (height, width), weights, biases, proj_weight, proj_bias, pool_size, residual, save,
+        _out_dtype(x, proj_weight, residual),
+    )  # fmt: skip
+    return (out, levels, indices) if save else (out, [], [])
+
+
+def _backward(grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params):
+    x = _laid(x)
+    if x.dim() == 4:
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        grad = grad.contiguous(memory_format=layout)
+    return _SERVERS["triton"].backward(
+        grad.contiguous() if x.dim() == 3 else grad, x, (height, width), levels, indices, weights, proj_weight,
+        pool_size, residual, need_x, need_params,
+    )  # fmt: skip
+
+
+def _fake_forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
+    x = _laid(x)
+    out = torch.empty_like(x, dtype=_out_dtype(x, proj_weight, residual))
+    batch, channels = x.shape[0], proj_weight.shape[0]
+    layout = torch.contiguous_format if x.dim() == 4 and x.is_contiguous() else torch.channels_last
+    sizes = level_sizes(height, width, len(weights), pool_size)[1:] if save else []
+    levels = [
+        torch.empty((batch, channels, *size), dtype=proj_weight.dtype, device=x.device, memory_format=layout)
+        for size in sizes
+    ]
+    return out, levels, [torch.empty_like(level, dtype=torch.uint8) for level in levels]
+
+
+def _fake_backward(
+    grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params
+):
+    layers = [weight.new_empty(weight.numel() + weight.shape[0]) for weight in weights]
+    proj = proj_weight.new_empty(proj_weight.shape), proj_weight.new_empty(proj_weight.shape[0])
+    grads = [*layers, *proj] if need_params else []
+    return torch.empty_like(_laid(x)) if need_x else x.new_empty(0), grads
+
+
+_SIZE, _OPTIONS = "SymInt height, SymInt width", "int pool_size, bool residual"
+FORWARD = register(
+    f"acp_forward(Tensor x, {_SIZE}, Tensor[] weights, Tensor[] biases, Tensor proj_weight, Tensor proj_bias, "
+    f"{_OPTIONS}, bool save) -> (Tensor out, Tensor[] levels, Tensor[] indices)",
+    _forward,
+    _fake_forward,
+)
+BACKWARD = register(
+    f"acp_backward(Tensor grad, Tensor x, {_SIZE}, Tensor[] levels, Tensor[] indices, Tensor[] weights, "
+    f"Tensor proj_weight, {_OPTIONS}, bool need_x, bool need_params) -> (Tensor grad_x, Tensor[] grad_params)",
+    _backward,
+    _fake_backward,
+)
+
+
+class _Recorded(torch.autograd.Function):
+    """Autograd around the registered operators."""
+
+    @staticmethod
+    def forward(ctx, size, pool_size, residual, x, *params):
+        count = len(params) // 2 - 1
+        weights, biases, (proj_weight, proj_bias) = params[:count], params[count:-2], params[-2:]
+        options = pool_size, residual
+        out, levels, indices = forward(x, *size, list(weights), list(biases), proj_weight, proj_bias, *options, True)
+        ctx.size, ctx.options = size, options
+        ctx.save_for_backward(x, proj_weight, *weights, *levels, *indices)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, proj_weight, *rest = ctx.saved_tensors
+        count = len(rest) // 3
+        weights, levels, indices = (rest[i * count : (i + 1) * count] for i in range(3))
+        need_x, *needs = ctx.needs_input_grad[3:]
+        run = BACKWARD if watched(x) else _backward
+        grad_x, grads = run(grad, x, *ctx.size, levels, indices, weights, proj_weight, *ctx.options, need_x, any(needs))
+        found = [grad_x, *(_by_parameter(grads, weights) if grads else [None] * len(needs))]
+        found = [g if need else None for g, need in zip(found, (need_x, *needs), strict=True)]
+        return None, None, None, *once(found, grad, x, proj_weight, *weights)
+
+
+def _by_parameter(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of the weights, the biases, and the projection's weight and bias."""
+    *layers, d_proj, d_bias = grads
+    pairs = [flat.split([w.numel(), w.shape[0]]) for flat, w in zip(layers, weights, strict=True)]
+    kernels = [kernel.view(w.shape) for (kernel, _), w in zip(pairs, weights, strict=True)]
+    return [*kernels, *(offset for _, offset in pairs), d_proj, d_bias]
 
 
 def compose(x: Tensor, convs: Sequence[Affine], proj: Affine, pool_size: int) -> Tensor:

@@ -33,6 +33,8 @@ def conceptual_attention(
     """Align tokens (B, N, C) with concepts."""
     own = _computed(dtype, backend)
     params = (score.to(own), *_cast(value, own), *_cast(out, own))
+    if backend == "triton":
+        return cat.conceptual_attention(x, params)
     result = torch.promote_types(x.dtype, dtype)
     return (whole.CAT if _has_extension(backend) else cat.compose)(x.to(own), params).to(result)
 
@@ -49,6 +51,10 @@ def enhanced_interaction(
     backend: str,
 ) -> Tensor:
     """Add ACP to the tokens of the grid, then CAT of all."""
+    if backend == "triton":
+        convs, proj = [_cast(conv, dtype) for conv in convs], _cast(proj, dtype)
+        x = acp.aggressive_conv_pooling(x, size, convs, proj, pool_size, True)
+        return conceptual_attention(x, *concepts, dtype, backend)
     prefix, grid = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
     map_ = grid.unflatten(1, size).permute(0, 3, 1, 2)
     wider = aggressive_conv_pooling(map_, convs, proj, pool_size, dtype, backend)
