@@ -12,8 +12,9 @@ tensors raises before it happens, and so do a misaligned one and a floating-poin
     python -m benchmarks.traffic
 
 prints that of SCSA, launch by launch, `--operation gather` or `--operation attention` that of CFSAM's kernels at
-SSD300's levels, and `--operation lga` that of LGA, array by array, without its 1x1 convolutions, the library's own.
-The interpreter takes seconds for each sample and stage of ResNet-50, and minutes for LGA's backward pass.
+SSD300's levels, and `--operation lga`, `acp` or `cat` that of LGA, ACP or CAT, array by array, without the 1x1
+convolutions of LGA and the products of matrices beside the kernels of the others, which are the library's own. The
+interpreter takes seconds for each sample and stage of ResNet-50, and minutes for backward passes of LGA and CAT.
 """
 
 import argparse
@@ -38,20 +39,31 @@ import fastattn
 from fastattn.report import Table, to_text
 
 from .cfsam import attend, attention_scene, gather_tokens, random_maps
+from .interaction import make
 from .scene import outputs
 from .shapes import (
+    ACP_BATCH,
+    ACP_LAYERS,
+    ACP_SIZES,
+    CAT_BATCH,
+    CAT_CONCEPTS,
+    CAT_TOKENS,
     CONTRACTIONS,
     LGA_BATCH,
     LGA_SIZES,
     MEMORY_FORMATS,
     PAPER,
     STAGES,
+    AcpCase,
     AttentionCase,
     Case,
+    CatCase,
     LgaCase,
     PyramidCase,
     name_of,
 )
+
+BY_ARRAY = ("lga", "acp", "cat")  # what is printed array by array
 
 
 class AccessError(RuntimeError):
@@ -272,17 +284,30 @@ def measure(
 def planned_like(batch: int, samples: int) -> Iterator[None]:
     """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
     faster."""
-    from fastattn.kernels import depthwise, gram_attention, launch, partition_attention, plan, scale_mix, scsa
+    from fastattn.kernels import (
+        cat,
+        conv_pool,
+        depthwise,
+        gram_attention,
+        launch,
+        partition_attention,
+        plan,
+        pyramid_project,
+        scale_mix,
+        scsa,
+    )
 
     fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
+    passes = depthwise, scale_mix, conv_pool
     plans = (
-        *(scsa.plan, partition_attention.plan, gram_attention.plan),
-        *(function for module in (depthwise, scale_mix) for function in (module.forward_plan, module.backward_plan)),
+        *(scsa.plan, partition_attention.plan, gram_attention.plan, cat.plan),
+        *(pyramid_project.project_plan, pyramid_project.sums_plan),
+        *(function for module in passes for function in (module.forward_plan, module.backward_plan)),
     )
     for cached in plans:
         cached.cache_clear()
     with ExitStack() as patches:
-        for module in (plan, partition_attention, depthwise, scale_mix, gram_attention):
+        for module in (plan, partition_attention, gram_attention, cat, pyramid_project, *passes):
             patches.enter_context(patch.object(module, "processors", lambda device: fewer))
         yield
     for cached in plans:
@@ -350,26 +375,42 @@ def lga(case: LgaCase, like_batch: int, *, backward: bool = True) -> dict[str, T
         return measure(module, [x], module.parameters(), backward=backward)
 
 
+def interaction(case: AcpCase | CatCase, like_batch: int, *, backward: bool = True) -> dict[str, Traffic]:
+    """Of ACP's or CAT's own kernels; the gradients that come in are random."""
+    module, x = make(case)
+    x = x.to(case.dtype).contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
+    with planned_like(like_batch, case.batch):
+        return measure(module.to(case.dtype), [x], module.parameters(), backward=backward)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.traffic", description="Counted traffic.")
     stages = {"x".join(map(str, stage)): stage for stage in STAGES}
     dtypes = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
     maps = {f"{dim}x{side}x{side}": (dim, heads, side) for dim, heads, side in LGA_SIZES}
+    acp_maps = {f"{dim}x{side}x{side}": (dim, side) for dim, side in ACP_SIZES}
+    tokens = {f"{count}x{dim}": (count, dim) for count, dim in CAT_TOKENS}
     formats = list(MEMORY_FORMATS)
-    operations = "scsa", "gather", "attention", "lga"
+    operations = "scsa", "gather", "attention", *BY_ARRAY
     parser.add_argument("--operation", choices=operations, default="scsa", help="(default: scsa)")
     parser.add_argument("--batch", type=int, default=1, help="samples (default: 1)")
     parser.add_argument("--like-batch", type=int, help="plan the launches like those of so many samples")
     parser.add_argument("--shape", nargs="+", choices=stages, default=list(stages), help="of one sample: scsa")
     parser.add_argument("--map", nargs="+", choices=maps, default=["128x20x20"], help="of one sample: lga")
     parser.add_argument("--contraction", nargs="+", choices=CONTRACTIONS, default=[PAPER], help="of lga")
-    parser.add_argument("--forward", action="store_true", help="leave the backward pass out: lga")
-    parser.add_argument("--format", nargs="+", choices=formats, default=formats, help="of maps: scsa, gather, lga")
+    parser.add_argument("--acp-map", nargs="+", choices=acp_maps, default=list(acp_maps), help="of one sample: acp")
+    parser.add_argument("--layers", type=int, default=ACP_LAYERS, help=f"of acp (default: {ACP_LAYERS})")
+    parser.add_argument("--tokens", nargs="+", choices=tokens, default=["197x192"], help="of one sample: cat")
+    parser.add_argument("--concepts", nargs="+", type=int, default=[CAT_CONCEPTS[0]], help="of cat")
+    parser.add_argument("--forward", action="store_true", help=f"leave the backward pass out: {', '.join(BY_ARRAY)}")
+    parser.add_argument("--format", nargs="+", choices=formats, default=formats, help="of maps: scsa, gather, lga, acp")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--json", action="store_true", help="print numbers for a benchmark's extra_info")
     options = parser.parse_args(arguments)
     options.shape = [stages[name] for name in options.shape]
     options.map = [maps[name] for name in options.map]
+    options.acp_map = [acp_maps[name] for name in options.acp_map]
+    options.tokens = [tokens[name] for name in options.tokens]
     options.dtype = dtypes[options.dtype]
     return options
 
@@ -387,10 +428,23 @@ def counted(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Traffi
         for size, contraction, layout in product(options.map, options.contraction, options.format):
             lga_case = LgaCase(options.batch, *size, contraction, memory_format=layout, dtype=options.dtype)
             yield lga_case, lga(lga_case, options.like_batch or LGA_BATCH, backward=not options.forward)
+    elif options.operation in ("acp", "cat"):
+        for asked in interaction_cases(options):
+            like_batch = options.like_batch or (ACP_BATCH if isinstance(asked, AcpCase) else CAT_BATCH)
+            yield asked, interaction(asked, like_batch, backward=not options.forward)
     else:
         for stage, layout in product(options.shape, options.format):
             case = Case((options.batch, *stage), options.dtype, layout)
             yield case, scsa(case, options.like_batch or options.batch)
+
+
+def interaction_cases(options: argparse.Namespace) -> Iterator[AcpCase | CatCase]:
+    if options.operation == "acp":
+        for (dim, side), layout in product(options.acp_map, options.format):
+            yield AcpCase(options.batch, dim, side, options.layers, memory_format=layout, dtype=options.dtype)
+    else:
+        for (tokens, dim), concepts in product(options.tokens, options.concepts):
+            yield CatCase(options.batch, tokens, concepts, dim, dtype=options.dtype)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -406,7 +460,7 @@ def main(arguments: Sequence[str]) -> int:
             numbers |= {f"{work}_traffic_over_x": t.in_a_batch(options.batch, options.like_batch) for work, t in parts}
         results.append({"operation": options.operation, **facts, "bytes_of_x": found["forward"].bytes_of_x, **numbers})
         if not options.json:
-            print(to_text(table(case, found, arrays=options.operation == "lga")), end="\n\n", flush=True)
+            print(to_text(table(case, found, arrays=options.operation in BY_ARRAY)), end="\n\n", flush=True)
     if options.json:
         print(json.dumps(results))
     return 0

@@ -1,4 +1,4 @@
-"""Counted traffic: the instrument on kernels whose bytes are known, and the budgets of SCSA and LGA.
+"""Counted traffic: the instrument on kernels whose bytes are known, and the budgets of SCSA, LGA, ACP and CAT.
 
 Needs TRITON_INTERPRET=1 from the start of the process.
 """
@@ -13,16 +13,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastattn
 from benchmarks import traffic
-from benchmarks.machine_code import default_plan
+from benchmarks.machine_code import default_plan, interaction, recorded
 from benchmarks.shapes import (
     CHANNELS_LAST,
+    GPU_BATCH,
     LGA_BATCH,
     MEMORY_FORMATS,
+    AcpCase,
     AttentionCase,
     Case,
+    CatCase,
     LgaCase,
     PyramidCase,
 )
@@ -262,16 +266,18 @@ def test_attentions_traffic_is_that_of_a_head_in_a_batch() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Note the most bytes that a tensor's memory has, of all that are made."""
+    """Note the most bytes that a tensor's memory has, of all that are made, and how many all of them have."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         results = function(*args, **(kwargs or {}))
-        sizes = [t.untyped_storage().nbytes() for t in tree_leaves(results) if isinstance(t, torch.Tensor)]
-        self.bytes = max([self.bytes, *sizes])
+        own = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        found = [t.untyped_storage() for t in tree_leaves(results) if isinstance(t, torch.Tensor)]
+        self.bytes = max([self.bytes, *(storage.nbytes() for storage in found)])
+        self.total += sum(storage.nbytes() for storage in found if storage._cdata not in own)
         return results
 
 
@@ -370,6 +376,115 @@ def test_the_command_counts_lga_array_by_array(monkeypatch, capsys) -> None:
     assert cells[0] == ["forward", "gram_mix", "4", "feature", "2.000", "0.000", "2.000"]
     assert [row[3] for row in cells] == ["feature", "x", "mixed", "-"]
     assert cells[-1] == ["forward", "all", "-", "-", "-", "-", "4.000"]
+
+
+ACP_CONVOLUTIONS, ACP_BUDGET = 1.7, 4.2
+ACP_WHERE_CHANNELS_ARE_IN_TWO_PARTS = 5.8  # so that multiprocessors have work: each part reads x and the levels
+ACP_WITH_THE_MATRIX_FOR_EACH_TILE = {56: 5.9, 14: 17.5}  # by the side of the map
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize(
+    ("dim", "side", "budget"),
+    [
+        pytest.param(32, 56, ACP_BUDGET, id="32x56x56"),
+        pytest.param(192, 14, ACP_WHERE_CHANNELS_ARE_IN_TWO_PARTS, id="192x14x14"),
+    ],
+)
+def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, budget, layout, monkeypatch) -> None:
+    """Nor is a product torch's. In the budget the projection's matrix, which stays in the cache, counts once for a
+    batch; every tile reads it."""
+    monkeypatch.setattr("fastattn.ops.acp.watched", lambda x: False)
+    case = AcpCase(1, dim, side, memory_format=layout)
+    with FlopCounterMode(display=False) as products:
+        moved = traffic.interaction(case, GPU_BATCH, backward=False)["forward"]
+    assert products.get_total_flops() == 0
+    assert [record.kernel for record in moved.records] == ["conv_pool_kernel"] * 2 + ["pyramid_project_kernel"]
+    convolutions = sum(record.bytes for record in moved.records[:2])
+    assert convolutions <= ACP_CONVOLUTIONS * moved.bytes_of_x, describe(moved)
+    again = moved.records[2].read["weight"] - 3 * dim * dim * 4 / GPU_BATCH
+    assert again >= 0
+    assert moved.bytes - again <= budget * moved.bytes_of_x, describe(moved)
+    assert moved.times_x <= ACP_WITH_THE_MATRIX_FOR_EACH_TILE[side], describe(moved)
+
+
+CAT = CatCase(1, 64, 48, 16)  # more concepts than channels, in two blocks
+# times x; a program has a block of concepts, or of tokens
+CAT_FORWARD = {"gather x": 2, "spread x": 1, "spread out": 1}
+CAT_BACKWARD = {
+    "value_gradient x": 2,
+    "value_gradient grad": 2,
+    "token_gradient x": 1,
+    "token_gradient grad": 1,
+    "token_gradient grad_x": 1,
+    "score_gradient x": 2,
+    "score_gradient grad": 2,
+}
+
+
+def test_cat_neither_has_nor_writes_what_is_as_large_as_its_scores(monkeypatch) -> None:
+    monkeypatch.setattr("fastattn.ops.cat.watched", lambda x: False)
+    scores = CAT.tokens * CAT.concepts * 4
+    with Largest() as largest:
+        found = traffic.interaction(CAT, like_batch=1)
+    assert largest.bytes < scores
+    for moved in found.values():
+        assert all(max(record.written.values()) < scores for record in moved.records), describe(moved)
+    assert keeps(found["forward"], CAT_FORWARD), describe(found["forward"])
+    assert keeps(found["backward"], CAT_BACKWARD), describe(found["backward"])
+    assert (found["forward"].launches, found["backward"].launches) == (3, 3)
+
+
+def test_the_reference_has_cats_scores() -> None:
+    """What the tests around this one look for is seen where it is."""
+    with Largest() as largest, torch.no_grad(), fastattn.use_backend("reference"):
+        fastattn.ConceptualAttention(CAT.dim, CAT.concepts)(torch.randn(CAT.shape))
+    assert largest.bytes >= CAT.tokens * CAT.concepts * 4
+
+
+def memory_of_cat(case: CatCase) -> Largest:
+    """What both passes have on a GPU, where nothing is launched."""
+    x = torch.empty(case.shape, dtype=case.dtype, device="meta", requires_grad=True)
+    forward = interaction(case)
+    with Largest() as largest, recorded():
+        torch.autograd.grad(forward(x), x, torch.empty_like(x))
+    return largest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cats_memory_grows_with_tokens_and_with_concepts_but_not_with_both(dtype, monkeypatch) -> None:
+    monkeypatch.setattr("fastattn.ops.cat.watched", lambda x: False)
+    sizes = [(tokens, concepts) for tokens in (1 << 15, 1 << 16) for concepts in (256, 512)]
+    found = {size: memory_of_cat(CatCase(1, *size, 32, dtype=dtype)) for size in sizes}
+    (few, many), (small, large) = (1 << 15, 1 << 16), (256, 512)
+    assert all(largest.bytes < tokens * concepts * dtype.itemsize for (tokens, concepts), largest in found.items())
+    total = {size: largest.total for size, largest in found.items()}
+    both = total[many, large] - total[many, small] - total[few, large] + total[few, small]
+    assert both < (many - few) * (large - small) * dtype.itemsize / 1000, total
+
+
+@pytest.mark.parametrize(
+    ("options", "shapes"),
+    [
+        (["acp", "--acp-map", "96x56x56"], [((1, 96, 56, 56), layout) for layout in MEMORY_FORMATS]),
+        (["cat", "--concepts", "16", "64"], [((1, 197, 192), 16), ((1, 197, 192), 64)]),
+    ],
+    ids=["acp", "cat"],
+)
+def test_the_command_counts_acp_and_cat_array_by_array(options, shapes, monkeypatch, capsys) -> None:
+    record = Record("merge_kernel", 4, {"map_0": 50, "map_3": 150}, {"out": 100})
+    asked = []
+
+    def counted(case, like_batch, backward):
+        asked.append((case.shape, case.concepts if isinstance(case, CatCase) else case.memory_format))
+        assert (like_batch, backward) == (32, False)
+        return {"forward": Traffic([record], 100)}
+
+    monkeypatch.setattr(traffic, "interaction", counted)
+    assert traffic.main(["--operation", *options, "--like-batch", "32", "--forward"]) == 0
+    assert asked == shapes
+    cells = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("forward")]
+    assert cells[0] == ["forward", "merge", "4", "map", "2.000", "0.000", "2.000"]
 
 
 def describe(moved: Traffic) -> str:
