@@ -1,9 +1,10 @@
 """What the compiler makes of the Triton kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
 
 Every launch of the default plans at batch 32, of SCSA in the shapes of ResNet-50's four stages, of CFSAM's attention
-and token gather at SSD300's levels, of LGA's own kernels at the maps of its backbones, in three dtypes, both memory
-formats and for four architectures: registers, spills, shared memory, occupancy, and how wide the loads and stores of
-global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton brings both tools.
+and token gather at SSD300's levels, of the own kernels of LGA, ACP and CAT at the maps and tokens of their backbones,
+in three dtypes, both memory formats and for four architectures: registers, spills, shared memory, occupancy, and how
+wide the loads and stores of global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton
+brings both tools.
 """
 
 import argparse
@@ -34,13 +35,18 @@ from fastattn.report import Table, to_text
 from .cfsam import attend, gather_tokens, random_maps
 from .scene import outputs
 from .shapes import (
+    ACP_LAYERS,
+    ACP_SIZES,
+    CAT_SIZES,
     CHANNELS_LAST,
     CONTRACTIONS,
     LGA_SIZES,
     MEMORY_FORMATS,
     STAGES,
+    AcpCase,
     AttentionCase,
     Case,
+    CatCase,
     LgaCase,
     PyramidCase,
     name_of,
@@ -49,10 +55,11 @@ from .shapes import (
 BATCH = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 WORKS = ("forward", "backward")
-OPERATIONS = ("scsa", "attention", "gather", "lga")
-TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+OPERATIONS = ("scsa", "attention", "gather", "lga", "acp", "cat")
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
 
-AnyCase = Case | AttentionCase | PyramidCase | LgaCase
+ComposedCase = AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase
+AnyCase = Case | ComposedCase
 Launches = dict[str, list[tuple[Any, list[torch.dtype]]]]  # pass -> launches, each with the dtypes of its tensors
 
 REGISTERS = 1 << 16  # of one multiprocessor
@@ -148,6 +155,24 @@ def lga_cases(
     ]
 
 
+def acp_cases(
+    sizes: Iterable[tuple[int, int]] = ACP_SIZES,
+    dtypes: Iterable[torch.dtype] = tuple(DTYPES.values()),
+    formats: Iterable[str] = tuple(MEMORY_FORMATS),
+    layers: int = ACP_LAYERS,
+) -> list[AcpCase]:
+    """The inputs of ACP."""
+    order = product(dtypes, formats, sizes)
+    return [AcpCase(BATCH, *size, layers, memory_format=layout, dtype=dtype) for dtype, layout, size in order]
+
+
+def cat_cases(
+    sizes: Iterable[tuple[int, int, int]] = CAT_SIZES, dtypes: Iterable[torch.dtype] = tuple(DTYPES.values())
+) -> list[CatCase]:
+    """The inputs of CAT: tokens, concepts, channels."""
+    return [CatCase(BATCH, *size, dtype=dtype) for dtype, size in product(dtypes, sizes)]
+
+
 def rows(cases: Iterable[AnyCase], archs: Iterable[int], works: Iterable[str] = WORKS) -> list[Row]:
     """Every launch of the plans of these cases."""
     return [row for arch, case, work in product(archs, cases, works) for row in launches(case, work, arch)]
@@ -196,8 +221,8 @@ def scsa_launches(case: Case) -> Launches:
 
 
 @functools.cache
-def composed_launches(case: AttentionCase | PyramidCase | LgaCase) -> Launches:
-    """What attention, the first gather of a CFSAM, or an LGA would launch for both passes."""
+def composed_launches(case: ComposedCase) -> Launches:
+    """What attention, the first gather of a CFSAM, an LGA, ACP or CAT would launch for both passes."""
     if isinstance(case, AttentionCase):
         inputs = [torch.empty(case.shape, dtype=case.dtype) for _ in range(3)]
         forward = functools.partial(attend, case=case)
@@ -207,7 +232,7 @@ def composed_launches(case: AttentionCase | PyramidCase | LgaCase) -> Launches:
     else:
         layout = MEMORY_FORMATS[case.memory_format]
         inputs = [torch.empty(case.shape, dtype=case.dtype, device="meta", memory_format=layout)]
-        forward = lga(case)
+        forward = lga(case) if isinstance(case, LgaCase) else interaction(case)
     inputs = [x.requires_grad_() for x in inputs]
     with recorded() as forwards:
         outs = outputs(forward(*inputs))
@@ -224,6 +249,17 @@ def lga(case: LgaCase) -> Callable[..., Any]:
     module = fastattn.LocalGlobalAttention(case.dim, case.heads).to("meta", case.dtype)
     options = {"num_heads": case.heads, "contraction": case.contraction, "dtype": case.dtype, "backend": "triton"}
     return lambda x: local_global_attention(x, *module.operands(), **options)
+
+
+def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:
+    """ACP or CAT by its own kernels, on no device."""
+    from fastattn.ops.interaction import aggressive_conv_pooling, conceptual_attention
+
+    if isinstance(case, CatCase):
+        cat = fastattn.ConceptualAttention(case.dim, case.concepts).to("meta", case.dtype)
+        return lambda x: conceptual_attention(x, *cat.operands(), case.dtype, "triton")
+    acp = fastattn.AggressiveConvPooling(case.dim, case.layers).to("meta", case.dtype)
+    return lambda x: aggressive_conv_pooling(x, *acp.operands(), acp.pool_size, case.dtype, "triton")
 
 
 @contextmanager
@@ -325,6 +361,10 @@ def tables(rows: Sequence[Row], codes: dict[Compilation, Code]) -> Iterator[Tabl
             heads = f", {case.heads} heads in {case.parts} parts"
         elif isinstance(case, LgaCase):
             heads = f", {case.heads} heads, {case.contraction}"
+        elif isinstance(case, AcpCase):
+            heads = f", {case.layers} layers"
+        elif isinstance(case, CatCase):
+            heads = f", {case.concepts} concepts"
         yield Table(
             f"sm_{arch}, {name_of(case.dtype)}, {case.memory_format}, {shape}{heads}",
             columns,
@@ -354,19 +394,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(name, nargs="+", choices=choices, default=choices, metavar=str(choices[0]), **options)
 
     maps = {f"{dim}x{side}x{side}": (dim, heads, side) for dim, heads, side in LGA_SIZES}
+    acp_maps = {f"{dim}x{side}x{side}": (dim, side) for dim, side in ACP_SIZES}
+    tokens = {"x".join(map(str, size)): size for size in CAT_SIZES}
     choice("--operation", OPERATIONS, help=f"of {', '.join(OPERATIONS)}")
     choice("--arch", ARCHITECTURES, type=int, help=f"compute capabilities, of {list(ARCHITECTURES)}")
     choice("--dtype", DTYPES, help=f"of {', '.join(DTYPES)}")
-    choice("--format", MEMORY_FORMATS, help=f"of all maps but attention's, of {', '.join(MEMORY_FORMATS)}")
+    choice("--format", MEMORY_FORMATS, help=f"of maps, of {', '.join(MEMORY_FORMATS)}")
     choice("--stage", stages, help=f"of scsa, channels x height x width, of {', '.join(stages)}")
     choice("--head-dim", HEAD_DIMS, type=int, help=f"of attention, of {list(HEAD_DIMS)}")
     choice("--map", maps, help=f"of lga, channels x height x width, of {', '.join(maps)}")
     choice("--contraction", CONTRACTIONS, help=f"of lga, of {', '.join(CONTRACTIONS)}")
+    choice("--acp-map", acp_maps, help=f"of acp, channels x height x width, of {', '.join(acp_maps)}")
+    choice("--tokens", tokens, help=f"of cat, tokens x concepts x channels, of {', '.join(tokens)}")
     choice("--pass", WORKS, dest="works", help=f"of {', '.join(WORKS)}")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     options.stage = [stages[name] for name in options.stage]
     options.map = [maps[name] for name in options.map]
+    options.acp_map = [acp_maps[name] for name in options.acp_map]
+    options.tokens = [tokens[name] for name in options.tokens]
     options.dtype = [DTYPES[name] for name in options.dtype]
     return options
 
@@ -374,11 +420,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Print the tables; 1 if anything was not compiled."""
     options = parse(arguments)
-    known = {
+    known: dict[str, Sequence[AnyCase]] = {
         "scsa": scsa_cases(options.stage, options.dtype, options.format),
         "attention": attention_cases(options.head_dim, options.dtype),
         "gather": gather_cases(options.dtype, options.format),
         "lga": lga_cases(options.map, options.dtype, options.format, options.contraction),
+        "acp": acp_cases(options.acp_map, options.dtype, options.format),
+        "cat": cat_cases(options.tokens, options.dtype),
     }
     chosen = rows((case for name in options.operation for case in known[name]), options.arch, options.works)
     compilations = {row.compilation for row in chosen}

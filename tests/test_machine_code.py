@@ -10,7 +10,9 @@ from benchmarks.machine_code import (
     ARCHITECTURES,
     DTYPES,
     Code,
+    acp_cases,
     attention_cases,
+    cat_cases,
     compile_all,
     gather_cases,
     instructions,
@@ -35,6 +37,7 @@ WRITERS = {"gated_product_kernel", "input_gradient_kernel"}
 SMALL = {"small_forward_kernel", "small_backward_kernel"}
 TWO = (torch.float32, torch.bfloat16)  # float16's code is bfloat16's but for the arithmetic
 LARGE_HEADS = (64, 128)
+OTHERS = tuple(arch for arch in ARCHITECTURES if arch != MAIN)
 SOME = (89, MAIN)  # the architecture with the least shared memory, and another
 
 
@@ -260,6 +263,89 @@ def test_lga_as_released_reads_no_map_for_its_attention(lga) -> None:
     assert not released.error
     assert released.loads.total() < paper.loads.total() / 2
     assert widest(released.stores) == 128
+
+
+@pytest.fixture(scope="module")
+def interaction():
+    """The launches of ACP at ViT-Tiny's map and of CAT at its finer tokens, in batch 32; the largest of each dtype's
+    configurations on all architectures, the others on one."""
+    size, tokens = (192, 14), (3136, 64, 192)
+    found = rows(acp_cases([size], TWO), [MAIN]) + rows(acp_cases([size], [torch.float32]), OTHERS)
+    found += rows(cat_cases([tokens], TWO), ARCHITECTURES)
+    codes = compile_all(row.compilation for row in found)
+    return [(row, codes[row.compilation]) for row in found]
+
+
+# a word or two of each thread in float32, where ptxas uses all 255 registers or saves some for another block
+ACP_SPILLS = {
+    ("pyramid_project_kernel", 89, CONTIGUOUS): 16,
+    ("conv_pool_params_kernel", 100, CHANNELS_LAST): 8,
+}
+
+
+def of_operation(interaction, operation: str, arch: int, dtype: torch.dtype, layout: str = CONTIGUOUS):
+    ours = [(row, code) for row, code in chosen(interaction, arch, dtype, layout) if row.case.operation == operation]
+    assert {row.work for row, _ in ours} == {"forward", "backward"}
+    assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
+    for row, code in ours:
+        allowed = ACP_SPILLS.get((row.compilation.kernel, arch, layout), 0) if dtype == torch.float32 else 0
+        assert max(code.spilled, code.stack) <= allowed, f"{place(row)}: {code}"
+        assert code.occupancy > 0, place(row)
+        assert not code.atomics, place(row)
+    return {(row.work, row.compilation.kernel): code for row, code in ours}
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize(
+    ("dtype", "arch"),
+    [*((torch.float32, arch) for arch in ARCHITECTURES), (torch.bfloat16, MAIN)],
+    ids=lambda value: f"sm_{value}" if isinstance(value, int) else named(value),
+)
+def test_acp_stays_in_registers_and_moves_128_bits_where_channels_are_neighbours(
+    interaction, arch, dtype, layout
+) -> None:
+    """In planes, neighbouring threads convolve neighbouring windows."""
+    codes = of_operation(interaction, "acp", arch, dtype, layout)
+    assert {kernel for work, kernel in codes if work == "forward"} == {"conv_pool_kernel", "pyramid_project_kernel"}
+    project = codes["forward", "pyramid_project_kernel"]
+    assert widest(project.loads) == 128
+    if layout == CHANNELS_LAST:
+        four = 4 * 8 * dtype.itemsize  # channels of a thread
+        convolved = codes["forward", "conv_pool_kernel"], codes["backward", "conv_pool_input_kernel"]
+        assert [(widest(code.loads), widest(code.stores)) for code in convolved] == [(four, four)] * 2
+        assert widest(codes["backward", "conv_pool_params_kernel"].loads) == four
+        assert widest(project.stores) == 128
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TWO, ids=named)
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+def test_cat_stays_in_registers_and_moves_128_bits(interaction, arch, dtype) -> None:
+    codes = of_operation(interaction, "cat", arch, dtype)
+    assert len(codes) == 6
+    narrow = {name: code for name, code in codes.items() if min(widest(code.loads), widest(code.stores)) < 128}
+    assert not narrow
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("options", "title", "forwards", "backwards"),
+    [
+        (["acp", "--acp-map", "96x56x56"], "(32, 96, 56, 56), 2 layers", 3, 8),
+        (["cat", "--tokens", "16384x64x96"], "(32, 16384, 96), 64 concepts", 3, 3),
+    ],
+    ids=["acp", "cat"],
+)
+def test_the_command_prints_what_acp_and_cat_launch(
+    options, title, forwards, backwards, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine_code, "compile_all", lambda compilations, jobs: dict.fromkeys(compilations, Code()))
+    assert main(["--operation", *options, "--arch", "90", "--dtype", "float16", "--format", CONTIGUOUS]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"sm_90, float16, contiguous, {title}" in printed
+    assert sum(line.startswith("forward") for line in printed) == forwards
+    assert sum(line.startswith("backward") for line in printed) == backwards
 
 
 @needs_compiler
