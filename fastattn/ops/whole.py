@@ -16,6 +16,10 @@ from ..parameters import unflatten
 from .registry import dense, once, register, watched
 
 
+def contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
 class Whole:
     """One operation: its two registered operators, their fakes, and autograd around them."""
 
@@ -86,4 +90,4 @@ class _Recorded(torch.autograd.Function):
 # x (B, C, H, W); params are weight and bias of each convolution, then of the projection
 ACP = Whole("acp", acp, dense, ", int pool_size")
 # x (B, N, C); params are the scores' weight, then weight and bias of value and of out
-CAT = Whole("cat", cat, Tensor.contiguous)
+CAT = Whole("cat", cat, contiguous)
