@@ -101,7 +101,7 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"heads of {call.head_dim} channels, {call.maps} kernels or scales; it takes up to 64 and 7")
     if call.operation in INTERACTIVE and (call.maps > 4 or call.window > 16):
         reasons.append(f"{call.maps} layers with windows of {call.window}; the kernels take up to 4 and 16")
-    if call.operation in INTERACTIVE and call.channels > 768:
+    if call.operation in ("cat", "interaction") and call.channels > 768:
         reasons.append(f"tokens of {call.channels} channels; the kernels take up to 768")
     return reasons + _fast_path_reasons(call)
 

@@ -110,14 +110,18 @@ def _input_gradient(grad: Tensor, matrix: Tensor, channels_last: bool) -> Tensor
 def _with_prefix(grad: Tensor, x: Tensor, size: tuple[int, int], matrix: Tensor, residual: bool) -> Tensor:
     """Return the gradient of x but for its way through the levels, in the format of x."""
     narrow = grad.to(matrix.dtype)
-    if x.dim() == 3:
-        found = narrow @ matrix
-    else:
+    if x.dim() == 4:
         found = _input_gradient(narrow, matrix, is_channels_last(x))
-    if residual:
+        return (found + grad if residual else found).to(x.dtype)
+    rows = narrow.flatten(0, 1)
+    if residual and grad.dtype == matrix.dtype:
+        found = torch.addmm(rows, rows, matrix)
+    else:
+        found = rows @ matrix
+    found = found.view(x.shape)
+    if residual and grad.dtype != matrix.dtype:
         found = found + grad
     found = found.to(x.dtype)
-    if x.dim() == 3:
-        prefix = x.shape[1] - size[0] * size[1]
-        found[:, :prefix] = grad[:, :prefix]
+    prefix = x.shape[1] - size[0] * size[1]
+    found[:, :prefix] = grad[:, :prefix]
     return found

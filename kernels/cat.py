@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import tiles
+from . import tiles, tuning
 from .cat_passes import (
     gather_kernel,
     merge_kernel,
@@ -118,11 +118,12 @@ class Plan:
     ) -> Launch:  # fmt: skip
         known: dict[str, Any] = {**self.constants, **blocks}
         arguments = inspect.signature(function.fn).parameters
-        return Launch(
+        launch = Launch(
             function, lambda _: (grid, 1, 1), [name for name in arguments if name in names], names, sizes,
             {name: known[name] for name in arguments if name in known}, num_warps, context=self.context,
             num_stages=num_stages,
         )  # fmt: skip
+        return tuning.apply(launch)
 
 
 def _block(size: int) -> int:

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import batch_sum, tiles
+from . import batch_sum, tiles, tuning
 from .depthwise import part_of_places, window, zeros
 from .launch import Grid, Launch, aligned, processors
 from .layout import channel_block, pixels, sample
@@ -252,7 +252,9 @@ class _Cells:
     ) -> Launch:  # fmt: skip
         known = self.known | constants
         constants = {name: known[name] for name in inspect.signature(function.fn).parameters if name in known}
-        return Launch(function, lambda _: grid, tensors, names, sizes, constants, self.num_warps, context=self.context)
+        return tuning.apply(
+            Launch(function, lambda _: grid, tensors, names, sizes, constants, self.num_warps, context=self.context)
+        )
 
 
 @functools.lru_cache(maxsize=512)

@@ -10,7 +10,6 @@ Samples of the map and of the result lie XB elements apart, behind PREFIX tokens
 """
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from . import tiles, tuning
 from .depthwise import zeros
 from .launch import Launch, aligned, padded, processors, product_precision
 from .layout import channel_block, pixels, sample
@@ -39,8 +38,8 @@ def products(
     accs, source, h, w, here, weight, n0, C, H, W, STEP,
     COUNT: tl.constexpr, NHWC: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Return COUNT tiles [pixels, BN] plus the products of a sample's pixels with the rows of a matrix from n0 on, which
-    lie STEP elements apart."""
+    """Return COUNT tiles [pixels, BN] plus the products of a sample's pixels with the rows of a matrix from n0 on, STEP
+    elements apart."""
     n = n0 + tl.arange(0, BN)
     for k0 in range(0, C, BK):
         k = k0 + tl.arange(0, BK)
@@ -58,13 +57,15 @@ def products(
 @triton.jit
 def add_resized(
     accs, level, h, w, h0, w0, weight, n0, C, H, W, HL, WL, Q, STEP, COUNT: tl.constexpr, NHWC: tl.constexpr,
-    PRECISION: tl.constexpr, SOURCES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, SOURCES: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """Return the sums plus the products of the sources of a tile's pixels, rows of Q, each at its pixels."""
     r = tl.arange(0, SOURCES)
     top, left = h0 * HL // H, w0 * WL // W
     row, column = top + r // Q, left + r % Q
-    known = (row < HL) & (column < WL)
+    bottom, right = (tl.minimum(h0 + TH, H) - 1) * HL // H, (tl.minimum(w0 + TW, W) - 1) * WL // W
+    known = (row <= bottom) & (column <= right)
     lows = zeros(COUNT, SOURCES, BN)
     lows = products(lows, level, row, column, known, weight, n0, C, HL, WL, STEP, COUNT, NHWC, PRECISION, BN, BK)
     picks = ((h * HL // H - top) * Q + w * WL // W - left)[:, None] == r[None, :]
@@ -115,8 +116,9 @@ def pyramid_project_kernel(
             level = sample(chosen((map_0, map_1, map_2, map_3), l, LEVELS), b, C * HL * WL)
             Q = chosen((Q0, Q1, Q2, Q3), l, LEVELS)
             accs = add_resized(
-                accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, PRECISION, SOURCES, BN, BK
-            )
+                accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, PRECISION, TH, TW,
+                SOURCES, BN, BK,
+            )  # fmt: skip
         accs = products(accs, x, h, w, here, weight, n0, C, H, W, step, COUNT, NHWC, PRECISION, BN, BK)
         for j in tl.static_range(COUNT):
             n = n0 + j * BN + tl.arange(0, BN)
@@ -202,10 +204,11 @@ def project_plan(
     constants["COUNT"] = count
     grid = programs, -(-channels // (bn * count)), 1
     names = ("x", *MAPS, "weight", "bias", "out")
-    return Launch(
+    launch = Launch(
         pyramid_project_kernel, lambda _: grid, names, names, sizes, constants, 8, context=(device, *dtypes),
         num_stages=stages,
     )  # fmt: skip
+    return tuning.apply(launch)
 
 
 @functools.lru_cache(maxsize=512)
@@ -223,11 +226,9 @@ def sums_plan(
     sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
     sizes |= {"HL": level[0], "WL": level[1]}
     constants = {"NHWC": channels_last, "ALIGN": tiles.alignment(channels) if channels_last else 1, "BC": bc, "BF": bf}
-    assert list(inspect.signature(resized_sums_kernel.fn).parameters)[2:] == [*sizes, *constants]
-    return Launch(
-        resized_sums_kernel, lambda _: (batch * -(-channels // bc), -(-count // bf), 1), ("grad", "sums"),
-        ("grad", "sums"), sizes, constants, 4, context=(device, *dtypes),
-    )  # fmt: skip
+    names, grid = ("grad", "sums"), (batch * -(-channels // bc), -(-count // bf), 1)
+    launch = Launch(resized_sums_kernel, lambda _: grid, names, names, sizes, constants, 4, context=(device, *dtypes))
+    return tuning.apply(launch)
 
 
 def project(

@@ -11,6 +11,7 @@ from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, named
 
 pytest.importorskip("triton")
 
+from benchmarks.machine_code import recorded
 from benchmarks.measures import peak_bytes
 from benchmarks.traffic import count
 from fastattn.kernels import acp, cat, conv_pool, pyramid_project
@@ -275,6 +276,18 @@ def test_opcheck(save):
         if save:
             score, value, _, weight, _ = params
             check(ops.cat_backward.default, (out, x, score, value, weight, *saved))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+def test_launches_bind_parameters_in_the_kernels_order(dtype):
+    """Which a launch after the first does by position, and the interpreter never."""
+    with recorded() as made:
+        for memory_format in FORMATS:
+            run_acp(*acp_arguments((2, 16, 7, 9), memory_format=memory_format, dtype=dtype))
+        run_cat(*cat_arguments(2, 40, 24, 5, dtype))
+    assert len(made) == 2 * (2 + 1 + 2 + 2 + 4) + 6
+    for launch, _ in made:
+        assert launch.kernel.arg_names == [*launch.tensors, *launch.sizes, *launch.constants], launch.name
 
 
 UNSERVED = {
