@@ -36,19 +36,26 @@ kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 @triton.jit
 def products(
     accs, source, h, w, here, weight, n0, C, H, W, STEP,
-    COUNT: tl.constexpr, NHWC: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    COUNT: tl.constexpr, NHWC: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """Return COUNT tiles [pixels, BN] plus the products of a sample's pixels with the rows of a matrix from n0 on, STEP
     elements apart."""
     n = n0 + tl.arange(0, BN)
     for k0 in range(0, C, BK):
         k = k0 + tl.arange(0, BK)
+        inside = here[:, None]
+        if not EVEN:
+            inside = inside & (k < C)[None, :]
         at = source + pixels(k[None, :], h[:, None], w[:, None], C, H, W, NHWC)
-        values = tl.load(at, mask=here[:, None] & (k < C)[None, :], other=0.0).to(weight.dtype.element_ty)
+        values = tl.load(at, mask=inside, other=0.0).to(weight.dtype.element_ty)
         more = ()
         for j in tl.static_range(COUNT):
             rows = weight + ((n + j * BN)[:, None] * STEP + k[None, :])
-            matrix = tl.load(rows, mask=(n + j * BN < C)[:, None] & (k < C)[None, :], other=0.0)
+            inside = (n + j * BN < C)[:, None]
+            if not EVEN:
+                inside = inside & (k < C)[None, :]
+            matrix = tl.load(rows, mask=inside, other=0.0)
             more += (tl.dot(values, tl.trans(matrix), accs[j], input_precision=PRECISION),)
         accs = more
     return accs
@@ -57,17 +64,18 @@ def products(
 @triton.jit
 def add_resized(
     accs, level, h, w, h0, w0, weight, n0, C, H, W, HL, WL, Q, STEP, COUNT: tl.constexpr, NHWC: tl.constexpr,
-    PRECISION: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, SOURCES: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, SOURCES: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Return the sums plus the products of the sources of a tile's pixels, rows of Q, each at its pixels."""
     r = tl.arange(0, SOURCES)
     top, left = h0 * HL // H, w0 * WL // W
     row, column = top + r // Q, left + r % Q
-    bottom, right = (tl.minimum(h0 + TH, H) - 1) * HL // H, (tl.minimum(w0 + TW, W) - 1) * WL // W
-    known = (row <= bottom) & (column <= right)
+    down = (tl.minimum(h0 + TH, H) - 1) * HL // H - top + 1
+    right = (tl.minimum(w0 + TW, W) - 1) * WL // W
+    known = (r < down * Q) & (column <= right)
     lows = zeros(COUNT, SOURCES, BN)
-    lows = products(lows, level, row, column, known, weight, n0, C, HL, WL, STEP, COUNT, NHWC, PRECISION, BN, BK)
+    lows = products(lows, level, row, column, known, weight, n0, C, HL, WL, STEP, COUNT, NHWC, EVEN, PRECISION, BN, BK)
     picks = ((h * HL // H - top) * Q + w * WL // W - left)[:, None] == r[None, :]
     dtype = weight.dtype.element_ty
     more = ()
@@ -84,8 +92,8 @@ def pyramid_project_kernel(
     bias, out,
     C, H, W, XB, PREFIX, H0, W0, Q0, H1, W1, Q1, H2, W2, Q2, H3, W3, Q3,
     LEVELS: tl.constexpr, CONCAT: tl.constexpr, RESIDUAL: tl.constexpr, COPY: tl.constexpr, NHWC: tl.constexpr,
-    ALIGN: tl.constexpr, ALIGN_W: tl.constexpr, PRECISION: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    SOURCES: tl.constexpr, COUNT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ALIGN: tl.constexpr, ALIGN_W: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, TH: tl.constexpr,
+    TW: tl.constexpr, SOURCES: tl.constexpr, COUNT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x tiles, and one that copies the prefix, parts of COUNT * BN output channels)."""
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
@@ -116,10 +124,10 @@ def pyramid_project_kernel(
             level = sample(chosen((map_0, map_1, map_2, map_3), l, LEVELS), b, C * HL * WL)
             Q = chosen((Q0, Q1, Q2, Q3), l, LEVELS)
             accs = add_resized(
-                accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, PRECISION, TH, TW,
+                accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, EVEN, PRECISION, TH, TW,
                 SOURCES, BN, BK,
             )  # fmt: skip
-        accs = products(accs, x, h, w, here, weight, n0, C, H, W, step, COUNT, NHWC, PRECISION, BN, BK)
+        accs = products(accs, x, h, w, here, weight, n0, C, H, W, step, COUNT, NHWC, EVEN, PRECISION, BN, BK)
         for j in tl.static_range(COUNT):
             n = n0 + j * BN + tl.arange(0, BN)
             total = accs[j] + tl.load(bias + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
@@ -190,7 +198,7 @@ def project_plan(
     constants: dict[str, Any] = {
         "LEVELS": len(levels), "CONCAT": concat, "RESIDUAL": residual, "COPY": prefix > 0, "NHWC": channels_last,
         "ALIGN": tiles.alignment(channels), "ALIGN_W": 1 if channels_last else tiles.alignment(width),
-        "PRECISION": precision, "TH": down, "TW": across,
+        "EVEN": channels % bk == 0, "PRECISION": precision, "TH": down, "TW": across,
     }  # fmt: skip
     sources = 16
     for i, (rows, columns) in enumerate(padded(levels, LEVELS)):
