@@ -7,10 +7,13 @@ knows, and parameters of the sizes that a plan was made for.
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import accumulate
 from pathlib import Path
 
 import torch  # first, so that both share one OpenMP runtime
+from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -53,3 +56,21 @@ def extension():
     if module is None:
         raise RuntimeError(f"fastattn._native: {state}: {detail}")
     return module
+
+
+def gradients(
+    plan, inputs: Sequence[Tensor], x: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
+) -> tuple[Tensor, Tensor]:
+    """Run a plan's backward on its inputs; return (grad_x, all parameters' gradients in float32), empty where not
+    needed."""
+    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
+    grads = x.new_empty(sum(p.numel() for p in params) if need_params else 0, dtype=torch.float32)
+    places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
+    plan.backward(
+        *(t.data_ptr() for t in inputs),
+        [p.data_ptr() for p in params],
+        grad_x.data_ptr() if need_x else 0,
+        list(places),
+        torch.get_num_threads(),
+    )
+    return grad_x, grads

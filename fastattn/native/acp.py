@@ -2,15 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from .. import parameters
-from . import DTYPES, extension
+from . import DTYPES, extension, gradients
 
-_data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
+_data_ptr = Tensor.data_ptr  # fast under map
 
 
 @functools.lru_cache(maxsize=512)
@@ -47,15 +46,4 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
     plan, params = _prepare(x, params, pool_size)
-    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    grads = x.new_empty(sum(map(_numel, params)) if need_params else 0, dtype=torch.float32)
-    places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
-    plan.backward(
-        grad_out.data_ptr(),
-        x.data_ptr(),
-        list(map(_data_ptr, params)),
-        grad_x.data_ptr() if need_x else 0,
-        list(places),
-        torch.get_num_threads(),
-    )
-    return grad_x, grads
+    return gradients(plan, (grad_out, x), x, params, need_x, need_params)
