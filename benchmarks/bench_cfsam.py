@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 
 from fastattn import functional
-from tests.helpers import assert_accurate
+from fastattn.bench.accuracy import assert_accurate
+from fastattn.bench.devices import Cpu
 
 from . import shapes
 from .cfsam import COPIES, VIEW, AttentionContest, PyramidContest, attention_scene
 from .contest import Contest, Effort
-from .devices import Cpu
 from .measures import peak_bytes
 from .scene import COMPILE, EAGER, fast_backends, setting
 from .shapes import AttentionCase

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastattn.bench.devices import Cpu
+
 from . import shapes
 from .convergence import ATTENTIONS, BATCH, EPOCHS, train
-from .devices import Cpu
 from .scene import fast_backends
 
 pytest.importorskip("sklearn")

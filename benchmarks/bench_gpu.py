@@ -11,10 +11,11 @@ from itertools import product
 import pytest
 import torch
 
+from fastattn.bench.devices import device, wall_clock
+
 from . import shapes
 from .cfsam import COPIES, VIEW
 from .contest import Effort
-from .devices import device, wall_clock
 from .gpu import (
     GpuContest,
     GpuInteractionContest,

@@ -2,9 +2,10 @@
 
 import pytest
 
+from fastattn.bench.devices import Cpu
+
 from . import shapes
 from .contest import Contest, Effort
-from .devices import Cpu
 from .interaction import COMPOSED, InteractionContest
 from .scene import COMPILE, EAGER, fast_backends
 

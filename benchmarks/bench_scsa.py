@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from fastattn.bench.devices import Cpu
+
 from . import shapes
 from .contest import Contest, Effort
-from .devices import Cpu
 from .scene import COMPILE, COPY, EAGER, fast_backends
 from .scsa import BackendContest, CopyContest, PrecisionContest
 from .shapes import name_of

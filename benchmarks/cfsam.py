@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import functional, ops, reference
+from fastattn.bench.devices import Cpu
 from fastattn.reference.cfsam import Affine
 
 from .contest import Effort
-from .devices import Cpu
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
 from .shapes import ABLATIONS, FORWARD, FULL, MEMORY_FORMATS, AttentionCase, PyramidCase
 

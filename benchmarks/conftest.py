@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from fastattn.bench.devices import device
+from fastattn.bench.machine import describe
+from fastattn.bench.memory import keep_freed_memory
 from fastattn.report import SCHEMA, tables, to_text
 
 from .contest import SMOKE_EFFORT, Contest, Effort
-from .devices import device
 from .figures import gpu_summary, summary
-from .machine import describe
-from .measures import keep_freed_memory
 from .shapes import PART, PARTS, SELECTION, Selection
 
 KEPT = pytest.StashKey[bool]()

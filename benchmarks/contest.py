@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import assert_accurate
+from fastattn.bench.accuracy import assert_accurate
+from fastattn.bench.devices import Cpu
+from fastattn.bench.interleave import Ratio, Rival, Timing, interleave, speedup
 
-from .devices import Cpu
-from .interleave import Ratio, Rival, Timing, interleave, speedup
 from .limit import TimeUp, time_limit
 
 COMPILERS = ("compile", "max-autotune")  # how the names of torch.compile's rivals begin
@@ -128,6 +128,7 @@ class Contest:
             rival=name,
             least_ms=timing.least * 1e3,
             median_ms=timing.median * 1e3,
+            quartiles_ms=[quartile * 1e3 for quartile in timing.quartiles],
             rounds=len(timing.rounds),
             calls_per_round=timing.calls,
             relative_error=self.errors[name],

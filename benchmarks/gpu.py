@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastattn import models
+from fastattn.bench.devices import Cpu, Work
+from fastattn.bench.interleave import Ratio, Rival, speedup
+from fastattn.bench.networks import inference, prepare
+from fastattn.bench.photographs import noise
 
 from .cfsam import (
     attention_forward,
@@ -26,13 +30,10 @@ from .cfsam import (
     pyramid_scene,
 )
 from .contest import Contest, Effort
-from .devices import Cpu, Work
 from .interaction import COMPOSED, interaction_forward, interaction_rivals, interaction_scene
-from .interleave import Ratio, Rival, speedup
 from .lga import lga_forward, lga_rivals, lga_scene
 from .measures import bytes_moved_at_least
-from .models import PLAIN, inference, prepare
-from .photographs import noise
+from .models import PLAIN
 from .scene import COMPILE, COPY, EAGER, TUNED, Forward, Scene, fast_backends, setting
 from .scsa import EagerSCSA, scsa_scene
 from .shapes import (

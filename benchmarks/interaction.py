@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import reference
+from fastattn.bench.devices import Cpu
 from fastattn.ops import acp, cat
 
 from .contest import Effort
-from .devices import Cpu
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
 from .shapes import FORWARD, MEMORY_FORMATS, AcpCase, CatCase
 

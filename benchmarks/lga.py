@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import reference
+from fastattn.bench.devices import Cpu
 
 from .contest import Effort
-from .devices import Cpu
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
 from .shapes import FORWARD, MEMORY_FORMATS, PAPER, TRAINING, LgaCase
 

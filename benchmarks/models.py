@@ -2,58 +2,26 @@
 weights for all. Of a detector it is backbone, attention and head: what decodes boxes behind them takes longer the more
 a network finds, and one with random weights finds nothing of meaning."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-import fastattn
 from fastattn import models
+from fastattn.bench.devices import Cpu
+from fastattn.bench.interleave import Rival
+from fastattn.bench.networks import Detector, answers, inference, prepare
+from fastattn.bench.photographs import photographs
 
 from .contest import Contest, Effort
-from .devices import Cpu
-from .interleave import Rival
 from .measures import peak_bytes
-from .photographs import photographs
 from .scene import COMPILE, EAGER, Forward, fast_backends, setting
 from .shapes import FORWARD, MEMORY_FORMATS, ModelCase
 
 PLAIN = "plain"
 CHECKED_IMAGES = 2  # float64 convolutions are slow; every image takes the same path
-
-
-@contextmanager
-def inference(backend: str) -> Iterator[None]:
-    with torch.no_grad(), fastattn.use_backend(backend):
-        yield
-
-
-def prepare(model: nn.Module, x: Tensor) -> nn.Module:
-    """Give a fresh model the activations of a trained one: random scales in its normalisations, so that
-    every block shows in the output, and running statistics of the photographs."""
-    generator = torch.Generator().manual_seed(0)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
-        norm.momentum = 1.0
-    if norms:
-        with inference("reference"):
-            model.train()(x)
-    return model.eval()
-
-
-class Detector(nn.Module):
-    """What of a detector computes scores and boxes, by name."""
-
-    def __init__(self, detector: nn.Module):
-        super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return self.head(list(self.backbone(x).values()))
 
 
 def create(case: ModelCase, attention: str | None) -> nn.Module:
@@ -62,11 +30,6 @@ def create(case: ModelCase, attention: str | None) -> nn.Module:
     if case.levels is None:
         return models.create(case.model, attention=attention)
     return Detector(models.create(case.model, attention=attention, num_classes=21, levels=case.levels))
-
-
-def answers(model: Forward, x: Tensor) -> dict[str, Tensor]:
-    found = model(x)
-    return found if isinstance(found, dict) else {"logits": found}
 
 
 def first(work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

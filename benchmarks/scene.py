@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import backends
+from fastattn.bench.devices import Cpu
+from fastattn.bench.interleave import Rival
 
 from .contest import Contest, Effort
-from .devices import Cpu
-from .interleave import Rival
 from .measures import bytes_moved_at_least, peak_bytes, saved_bytes
 from .shapes import FORWARD
 

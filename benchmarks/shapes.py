@@ -8,14 +8,13 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from fastattn.bench.sizes import ACP_SIZES, CAT_SIZES, LGA_SIZES, SSD_LEVELS, STAGES
 from fastattn.reference.lga import CONTRACTIONS
 
 Shape = tuple[int, int, int, int]
 Selection = Literal["smoke", "default", "full"]
 SELECTION = pytest.StashKey[Selection]()  # in pytest's config: what was asked for
 
-# (C, H, W) where SCSA sits in the four stages of ResNet-50 at 224 x 224.
-STAGES = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
 FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56, 56))
 SMOKE_SHAPES: tuple[Shape, ...] = ((1, 64, 56, 56),)
 COPY_SHAPE: Shape = (8, 256, 56, 56)
@@ -30,8 +29,6 @@ MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.chan
 GPU_DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES, GRAPH = "launches", "graph"  # how work reaches a GPU
 
-# (channels, side) of SSD300's levels: 1940 tokens.
-SSD_LEVELS = ((512, 38), (1024, 19), (512, 10), (256, 5), (256, 3), (256, 1))
 SMOKE_LEVELS = ((16, 5), (24, 3), (8, 1))
 GPU_SMOKE_DIM = 128  # heads of 16, the least that Triton's kernels take
 LONG = 20_000  # tokens
@@ -43,16 +40,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("shallow", "deep", "all")
 
-# LGA's channels, heads and side of the map: MobileNetV3, ResNet-18 and YOLOv8n at 640 x 640, and finer maps.
-LGA_SIZES = ((24, 6, 20), (128, 8, 20), (256, 16, 20), (256, 16, 40), (64, 8, 80))
 SMOKE_LGA = (8, 4, 9)
 LGA_BATCH = 8
 PAPER, RELEASED = CONTRACTIONS
 
-# ACP's channels and side of the map, CAT's tokens, concepts and channels: ViT-Tiny, Swin-Tiny, and finer maps.
-ACP_SIZES = ((192, 14), (96, 56))
 ACP_BATCH, ACP_LAYERS = 8, 2
-CAT_SIZES = ((3136, 64, 192), (16384, 64, 96), (3136, 256, 192))
 CAT_BATCH = 4
 CAT_TOKENS, CAT_CONCEPTS = ((197, 192), (3136, 192), (16384, 96)), (16, 64, 256)  # tokens with their channels
 SMOKE_ACP, SMOKE_CAT = (8, 9), (40, 6, 8)

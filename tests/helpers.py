@@ -2,13 +2,13 @@
 
 import copy
 import os
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
 
 import fastattn
+from fastattn.bench.accuracy import assert_accurate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = os.environ.get("FASTATTN_TEST_DEVICE") or "cpu"
@@ -22,15 +22,6 @@ MODULES = {"scsa": fastattn.SCSA, "smsa": fastattn.SMSA, "pcsa": fastattn.PCSA}
 def thin(values):
     """Return the values, or the first alone with Triton, where every case takes seconds to interpret or compile."""
     return values[:1] if FAST == "triton" else values
-
-
-# An error may be this many times eager's own in the same dtype, or this large, whichever is more: 1e-5 is the
-# room that float32 has where eager is lucky, and far below what rounding the result to bfloat16 or float16
-# costs.
-TIMES_EAGER = {torch.float64: 2, torch.float32: 2, torch.bfloat16: 2, torch.float16: 2}
-FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
-# Relative to its neighbours, below this a float64 tensor is zero in exact arithmetic.
-ZERO = 1e-11
 
 
 def named(value: object) -> str:
@@ -91,34 +82,6 @@ def run(
     return dict(zip(("out", "grad_x", *names), (out.detach(), *gradients), strict=True))
 
 
-def assert_accurate(
-    got: Mapping[str, Tensor], truth: Mapping[str, Tensor], *eager: Mapping[str, Tensor]
-) -> None:
-    """Assert that every tensor's relative error against the float64 truth is within its dtype's tolerance.
-
-    Eager's own error is the largest of several runs that differ in the order of their sums alone.
-    A tensor that is zero in exact arithmetic is compared absolutely, on the scale (greatest root mean square)
-    of its neighbours: of the gradients for a gradient.
-    """
-    assert got.keys() == truth.keys() == eager[0].keys()
-    rms = {name: _rms(tensor) for name, tensor in truth.items()}
-    wrong = []
-    for name, exact in truth.items():
-        neighbours = max(
-            [value for other, value in rms.items() if (other == "out") == (name == "out")], default=0.0
-        )
-        scale = rms[name] if rms[name] > ZERO * neighbours else (neighbours or 1.0)
-        dtype = got[name].dtype
-        assert got[name].shape == exact.shape, name
-        assert dtype == eager[0][name].dtype, name
-        error, *eager_errors = (_rms(run[name].double() - exact) / scale for run in (got, *eager))
-        eager_error = max(eager_errors)
-        limit = max(FLOOR[dtype], TIMES_EAGER[dtype] * eager_error)
-        if not error <= limit:
-            wrong.append(f"{name}: error {error:.2e}, allowed {limit:.2e}, eager's {eager_error:.2e}")
-    assert not wrong, "; ".join(wrong)
-
-
 def run_in_other_orders(module: nn.Module, x: Tensor, grad_out: Tensor) -> list[dict[str, Tensor]]:
     """Return what the reference computes by PyTorch's own convolutions, and of transposed maps and kernels,
     transposed back.
@@ -151,7 +114,3 @@ def check(module: nn.Module, x: Tensor, backend: str = FAST) -> dict[str, Tensor
     got, *others = measure(module, x, backend)
     assert_accurate(got, *others)
     return got
-
-
-def _rms(tensor: Tensor) -> float:
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0

@@ -15,7 +15,6 @@ from benchmarks import cfsam, convergence, interaction, lga
 from benchmarks import models as whole
 from benchmarks.contest import Contest, Effort
 from benchmarks.figures import summary
-from benchmarks.interleave import Ratio, Rival, Timing, interleave, speedup
 from benchmarks.measures import bytes_moved_at_least, peak_bytes, saved_bytes
 from benchmarks.scene import COMPILE, EAGER, setting
 from benchmarks.shapes import (
@@ -49,6 +48,7 @@ from benchmarks.shapes import (
     pyramid_cases,
 )
 from fastattn import reference
+from fastattn.bench.interleave import Ratio, Rival, Timing, interleave, speedup
 from tests.helpers import assert_accurate
 
 

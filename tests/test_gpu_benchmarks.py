@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks import cfsam, devices, gpu, interaction, lga, machine, shapes
+from benchmarks import cfsam, gpu, interaction, lga, shapes
 from benchmarks.contest import Contest, Effort
-from benchmarks.devices import Cpu, Gpu
 from benchmarks.gpu import (
     GpuInteractionContest,
     GpuLgaContest,
@@ -21,7 +20,6 @@ from benchmarks.gpu import (
     Graphed,
     cfsam_contest,
 )
-from benchmarks.interleave import Rival
 from benchmarks.limit import TimeUp, time_limit
 from benchmarks.shapes import (
     ACP_SIZES,
@@ -44,6 +42,9 @@ from benchmarks.shapes import (
     ModelCase,
     PyramidCase,
 )
+from fastattn.bench import devices, machine
+from fastattn.bench.devices import Cpu, Gpu
+from fastattn.bench.interleave import Rival
 
 QUICK = Effort(rounds=3, round_seconds=0.0, pedantic_rounds=1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import conftest as session
-from benchmarks import machine, merge, shapes
+from benchmarks import merge, shapes
 from benchmarks.figures import gpu_summary
 from benchmarks.shapes import (
     CONTIGUOUS,
@@ -25,6 +25,7 @@ from benchmarks.shapes import (
     gpu_interaction_cases,
     gpu_lga_cases,
 )
+from fastattn.bench import machine
 
 
 def gpu_record(rival: str, speedups: dict[str, float], **facts) -> dict:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks.photographs import photographs
+from fastattn.bench.photographs import photographs
 
 from .helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, named, run
 

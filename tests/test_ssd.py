@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import fastattn
-from benchmarks.photographs import originals
 from fastattn import models
+from fastattn.bench.photographs import originals
 
 detection = pytest.importorskip("torchvision.models.detection")
 

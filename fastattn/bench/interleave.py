@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 MAX_CALLS = 10_000
 Stopwatch = Callable[[Callable[[], object], int], float]  # times a call done so many times: seconds for all
@@ -38,6 +38,14 @@ class Timing:
     @property
     def median(self) -> float:
         return median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third; of a single round itself."""
+        if len(self.rounds) == 1:
+            return self.least, self.least
+        first, _, third = quantiles(self.rounds, n=4, method="inclusive")
+        return first, third
 
 
 @dataclass(frozen=True)

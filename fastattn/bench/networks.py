@@ -1,0 +1,50 @@
+"""Whole networks that are ready to be timed. Of a detector it is backbone, attention and head: what decodes boxes
+behind them takes longer the more a network finds, and one with random weights finds nothing of meaning."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import use_backend
+
+
+@contextmanager
+def inference(backend: str) -> Iterator[None]:
+    with torch.no_grad(), use_backend(backend):
+        yield
+
+
+def prepare(model: nn.Module, x: Tensor) -> nn.Module:
+    """Give a fresh model the activations of a trained one: random scales in its normalisations, so that
+    every block shows in the output, and running statistics of the photographs."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        norm.momentum = 1.0
+    if norms:
+        with inference("reference"):
+            model.train()(x)
+    return model.eval()
+
+
+class Detector(nn.Module):
+    """What of a detector computes scores and boxes, by name."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.head(list(self.backbone(x).values()))
+
+
+def answers(model: Callable[..., Any], *inputs: Any) -> dict[str, Tensor]:
+    """What a network or a module computes, by name."""
+    found = model(*inputs)
+    if isinstance(found, dict):
+        return found
+    return {"out": found} if isinstance(found, Tensor) else {f"out {i}": out for i, out in enumerate(found)}
