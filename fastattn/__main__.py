@@ -1,7 +1,7 @@
 """`python -m fastattn info`: versions, the state of the extension, and who serves what.
-`python -m fastattn report RESULT.json -o DIR`: benchmark results as tables and plots."""
+`python -m fastattn bench TABLE`: one of the papers' throughput tables, measured on this machine.
+`python -m fastattn report RESULT.json [OTHER.json ...] -o DIR`: results as tables, plots and a page."""
 
-import importlib.util
 import os
 import platform
 import sys
@@ -11,7 +11,7 @@ import torch
 
 from . import __version__, available_backends, backends, get_backend, native
 
-USAGE = "usage: python -m fastattn info | report RESULT.json -o DIR"
+USAGE = "usage: python -m fastattn info | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR"
 
 
 def info() -> str:
@@ -49,10 +49,14 @@ def main(argv: list[str]) -> int:
     if argv == ["info"]:
         print(info())
         return 0
-    if argv[:1] == ["report"] and importlib.util.find_spec("fastattn.report"):
+    if argv[:1] == ["bench"]:
+        from .bench.command import main as bench
+
+        return bench(argv[1:])
+    if argv[:1] == ["report"]:
         from .report import main as report
 
-        return report(argv[1:]) or 0
+        return report(argv[1:])
     print(USAGE, file=sys.stderr)
     return 2
 
