@@ -16,17 +16,21 @@ pytest.importorskip("timm")
 
 from fastattn import models
 
-ATTENTIONS = fastattn.SCSA, fastattn.LocalGlobalAttention, fastattn.EnhancedInteraction
+from .model_helpers import SWIN, assert_backends_agree, modules_in_order, parameters_in_millions, with_scales
 
-
-def parameters_in_millions(model: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+RIVALS = "ca, cbam, cpca, eca, ela, ema, fca, mhsa, sa, se"
 
 
 # The paper's Table 2, in millions; for MobileNetV2 the paper prints 3.51 and 3.63.
 @pytest.mark.parametrize(
     ("name", "without", "with_scsa"),
-    [("resnet50", 25.56, 25.62), ("resnet101", 44.55, 44.68), ("mobilenetv2_100", 3.50, 3.62)],
+    [
+        ("resnet50", 25.56, 25.62),
+        ("resnet101", 44.55, 44.68),
+        ("mobilenetv2_100", 3.50, 3.62),
+        ("repvgg_a0", 9.11, 9.18),
+        (SWIN, 28.29, 28.36),
+    ],
 )
 def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: float) -> None:
     with torch.device("meta"):
@@ -42,25 +46,23 @@ def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: f
         pytest.param(
             "mobilenetv2_100", 17, {32, 96, 144, 192, 384, 576, 960}, id="inverted residuals: hidden channels"
         ),
+        pytest.param("repvgg_a0", 22, {48, 96, 192, 1280}, id="RepVGG: the stem is a block too"),
+        pytest.param(SWIN, 12, {96, 192, 384, 768}, id="Swin: the output map's channels"),
     ],
 )
-def test_every_block_has_one_attention_of_its_width(name: str, blocks: int, widths: set[int]) -> None:
+@pytest.mark.parametrize("attention", [fastattn.SCSA, fastattn.SMSA, fastattn.PCSA])
+def test_every_block_has_one_attention_of_its_width(
+    attention: type[nn.Module], name: str, blocks: int, widths: set[int]
+) -> None:
     with torch.device("meta"):
-        model = models.create(name, attention="scsa")
-    found = [module for module in model.modules() if isinstance(module, fastattn.SCSA)]
+        plain = models.create(name)
+        model = models.create(name, attention=attention.__name__.lower())
+    found = [module for module in model.modules() if isinstance(module, attention)]
     assert len(found) == blocks
-    assert {module.norm.num_channels for module in found} == widths
-
-
-def modules_in_order(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
-    """The leaf modules and the attentions of a model in the order in which they run."""
-    order: list[nn.Module] = []
-    for module in model.modules():
-        if isinstance(module, ATTENTIONS) or not any(True for _ in module.children()):
-            module.register_forward_hook(lambda module, args, out: order.append(module))
-    with torch.no_grad():
-        model(x)
-    return order
+    assert {module.dim for module in found} == widths
+    added = parameters_in_millions(model) - parameters_in_millions(plain)
+    assert round(added * 1e6) == sum(parameter.numel() for module in found for parameter in module.parameters())
+    assert set(plain.state_dict()) < set(model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,8 @@ def modules_in_order(model: nn.Module, x: torch.Tensor) -> list[nn.Module]:
         pytest.param("resnet18", "layer2.1.act1", "layer2.1.conv2", id="before the second convolution"),
         pytest.param("mobilenetv2_100", "blocks.0.0.bn1", "blocks.0.0.conv_pw", id="first inverted residual"),
         pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
+        pytest.param("repvgg_a0", "stages.0.1.conv_kxk.conv", "stages.0.1.act", id="before the activation"),
+        pytest.param(SWIN, "layers.0.blocks.0.mlp.drop2", "layers.0.blocks.1.norm1", id="between two blocks"),
     ],
 )
 def test_placement(name: str, before: str, after: str) -> None:
@@ -82,38 +86,45 @@ def test_placement(name: str, before: str, after: str) -> None:
         for part in modules_in_order(model, torch.randn(1, 3, 224, 224))
         if not isinstance(part, nn.Identity)
     ]
-    # MobileNetV2's activation is a part of its normalisation, which hooks report after it.
+    # In MobileNetV2 an activation is a part of a normalisation, which hooks report after it; RepVGG's have none.
     at = next(i for i, part in enumerate(order) if part is parts[after])
     assert isinstance(order[at - 1], fastattn.SCSA)
     assert order[at - 2] in (parts[before], getattr(parts[before], "act", None))
 
 
-def with_scales(name: str, attention: str) -> nn.Module:
-    """A model whose normalisations have random scales: or a block's output would hardly depend on its attention."""
-    torch.manual_seed(0)
-    model = models.create(name, attention=attention, num_classes=10)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model
-
-
-def assert_backends_agree(model: nn.Module, x: torch.Tensor) -> None:
-    """That the logits of the fastest backend are as near to the exact ones as eager's."""
+def test_swins_attention_sees_a_view_of_the_block() -> None:
+    model = models.create(SWIN, attention="scsa", depths=(1, 1, 1, 1)).eval()
+    held = {}
+    block = model.layers[0].blocks[0]
+    block.mlp.register_forward_hook(lambda module, args, out: held.update(rows=out.shape))
+    block.attention.register_forward_hook(lambda module, args, out: held.update(x=args[0], out=out))
+    block.register_forward_hook(lambda module, args, out: held.update(block=out))
     with torch.no_grad():
-        with fastattn.use_backend("reference"):
-            eager = model(x)
-            truth = copy.deepcopy(model).double()(x.double())
-        with fastattn.use_backend("auto"):
-            fast = model(x)
-
-    def error(found: torch.Tensor) -> float:
-        return float((found.double() - truth).norm() / truth.norm())
-
-    assert error(fast) <= max(1e-5, 2 * error(eager))
+        model(torch.randn(1, 3, 224, 224))
+    assert held["x"].shape == (1, 96, 56, 56)
+    assert held["x"].is_contiguous(memory_format=torch.channels_last)
+    assert held["block"].shape == (1, 56, 56, 96)
+    torch.testing.assert_close(held["block"].permute(0, 3, 1, 2), held["out"])
+    torch.testing.assert_close(block.attention(held["x"]), held["out"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050"])
+def test_a_swin_with_attention_compiles_whole() -> None:
+    model = models.create(SWIN, attention="scsa", depths=(1, 1, 1, 1)).eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model(x)
+        whole = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(x), expected, rtol=1e-4, atol=1e-4)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-4)
+
+
+LARGE = pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted kernels takes hours")
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv2_050", *(pytest.param(name, marks=LARGE) for name in ("repvgg_a0", SWIN))]
+)
 @pytest.mark.parametrize(
     "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
 )
@@ -159,12 +170,12 @@ def test_unknown_backbone_names_the_known_ones(name: str) -> None:
 
 
 def test_unknown_attention_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes lga, pcsa, scsa, smsa"):
+    with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes lga, pcsa, scsa, smsa, "):
         models.create("resnet18", attention="selfish")
 
 
 def test_mobilenetv3_has_no_place_for_scsa() -> None:
-    with pytest.raises(ValueError, match=r"no attention 'scsa' for 'mobilenetv3_small_100', which takes lga$"):
+    with pytest.raises(ValueError, match=rf"'scsa' for 'mobilenetv3_small_100', which takes lga, {RIVALS}$"):
         models.create("mobilenetv3_small_100", attention="scsa")
 
 
@@ -176,14 +187,19 @@ def test_an_attention_on_pyramids_does_not_fit_a_classifier() -> None:
 
 
 def test_names_are_listed() -> None:
-    assert models.attentions() == ["cfsam", "interaction", "lga", "pcsa", "scsa", "smsa"]
-    assert models.attentions("resnet50") == ["lga", "pcsa", "scsa", "smsa"]
-    assert models.attentions("mobilenetv2_100") == ["pcsa", "scsa", "smsa"]
-    assert models.attentions("mobilenetv3_large_100") == ["lga"]
-    assert models.attentions("ssd300_vgg16") == ["cfsam"]
-    assert models.attentions("swin_base_patch4_window7_224") == ["interaction"]
+    rivals = RIVALS.split(", ")
+    assert models.attentions() == ["cfsam", "interaction", "lga", "pcsa", "scsa", "smsa", *rivals]
+    for name in ("resnet18", "resnet50", "resnet101"):
+        assert models.attentions(name) == ["lga", "pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("mobilenetv2_100") == ["pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("repvgg_a0") == ["pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("mobilenetv3_large_100") == ["lga", *rivals]
+    assert models.attentions("ssd300_vgg16") == ["cfsam", *rivals]
+    assert models.attentions(SWIN) == ["interaction", "pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("vit_tiny_patch16_224") == ["interaction"]
     some = {"resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "ssd300_vgg16", "vit_tiny_patch16_224"}
-    assert some < set(models.backbones())
+    assert some | {"repvgg_a0", "repvgg_b1g4", "resnet14t", SWIN} < set(models.backbones())
+    assert "repvgg_d2se" not in models.backbones()  # its blocks' slot is taken
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,172 +280,3 @@ def test_training_step_with_lga_is_the_references(name: str, images: torch.Tenso
     truth = run(copy.deepcopy(model).double(), x.double(), grad_out.double(), "reference")
     eager = [run(model, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
     assert_accurate(run(model, x, grad_out, fast), truth, *eager)
-
-
-VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
-# (name, the width of each block, the arguments that make it shallow)
-TRANSFORMERS = [
-    pytest.param(VIT, [192] * 12, {"depth": 2}, id="vit"),
-    pytest.param(SWIN, [96, 96, 192, 192, *[384] * 6, 768, 768], {"depths": (2, 1, 1, 1)}, id="swin"),
-]
-
-
-@pytest.mark.parametrize(
-    ("options", "layers", "concepts"),
-    [({}, 2, 64), ({"num_layers": 1, "num_concepts": 16}, 1, 16)],
-    ids=["by default", "one layer, 16 concepts"],
-)
-@pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
-def test_every_transformer_block_has_one_interaction(
-    name: str, widths: list[int], shallow: dict, options: dict, layers: int, concepts: int
-) -> None:
-    with torch.device("meta"):
-        plain = models.create(name)
-        model = models.create(name, attention="interaction", attention_kwargs=options)
-    found = {key: part for key, part in model.named_modules() if isinstance(part, fastattn.EnhancedInteraction)}
-    assert [part.dim for part in found.values()] == widths
-    assert all((part.num_layers, part.cat.num_concepts) == (layers, concepts) for part in found.values())
-    added = parameters_in_millions(model) - parameters_in_millions(plain)
-    # depthwise convolutions of 9 taps, three biases of C x C matrices: of the levels, of value and out; the scores
-    expected = sum(layers * 10 * c + (layers + 3) * c**2 + 3 * c + concepts * c for c in widths)
-    assert round(added * 1e6) == expected
-    own = {f"{path}.{key}" for path, part in found.items() for key in part.state_dict()}
-    assert set(model.state_dict()) - set(plain.state_dict()) == own
-    assert set(plain.state_dict()) < set(model.state_dict())
-
-
-@pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
-def test_interaction_stands_before_a_blocks_first_norm(name: str, widths: list[int], shallow: dict) -> None:
-    model = models.create(name, attention="interaction", **shallow).eval()
-    order = [part for part in modules_in_order(model, torch.randn(1, 3, 224, 224)) if not isinstance(part, nn.Identity)]
-    blocks = [part for part in model.modules() if hasattr(part, "interaction")]
-    assert len(blocks) == sum(shallow.get("depths", [shallow.get("depth", 0)]))
-    for block in blocks:
-        assert order[order.index(block.norm1) - 1] is block.interaction
-        assert order.count(block.interaction) == 1
-
-
-@pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
-def test_interaction_that_adds_nothing_leaves_the_plain_model(name: str, widths: list[int], shallow: dict) -> None:
-    torch.manual_seed(0)
-    model, plain = (models.create(name, attention=attention, **shallow) for attention in ("interaction", None))
-    plain.load_state_dict(model.state_dict(), strict=False)
-    x = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        assert (model.eval()(x) - plain.eval()(x)).norm() > 1e-3 * plain(x).norm()
-        for part in model.modules():
-            if isinstance(part, fastattn.EnhancedInteraction):
-                for last in (part.acp.proj, part.cat.out):
-                    last.weight.zero_()
-                    last.bias.zero_()
-        torch.testing.assert_close(model(x), plain(x))
-
-
-class Seen(nn.Module):
-    """Keeps what it is called with, and the number of prefix tokens that it was made for."""
-
-    def __init__(self, dim: int, num_prefix_tokens: int):
-        super().__init__()
-        self.dim, self.prefix = dim, num_prefix_tokens
-
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        self.x, self.size = x, size
-        return x + torch.arange(x.shape[1])[:, None]
-
-
-@pytest.mark.parametrize(
-    ("options", "prefix", "side", "size"),
-    [
-        ({}, 1, (224, 224), (14, 14)),
-        ({"reg_tokens": 4}, 5, (224, 224), (14, 14)),
-        ({"class_token": False, "global_pool": "avg"}, 0, (224, 224), (14, 14)),
-        ({"img_size": (32, 64)}, 1, (32, 64), (2, 4)),
-        ({"dynamic_img_size": True}, 1, (48, 32), (3, 2)),
-    ],
-    ids=["a class token", "registers", "none", "another size", "any size"],
-)
-def test_a_vits_interaction_has_its_tokens_and_grid(options: dict, prefix: int, side: tuple, size: tuple) -> None:
-    model = models.create(VIT, attention=Seen, depth=2, **options).eval()
-    if "dynamic_img_size" in options:  # what was seen before does not stay
-        model(torch.randn(1, 3, 224, 224))
-    first, second = model.blocks
-    held = []
-    first.norm1.register_forward_pre_hook(lambda module, args: held.append(*args))
-    with torch.no_grad():
-        model(torch.randn(1, 3, *side))
-    for block in (first, second):
-        assert (block.interaction.dim, block.interaction.prefix) == (192, prefix)
-        assert tuple(block.interaction.size) == size
-        assert block.interaction.x.shape == (1, prefix + size[0] * size[1], 192)
-    given = (held[0] - first.interaction.x)[0, :, 0]
-    torch.testing.assert_close(given, torch.arange(len(given)).float())
-
-
-def test_a_swins_interaction_has_each_stages_map_in_rows() -> None:
-    model = models.create(SWIN, attention=Seen, depths=(1, 1, 1, 1), img_size=(224, 448)).eval()
-    blocks = [layer.blocks[0] for layer in model.layers]
-    held = []
-    blocks[0].norm1.register_forward_pre_hook(lambda module, args: held.append(*args))
-    with torch.no_grad():
-        model(torch.randn(1, 3, 224, 448))
-    found = [block.interaction for block in blocks]
-    assert [tuple(part.size) for part in found] == [(56, 112), (28, 56), (14, 28), (7, 14)]
-    assert [part.x.shape for part in found] == [(1, 56 * 112 // 4**i, 96 * 2**i) for i in range(4)]
-    given = (held[0].flatten(1, 2) - found[0].x)[0, :, 0]
-    torch.testing.assert_close(given, torch.arange(56 * 112).float(), rtol=0, atol=1e-2)
-    assert {part.prefix for part in found} == {0}
-
-
-@pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
-def test_backends_agree_with_interaction_on_a_photograph(
-    name: str, widths: list[int], shallow: dict, images: torch.Tensor
-) -> None:
-    torch.manual_seed(0)
-    model = models.create(name, attention="interaction", num_classes=10).eval()
-    assert_backends_agree(model, images[:1])
-
-
-@pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted kernels takes hours")
-@pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
-def test_training_step_with_interaction_is_the_references(
-    name: str, widths: list[int], shallow: dict, images: torch.Tensor, fast: str
-) -> None:
-    torch.manual_seed(0)
-    # one layer, and few pixels: where two maxima of a window differ by a rounding, a gradient takes either way
-    options = {"num_layers": 1, "num_concepts": 16}
-    model = models.create(
-        name, attention="interaction", attention_kwargs=options, img_size=64, num_classes=10, **shallow
-    ).train()
-    x, grad_out = images[:1, :, 80:144, 80:144], torch.randn(1, 10)
-    truth = run(copy.deepcopy(model).double(), x.double(), grad_out.double(), "reference")
-    eager = [run(model, x.contiguous(memory_format=layout), grad_out, "reference") for layout in FORMATS]
-    assert_accurate(run(model, x, grad_out, fast), truth, *eager)
-
-
-def test_a_vit_with_interaction_compiles_whole() -> None:
-    model = models.create(VIT, attention="interaction", depth=1).eval()
-    x = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        expected = model(x)
-        whole = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(whole(x), expected)
-        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "attention", "known"),
-    [
-        ("resnet50", "interaction", "lga, pcsa, scsa, smsa"),
-        ("ssd300_vgg16", "interaction", "cfsam"),
-        (VIT, "scsa", "interaction"),
-        (SWIN, "lga", "interaction"),
-    ],
-)
-def test_interaction_is_for_transformers_alone(name: str, attention: str, known: str) -> None:
-    with pytest.raises(ValueError, match=rf"no attention '{attention}' for '{name}', which takes {known}$"):
-        models.create(name, attention=attention)
-
-
-def test_interactions_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match="num_concepts must be at least 1"):
-        models.create(VIT, attention="interaction", attention_kwargs={"num_concepts": 0})

@@ -13,6 +13,7 @@ import fastattn
 
 from .. import models
 from ..models.ablations import SCSA_ABLATIONS, is_fast
+from ..models.rivals import RIVALS
 from .networks import Detector, prepare
 from .photographs import noise, photographs
 from .sizes import ACP_SIZES, CAT_SIZES, LGA_SIZES, SSD_LEVELS, STAGES
@@ -23,7 +24,7 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 QUICK_BACKBONES = ("resnet50", "mobilenetv2_100")
 QUICK_ATTENTIONS = (NONE, "se", "eca", "cbam", "ca", "scsa")
-RIVALS = ("se", "eca", "cbam", "fca", "cpca", "sa", "ela", "ca", "ema")  # in the order of SCSA's Table 2
+COMPARED = tuple(name for name in RIVALS if name != "mhsa")  # which attends over 112 x 112 pixels in some
 SSD = "ssd300_vgg16"
 ENOUGH = 8  # images for the statistics of normalisations
 
@@ -158,7 +159,7 @@ def classification(own_attention: str) -> Callable[[str], list[Variant]]:
 
     def variants(name: str) -> list[Variant]:
         known = models.attentions(name)
-        return [rival(NONE), *(rival(other) for other in RIVALS if other in known), own(own_attention)]
+        return [rival(NONE), *(rival(other) for other in COMPARED if other in known), own(own_attention)]
 
     return variants
 

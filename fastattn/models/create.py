@@ -1,33 +1,41 @@
 """Backbones by their timm names and detectors by their torchvision names, with an attention in them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
+from ..backends import use_backend
 from ..modules import CFSAM, PCSA, SCSA, SMSA, EnhancedInteraction, LocalGlobalAttention
-from .levels import span
-from .placement import places
+from ..modules.base import FastModule
+from .levels import PerLevel, span
+from .libraries import library
+from .placement import Place, places
+from .rivals import RIVALS
 from .ssd import place_in_ssd
+
+Attention = str | Callable[..., nn.Module]  # a name, or what makes one
 
 # Made for a map's number of channels; for that of tokens, and how many stand before the grid's; and for those of all
 # levels of a pyramid, whose maps it takes as a list.
 ON_MAPS: dict[str, Callable[..., nn.Module]] = {"scsa": SCSA, "smsa": SMSA, "pcsa": PCSA, "lga": LocalGlobalAttention}
 ON_TOKENS: dict[str, Callable[..., nn.Module]] = {"interaction": EnhancedInteraction}
 ON_PYRAMIDS: dict[str, Callable[..., nn.Module]] = {"cfsam": CFSAM}
-KNOWN = ON_MAPS | ON_TOKENS | ON_PYRAMIDS
+OWN = ON_MAPS | ON_TOKENS | ON_PYRAMIDS
 DETECTORS = {"ssd300_vgg16": 6}  # levels of their pyramids
 
 
 def attentions(backbone: str | None = None) -> list[str]:
-    """The names of the attentions that `create` knows, or of those that fit one backbone."""
+    """The names of the attentions that `create` knows, or of those that fit one backbone: this package's own, then the
+    rivals that its papers compare with."""
     if backbone is None:
-        return sorted(KNOWN)
-    if backbone in DETECTORS:
-        return sorted(ON_PYRAMIDS)
-    return sorted(name for place in places(backbone) for name in place.attentions)
+        known = {*OWN, *RIVALS}
+    elif backbone in DETECTORS:
+        known = {*ON_PYRAMIDS, *RIVALS}
+    else:
+        known = {name for place in places(backbone) for name in place.attentions}
+    return sorted(known, key=lambda name: (name in RIVALS, name))
 
 
 def backbones() -> list[str]:
@@ -36,9 +44,24 @@ def backbones() -> list[str]:
     return [*filter(places, library("timm").list_models()), *DETECTORS]
 
 
+def placement_note(backbone: str, attention: str) -> str:
+    """One sentence on where an attention stands in a backbone, and for a rival on its settings; ValueError for an
+    attention that does not fit the backbone."""
+    check_fits(backbone, attention)
+    if backbone not in DETECTORS:
+        where = place_of(backbone, attention).where
+    elif attention in ON_PYRAMIDS:
+        where = "once, between the backbone's pyramid and the head"
+    else:
+        where = "one on the map of each level, before the head"
+    settings = f"; {RIVALS[attention].note}" if attention in RIVALS else ""
+    return f"{where[0].upper()}{where[1:]}{settings}."
+
+
 def create(
     name: str,
-    attention: str | Callable[..., nn.Module] | None = None,
+    attention: Attention | None = None,
+    backend: str | None = None,
     *,
     attention_kwargs: Mapping[str, Any] | None = None,
     levels: str | slice = "all",
@@ -50,6 +73,9 @@ def create(
     with the interaction ACP + CAT before the self-attention of every block (arXiv 2412.18778); or torchvision's SSD300
     with CFSAM between its pyramid and its head (arXiv 2510.14726).
 
+    The attentions that these papers compare with go by name too: where SCSA stands, or at the output of a ResNet's
+    bottlenecks, as `placement_note` says; after the last stage of a MobileNetV3; on each level of a detector.
+
     `attention` is a name, None for the plain model, or a callable: in a backbone it makes a module for a number of
     channels, and stands in every block where SCSA does, else after the last stage; in a transformer it is given
     `num_prefix_tokens` too, the model's own, and what it makes is called as EnhancedInteraction is; in a detector it
@@ -57,45 +83,80 @@ def create(
     `attention_kwargs` go to its constructor (LGA has 8 heads in a ResNet and 12 in a MobileNetV3 unless they say
     otherwise), `kwargs` to `timm.create_model` or torchvision's builder. With `pretrained` the backbone's weights are
     loaded and the attention's are fresh; torchvision's `weights="DEFAULT"` loads a detector as a whole, of 91 classes.
-    A detector's `levels` are "all" six, "shallow", the first three, "deep", the last three, or a slice of them.
+    `backend` fixes the backend of every fastattn module in the model, whatever `use_backend` says; it means nothing to
+    others. A detector's `levels` are "all" six, "shallow", the first three, "deep", the last three, or a slice of them.
 
     SCSA needs feature maps of at least its window: 7 x 7, which inputs of 224 x 224 give. Raises ValueError for an
-    unknown backbone, an attention that does not fit it and levels that are not there, ImportError without timm or
-    torchvision.
+    unknown backbone or backend, an attention that does not fit and levels that are not there, ImportError without timm
+    or torchvision.
     """
-    detects, known = name in DETECTORS, places(name)
-    if not detects and (not known or name.partition(".")[0] not in backbones()):
+    detects = name in DETECTORS
+    if not detects and (not places(name) or name.partition(".")[0] not in backbones()):
         raise ValueError(f"unknown backbone {name!r}: fastattn.models knows {', '.join(backbones())}")
     if detects:
         span(levels, DETECTORS[name])
     elif levels != "all":
         raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {name!r} has none")
-    defaults: Mapping[str, Any] = {}
     if isinstance(attention, str):
-        if attention not in attentions(name):
-            raise ValueError(f"no attention {attention!r} for {name!r}, which takes {', '.join(attentions(name))}")
-        if not detects:
-            known = [place for place in known if attention in place.attentions]
-            defaults = known[0].defaults
-        attention = KNOWN[attention]
-    make = None if attention is None else partial(attention, **{**defaults, **(attention_kwargs or {})})
+        check_fits(name, attention)
+    if backend is not None:
+        with use_backend(backend):  # ValueError for an unknown name
+            pass
+    options = attention_kwargs or {}
     if detects:
         weights = {} if pretrained else {"weights_backbone": None}  # torchvision loads the backbone's by default
         model = getattr(library("torchvision.models.detection"), name)(**weights | kwargs)
-        if make:
-            place_in_ssd(model, make, levels)
+        put_into_detector(model, attention, options, levels)
     else:
         model = library("timm").create_model(name, pretrained=pretrained, **kwargs)
-        if make:
-            like = next(model.parameters())
-            known[0].put(model, lambda channels, **own: make(channels, **own).to(like))
+        put_into_backbone(model, name, attention, options)
+    if backend is not None:
+        for part in model.modules():
+            if isinstance(part, FastModule):
+                part.backend = backend
     return model
 
 
-def library(name: str) -> Any:
-    """A library's module, imported when it is first needed."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise ImportError(f"fastattn.models needs {package}: pip install 'fastattn[models]'") from error
+def put_into_detector(
+    model: nn.Module, attention: Attention | None, options: Mapping[str, Any], levels: str | slice
+) -> None:
+    """Put an attention on a pyramid's maps, or for a rival's name one on each, before a detector's head."""
+    if isinstance(attention, str) and attention in RIVALS:
+        place_in_ssd(model, partial(on_each_level, maker(attention), **options), levels)
+    elif attention is not None:
+        place_in_ssd(model, partial(maker(attention), **options), levels)
+
+
+def put_into_backbone(model: nn.Module, name: str, attention: Attention | None, options: Mapping[str, Any]) -> None:
+    """Put an attention where it stands in a timm model of that name, in the dtype and on the device of the model."""
+    if attention is None:
+        return
+    place = place_of(name, attention)
+    defaults = place.defaults.get(attention, {}) if isinstance(attention, str) else {}
+    make = partial(maker(attention), **{**defaults, **options})
+    like = next(model.parameters())
+    place.put(model, lambda channels, **own: make(channels, **own).to(like))
+
+
+def check_fits(backbone: str, attention: str) -> None:
+    """ValueError, with the names that fit, unless the attention is one for the backbone."""
+    known = attentions(backbone)
+    if attention not in known:
+        raise ValueError(f"no attention {attention!r} for {backbone!r}, which takes {', '.join(known)}")
+
+
+def place_of(backbone: str, attention: Attention) -> Place:
+    """The place of an attention in a timm model: by its name, or the first for the caller's own."""
+    return next(place for place in places(backbone) if callable(attention) or attention in place.attentions)
+
+
+def maker(attention: Attention) -> Callable[..., nn.Module]:
+    """What makes an attention that is given by its name or as a callable."""
+    if not isinstance(attention, str):
+        return attention
+    return RIVALS[attention].make if attention in RIVALS else OWN[attention]
+
+
+def on_each_level(make: Callable[..., nn.Module], channels: Sequence[int], **options: Any) -> PerLevel:
+    """An attention on maps for each of the levels of a pyramid."""
+    return PerLevel(make(width, **options) for width in channels)

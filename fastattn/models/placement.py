@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from .rivals import MIDDLE, OUTPUT, RIVALS
 from .tokens import put_before_swin_blocks, put_before_vit_blocks
 
 MakeAttention = Callable[..., nn.Module]  # channels -> an attention for maps, or tokens, of so many
@@ -26,6 +27,15 @@ def put_into_resnet_blocks(model: nn.Module, make: MakeAttention) -> None:
             block.aa = attention if empty else nn.Sequential(attention, block.aa)
 
 
+def put_at_bottleneck_outputs(model: nn.Module, make: MakeAttention) -> None:
+    """On the output of each bottleneck, before the shortcut is added."""
+    from timm.models.resnet import Bottleneck
+
+    for block in list(model.modules()):
+        if isinstance(block, Bottleneck):
+            block.se = make(block.conv3.out_channels)  # the slot of squeeze-and-excitation, empty in a ResNet
+
+
 def put_into_mobilenetv2_blocks(model: nn.Module, make: MakeAttention) -> None:
     """On the hidden channels of each block, between the depthwise convolution's activation and the linear 1x1
     convolution."""
@@ -35,6 +45,31 @@ def put_into_mobilenetv2_blocks(model: nn.Module, make: MakeAttention) -> None:
         # The first inverted residual expands nothing: timm builds it as a depthwise separable convolution.
         if isinstance(block, InvertedResidual | DepthwiseSeparableConv):
             block.se = make(block.conv_dw.out_channels)  # the slot of squeeze-and-excitation, empty in MobileNetV2
+
+
+def put_into_repvgg_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """Between the sum of each block's branches and its activation; the first block is timm's stem."""
+    from timm.models.byobnet import RepVggBlock
+
+    for block in list(model.modules()):
+        if isinstance(block, RepVggBlock):
+            convolution: Any = block.conv_kxk.conv
+            block.attn = make(convolution.out_channels)
+
+
+def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """On the output of each block, as its child `attention`, which a hook calls: so parameters keep their names."""
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    for block in list(model.modules()):
+        if isinstance(block, SwinTransformerBlock):
+            block.attention = make(block.dim)
+            block.register_forward_hook(attend_to_map)
+
+
+def attend_to_map(block: Any, args: tuple, out: Tensor) -> Tensor:
+    """The output of a block, (B, H, W, C), after its attention, which sees it as a channels_last (B, C, H, W)."""
+    return block.attention(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
@@ -48,28 +83,78 @@ def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
 class Place:
     """A place in a family of backbones, and the attentions that stand there.
 
-    `backbones` matches timm's names, without a pretrained tag; `defaults` are constructor arguments that the attention
-    gets there unless the caller gives others.
+    `backbones` matches timm's names, without a pretrained tag; `where` says in words where it is; `defaults` are, by
+    attention, constructor arguments that it gets there unless the caller gives others.
     """
 
     backbones: str
     attentions: tuple[str, ...]
     put: Put
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    where: str
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-RESNET, MOBILENETV2, MOBILENETV3 = r"resnet\d+[cdst]?", r"mobilenetv2_\d+d?", r"mobilenetv3_(small|large)_\d+d?"
+BASIC, BOTTLENECKS = r"resnet(10|18|34)[dt]?", r"resnet(?!(10|18|34)[dt]?$)\d+[cdst]?"
+MOBILENETV2, MOBILENETV3 = r"mobilenetv2_\d+d?", r"mobilenetv3_(small|large)_\d+d?"
+REPVGG = r"repvgg_(a|b)\d(g4)?"
 VIT = r"(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+"
 SWIN = r"swin_(tiny|small|base|large)_patch4_window\d+_\d+"
+
 IN_BLOCKS = "scsa", "smsa", "pcsa"
+IN_BOTTLENECKS, AT_OUTPUTS = (
+    tuple(name for name, rival in RIVALS.items() if rival.place == place) for place in (MIDDLE, OUTPUT)
+)
+AFTER_LAST_STAGE = "once, after the last stage"
+
+
+def fca_sides(first: int) -> dict[str, Any]:
+    """The sides of FCA's filters in a ResNet whose first of four stages has so many channels: its maps' own."""
+    return {"fca": {"sides": {first << stage: 56 >> stage for stage in range(4)}}}
+
 
 PLACES = (
-    Place(RESNET, IN_BLOCKS, put_into_resnet_blocks),
-    Place(MOBILENETV2, IN_BLOCKS, put_into_mobilenetv2_blocks),
-    Place(RESNET, ("lga",), put_after_last_stage, {"num_heads": 8}),
-    Place(MOBILENETV3, ("lga",), put_after_last_stage, {"num_heads": 12}),
-    Place(VIT, ("interaction",), put_before_vit_blocks),
-    Place(SWIN, ("interaction",), put_before_swin_blocks),
+    Place(
+        BOTTLENECKS,
+        (*IN_BLOCKS, *IN_BOTTLENECKS),
+        put_into_resnet_blocks,
+        "in every bottleneck, after the ReLU behind the 3x3 convolution",
+    ),
+    Place(
+        BOTTLENECKS,
+        AT_OUTPUTS,
+        put_at_bottleneck_outputs,
+        "at the output of every bottleneck, before the sum with the shortcut",
+        fca_sides(256),
+    ),
+    Place(
+        BASIC,
+        (*IN_BLOCKS, *RIVALS),
+        put_into_resnet_blocks,
+        "in every block, after the ReLU behind the first convolution",
+        fca_sides(64),
+    ),
+    Place(
+        MOBILENETV2,
+        (*IN_BLOCKS, *RIVALS),
+        put_into_mobilenetv2_blocks,
+        "in every inverted residual, on the hidden channels between the depthwise and the last convolution",
+    ),
+    Place(
+        REPVGG,
+        (*IN_BLOCKS, *RIVALS),
+        put_into_repvgg_blocks,
+        "in every block, between the sum of the branches and the activation",
+    ),
+    *(
+        Place(family, ("lga",), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 8}})
+        for family in (BOTTLENECKS, BASIC)
+    ),
+    Place(
+        MOBILENETV3, ("lga", *RIVALS), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 12}}
+    ),
+    Place(VIT, ("interaction",), put_before_vit_blocks, "before every block"),
+    Place(SWIN, ("interaction",), put_before_swin_blocks, "before every block"),
+    Place(SWIN, (*IN_BLOCKS, *RIVALS), put_after_swin_blocks, "on the output map of every block"),
 )
 
 

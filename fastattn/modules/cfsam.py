@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ..functional.cfsam import cfsam, check_options
 from ..reference.cfsam import EPSILON, Affine, Block, Level
+from .base import FastModule
 
 
-class CFSAM(nn.Module):
+class CFSAM(FastModule):
     """Cross-layer feature self-attention over the maps (B, C_i, H_i, W_i) of a pyramid, a list with the finest first,
     which keep their shapes (arXiv 2510.14726, eq. 1-5).
 
@@ -52,7 +53,9 @@ class CFSAM(nn.Module):
         return levels, [block.operands() for block in self.blocks]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return cfsam(maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads)
+        return cfsam(
+            maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         return (

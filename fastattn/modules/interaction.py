@@ -11,9 +11,10 @@ from ..functional.interaction import (
     enhanced_interaction,
 )
 from ..reference.interaction import Affine
+from .base import FastModule
 
 
-class AggressiveConvPooling(nn.Module):
+class AggressiveConvPooling(FastModule):
     """Aggressive convolution pooling of x (B, dim, H, W): it is aggregated with what `num_layers` depthwise
     convolutions make of it, each followed by max pooling, resized to (H, W) (arXiv 2412.18778).
 
@@ -50,7 +51,9 @@ class AggressiveConvPooling(nn.Module):
         return [*map(_affine, self.convs)], _affine(self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        return aggressive_conv_pooling(x, *self.operands(), pool_size=self.pool_size, aggregate=self.aggregate)
+        return aggressive_conv_pooling(
+            x, *self.operands(), pool_size=self.pool_size, aggregate=self.aggregate, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         return (
@@ -59,7 +62,7 @@ class AggressiveConvPooling(nn.Module):
         )
 
 
-class ConceptualAttention(nn.Module):
+class ConceptualAttention(FastModule):
     """Conceptual attention among the tokens x (B, N, dim): `num_concepts` concept tokens are gathered from all tokens,
     and given back to them (arXiv 2412.18778).
 
@@ -86,13 +89,13 @@ class ConceptualAttention(nn.Module):
         return self.score.weight, _affine(self.value), _affine(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conceptual_attention(x, *self.operands())
+        return conceptual_attention(x, *self.operands(), backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, num_concepts={self.num_concepts}"
 
 
-class EnhancedInteraction(nn.Module):
+class EnhancedInteraction(FastModule):
     """ACP, then CAT, on tokens x (B, num_prefix_tokens + H * W, dim), before a transformer block (arXiv 2412.18778).
 
     x' = x + ACP(x) on the grid `size` = (H, W), which prefix tokens (of a class, registers) pass by; then CAT(x') of
@@ -136,6 +139,7 @@ class EnhancedInteraction(nn.Module):
             pool_size=self.pool_size,
             aggregate=self.acp.aggregate,
             num_prefix_tokens=self.num_prefix_tokens,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..functional.lga import check_options, local_global_attention
 from ..reference.lga import Affine, Branch, Separable
+from .base import FastModule
 
 
-class LocalGlobalAttention(nn.Module):
+class LocalGlobalAttention(FastModule):
     """Channel attention on local and global features of x (B, embed_dim, H, W) (arXiv 2411.09604, eq. 1-15).
 
     `contraction="paper"` computes the paper's equation 10, A v; `"released"` what the author's published code computes:
@@ -74,7 +75,9 @@ class LocalGlobalAttention(nn.Module):
         return scales, _affine(self.scale_attention[0]), self.position_encoding, branches, _affine(self.out_conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        return local_global_attention(x, *self.operands(), num_heads=self.num_heads, contraction=self.contraction)
+        return local_global_attention(
+            x, *self.operands(), num_heads=self.num_heads, contraction=self.contraction, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         return (

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..functional.scsa import check_channel, check_spatial, run
 from ..ops import scsa as ops
+from .base import FastModule
 
 _CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
 _SPATIAL = (
@@ -18,7 +19,7 @@ _CHANNEL = (("norm", "weight"), ("norm", "bias"), ("q", "weight"), ("k", "weight
 _BIASES = (("q", "bias"), ("k", "bias"), ("v", "bias"))
 
 
-class _Attention(nn.Module):
+class _Attention(FastModule):
     """What the modules share; a subclass names its operation and the order of its parameters (`_slots`)."""
 
     operation: ops.Operation
@@ -69,6 +70,7 @@ class _Attention(nn.Module):
             (self.head_num, self.window_size, self.down_sample_mode, self.gate_layer),
             self.conv_d.weight if recombination else None,
             self.attn_drop_ratio if self.training else 0.0,
+            self.backend,
         )
 
     def _channel_repr(self) -> str:
@@ -96,7 +98,7 @@ class SMSA(_Attention):
         self._add_spatial(group_kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return run(ops.SMSA, x, self.dim, self._params(), (self.gate_layer,))
+        return run(ops.SMSA, x, self.dim, self._params(), (self.gate_layer,), backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, group_kernel_sizes={self.group_kernel_sizes}, gate_layer={self.gate_layer!r}"

@@ -1,0 +1,175 @@
+"""Several results side by side: what they have in common, case by case, and how many times faster each is than the
+first."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from . import throughput
+from .facts import facts, on_gpu
+from .result import Record, attempts
+from .rivals import by_median, cell, in_order, shape_text, spread_notes
+from .table import EMPTY, Table, number, times
+
+Result = Mapping[str, Any]
+Case = tuple[str, ...]
+
+# What tells cases apart, in the order of the columns.
+IDENTITY = (
+    *("model", "attention", "variant", "operation", "shape", "heads", "parts", "layers", "concepts", "contraction"),
+    *("ablation", "levels", "dtype", "format", "work", "launch", "rival"),
+)
+TITLES = {
+    "module": "SCSA as a module",
+    "tuned": "SCSA beside max-autotune",
+    "copy": "SCSA beside out.copy_(x)",
+    "precision": "SCSA in two precisions",
+    "attention": "Partitioned attention",
+    "pyramid": "CFSAM at SSD300's levels",
+    "lga": "LGA as a module",
+    "acp": "ACP as a module",
+    "cat": "CAT as a module",
+    "model": "Whole models",
+}
+THROUGHPUT = "throughput"
+RATES = ("model", THROUGHPUT)  # suites whose figure is images per second
+
+
+def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
+    """Results by label, as tables: one for each suite, of throughput one for each table, that at least two have in
+    common; its rows are the cases and rivals, its figures each result's own and its ratio to the first's."""
+    notes = [f"{label}: {origin(result)}." for label, result in results.items()] + differences(results)
+    built = []
+    for suite in (*TITLES, THROUGHPUT):
+        found = {label: attempts(result, suite) for label, result in results.items()}
+        for table in in_order(record.get("table", "") for records in found.values() for record in records):
+            some = {label: [r for r in records if r.get("table", "") == table] for label, records in found.items()}
+            present = {label: records for label, records in some.items() if records}
+            if len(present) > 1:
+                title = TITLES.get(suite) or throughput.TITLES.get(table, table)
+                built.append(comparison(title, present, suite in RATES, notes))
+    return built
+
+
+def differences(results: Mapping[str, Result]) -> list[str]:
+    """What makes results hard to compare: other devices, numbers of threads, or versions; a sentence for each."""
+    known = {label: comparable(result) for label, result in results.items()}
+    found = []
+    for name in in_order(name for one in known.values() for name in one):
+        values = {label: one.get(name, "unknown") for label, one in known.items()}
+        if len(set(values.values())) > 1:
+            found.append(f"Not the same {name}: {'; '.join(f'{label}: {value}' for label, value in values.items())}.")
+    return found
+
+
+def comparable(result: Result) -> dict[str, str]:
+    """What ought to be the same where times are compared, by name."""
+    machine, gpu = result.get("machine_info") or {}, on_gpu(result)
+    versions = {f"{name} version": str(version) for name, version in (machine.get("versions") or {}).items()}
+    return {
+        "device": str(machine.get("gpu" if gpu else "cpu") or "unknown"),
+        **({} if gpu else {"number of threads": str(machine.get("threads", "unknown"))}),
+        **versions,
+    }
+
+
+def origin(result: Result) -> str:
+    """The machine, the versions and the commit of a result."""
+    known = facts(result)
+    versions, commit = known.get("versions", "unknown versions"), known.get("commit", "unknown")
+    return f"{known['machine']}; {versions}; commit {commit}"
+
+
+def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes: Iterable[str]) -> Table:
+    """One table's cases, in the order in which the results have them; `found` by label, none of it empty."""
+    every = [record for records in found.values() for record in records]
+    by_case = {label: {case_of(record): record for record in measured_last(found[label])} for label in found}
+    cases = list(dict.fromkeys(map(case_of, every)))
+    first, *others = found
+    unit, figure = unit_of(every, rate)
+    varying = columns(cases)
+    rows = []
+    for case in cases:
+        members = {label: records.get(case) for label, records in by_case.items()}
+        own = [cell(record, figure) for record in members.values()]
+        ratios = [times(ratio(members[first], members[label])) for label in others]
+        rows.append((*(case[place] for place in varying), *own, *ratios))
+    return Table(
+        f"Side by side: {title}",
+        (
+            *(IDENTITY[place] for place in varying),
+            *(f"{label} {unit}" for label in found),
+            *(f"{label} vs {first}" for label in others),
+        ),
+        rows,
+        [
+            f"{unit}: by the {' or '.join(in_order(map(statistic, every)))} of the interleaved rounds. "
+            f"a vs {first}: how many times faster a is than {first}. {EMPTY}: not measured there.",
+            *spread_notes(every)[:1],
+            *constants(cases, varying),
+            *reasons(by_case),
+            *notes,
+        ],
+    )
+
+
+def unit_of(found: Iterable[Record], rate: bool) -> tuple[str, Callable[[Record], float | None]]:
+    """What a table's figures are in, and how they are read: as in the tables of a single result."""
+    if rate:
+        return "images/s", lambda record: record.get("images_per_s")
+    if any("launch" in record for record in found):
+        return "µs", lambda record: milliseconds(record) * 1e3
+    return "ms", milliseconds
+
+
+def milliseconds(record: Record) -> float:
+    return record[f"{statistic(record)}_ms"]
+
+
+def statistic(record: Record) -> str:
+    return "median" if by_median(record) else "least"
+
+
+def measured_last(found: Iterable[Record]) -> list[Record]:
+    """What failed, then what was measured, which is what counts where a case is there twice."""
+    return sorted(found, key=lambda record: "failed" not in record)
+
+
+def case_of(record: Record) -> Case:
+    """What tells a record from the others of its suite, as text."""
+    return tuple(shown(record.get(name)) for name in IDENTITY)
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return EMPTY
+    if isinstance(value, list):
+        return shape_text(value) if all(isinstance(part, int) for part in value) else ", ".join(map(str, value))
+    return str(value)
+
+
+def columns(cases: list[Case]) -> list[int]:
+    """The places of what varies from case to case; all that is known where nothing does."""
+    varying = [place for place in range(len(IDENTITY)) if len({case[place] for case in cases}) > 1]
+    return varying or [place for place, value in enumerate(cases[0]) if value != EMPTY]
+
+
+def constants(cases: list[Case], varying: list[int]) -> list[str]:
+    """A sentence on what is the same in all cases, and so has no column."""
+    same = [f"{IDENTITY[i]} {value}" for i, value in enumerate(cases[0]) if i not in varying and value != EMPTY]
+    return [f"In all rows: {', '.join(same)}."] if same else []
+
+
+def reasons(by_case: Mapping[str, Mapping[Case, Record]]) -> list[str]:
+    """A sentence for each reason why rows failed."""
+    failed = [
+        (label, record["failed"]) for label, found in by_case.items() for record in found.values() if "failed" in record
+    ]
+    counts = {pair: failed.count(pair) for pair in failed}
+    return [f"{label}: {n} row{'' if n == 1 else 's'} failed: {reason}" for (label, reason), n in counts.items()]
+
+
+def ratio(first: Record | None, other: Record | None) -> str:
+    """How many times faster a record is than the first."""
+    if first is None or other is None or "failed" in first or "failed" in other:
+        return EMPTY
+    return number(milliseconds(first) / milliseconds(other))
