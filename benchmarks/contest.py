@@ -132,8 +132,6 @@ class Contest:
             rounds=len(timing.rounds),
             calls_per_round=timing.calls,
             relative_error=self.errors[name],
-            speedup={
-                over: {"least": ratio.least, "median": ratio.median} for over, ratio in self.speedups(name).items()
-            },
+            speedup={over: ratio.facts() for over, ratio in self.speedups(name).items()},
         )
         benchmark.extra_info.update(self.facts(name))

@@ -101,8 +101,18 @@ def test_a_drift_that_hits_both_rivals_leaves_their_ratio_alone() -> None:
 
 def test_one_disturbed_round_moves_neither_the_least_nor_the_median() -> None:
     timings = {"fast": Timing((1.0, 1.0, 1.0), 1), "slow": Timing((4.0, 400.0, 4.0), 1)}
-    assert speedup(timings, "fast", "slow") == Ratio(least=4.0, median=4.0)
-    assert speedup(timings, "slow", "fast") == Ratio(least=0.25, median=0.25)
+    faster, slower = speedup(timings, "fast", "slow"), speedup(timings, "slow", "fast")
+    assert (faster.least, faster.median) == (4.0, 4.0)
+    assert (slower.least, slower.median) == (0.25, 0.25)
+
+
+def test_quartiles_are_of_the_rounds_and_of_the_ratios_inside_them() -> None:
+    timings = {"fast": Timing((1.0, 2.0, 1.0, 1.0, 1.0), 1), "slow": Timing((5.0, 4.0, 3.0, 2.0, 1.0), 1)}
+    assert timings["slow"].quartiles == (2.0, 4.0)
+    ratio = speedup(timings, "fast", "slow")  # 5, 2, 3, 2, 1
+    assert ratio == Ratio(least=1.0, median=2.0, quartiles=(2.0, 3.0))
+    assert ratio.facts() == {"least": 1.0, "median": 2.0, "quartiles": [2.0, 3.0]}
+    assert Timing((3.0,), 1).quartiles == (3.0, 3.0)
 
 
 def test_the_budget_ends_the_rounds_but_not_before_three() -> None:

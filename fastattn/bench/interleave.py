@@ -41,19 +41,20 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third; of a single round itself."""
-        if len(self.rounds) == 1:
-            return self.least, self.least
-        first, _, third = quantiles(self.rounds, n=4, method="inclusive")
-        return first, third
+        return quartiles(self.rounds)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of times: of the least rounds, and the median of the ratios inside each round."""
+    """A ratio of times: of the least rounds, and the median and the quartiles of the ratios inside each round."""
 
     least: float
     median: float
+    quartiles: tuple[float, float]
+
+    def facts(self) -> dict[str, float | list[float]]:
+        """What a result file says about it."""
+        return {"least": self.least, "median": self.median, "quartiles": list(self.quartiles)}
 
 
 def interleave(
@@ -125,5 +126,13 @@ def calibrate(rival: Rival, round_seconds: float, timed: Callable[[Rival, int], 
 
 def speedup(timings: Mapping[str, Timing], of: str, over: str) -> Ratio:
     """How many times faster the rival `of` is than the rival `over`."""
-    pairs = zip(timings[over].rounds, timings[of].rounds, strict=True)
-    return Ratio(timings[over].least / timings[of].least, median(slow / fast for slow, fast in pairs))
+    ratios = [slow / fast for slow, fast in zip(timings[over].rounds, timings[of].rounds, strict=True)]
+    return Ratio(timings[over].least / timings[of].least, median(ratios), quartiles(ratios))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of a single value itself."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third

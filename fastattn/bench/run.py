@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..backends import BACKENDS, Call, unsupported_reasons
+from ..ops.flops import multiply_adds
 from .accuracy import assert_accurate
 from .devices import Cpu, device
-from .flops import multiply_adds
 from .interleave import Rival, Timing, interleave, speedup
 from .networks import answers, inference
 from .tables import Row, Setting, Subject
@@ -112,7 +112,6 @@ def timed(subject: Subject, names: list[str], protocol: Protocol, facts: Record)
 def figures(name: str, timings: dict[str, Timing], facts: Record) -> Record:
     """Times in milliseconds, images per second by the median, ratios over the others of the same rounds."""
     timing = timings[name]
-    ratios = {other: speedup(timings, name, other) for other in timings if other != name}
     found: Record = {
         "least_ms": timing.least * 1e3,
         "median_ms": timing.median * 1e3,
@@ -120,7 +119,7 @@ def figures(name: str, timings: dict[str, Timing], facts: Record) -> Record:
         "rounds": len(timing.rounds),
         "calls_per_round": timing.calls,
         "images_per_s": facts["shape"][0] / timing.median,
-        "speedup": {other: {"least": ratio.least, "median": ratio.median} for other, ratio in ratios.items()},
+        "speedup": {other: speedup(timings, name, other).facts() for other in timings if other != name},
     }
     if "bytes_moved_at_least" in facts:
         found["gb_per_s"] = facts["bytes_moved_at_least"] / timing.median / 1e9

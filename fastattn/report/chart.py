@@ -1,15 +1,25 @@
-"""A result's bar chart, and the curves of its trainings; matplotlib is imported when the first one is drawn."""
+"""Bars: how many times faster than eager each rival is, case by case, and networks' images per second."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .result import records
-from .tables import CASE, cases, in_order, number, on_gpu, speedup
+from .result import Record, records
+from .rivals import CASE, cases, grouped, in_order, speedup
+from .table import number
+from .throughput import MODULES
 
 COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f", "triton": "#c1501f"}
 OTHER_COLOR = "#4f7f52"
-ROW_INCHES, PANEL_INCHES = 0.52, 0.9
+MOST_GROUPS = 24  # of one panel
+SUITES = {
+    "module": "SCSA",
+    "attention": "Partitioned attention",
+    "pyramid": "CFSAM",
+    "lga": "LGA",
+    "acp": "ACP",
+    "cat": "CAT",
+}
 
 
 @dataclass(frozen=True)
@@ -21,94 +31,47 @@ class Panel:
     relative: bool = False
 
 
-def draw(result: dict[str, Any], path: str | Path) -> None:
-    """Write a PNG: how many times faster than eager each rival is, case by case, and the models' images per
-    second.
-
-    Raises ImportError without matplotlib, OSError where the file cannot be written.
-    """
-    panels = module_panels(result) + model_panels(result)
-    sizes = [PANEL_INCHES + ROW_INCHES * len(panel.groups) for panel in panels] or [2.0]
-    figure = empty_figure(9, sum(sizes) + 0.4)
-    axes = figure.subplots(len(sizes), 1, squeeze=False, height_ratios=sizes)[:, 0]
-    for axis, panel in zip(axes, panels, strict=False):
-        fill(axis, panel)
-    if not panels:
-        axes[0].text(0.5, 0.5, "this result has no bars to draw", ha="center")
-        axes[0].set_axis_off()
-    machine = result.get("machine_info", {})
-    where = f"{machine.get('cpu', 'unknown CPU')}, threads: {machine.get('threads', '?')}"
-    figure.suptitle(str(machine.get("gpu")) if on_gpu(result) else where, fontsize=10)
-    figure.savefig(path, format="png", dpi=150)
+def panels(result: Mapping[str, Any]) -> list[Panel]:
+    """Every panel that a result has bars for, none with more groups than a page has room for."""
+    found = module_panels(result) + model_panels(result) + throughput_panels(result)
+    return [part for panel in found for part in parts(panel)]
 
 
-def draw_curves(result: dict[str, Any], path: str | Path) -> None:
-    """Write a PNG: the loss of each step of the trainings, for each attention one panel with a curve for each backend.
-
-    Raises ImportError without matplotlib, OSError where the file cannot be written.
-    """
-    trainings = curves(result)
-    figure = empty_figure(4.5 * len(trainings), 3.2)
-    axes = figure.subplots(1, len(trainings), squeeze=False)[0]
-    for axis, (attention, by_backend) in zip(axes, trainings.items(), strict=True):
-        for place, (backend, losses) in enumerate(by_backend.items()):  # the first is broad, and shows beneath
-            steps = range(1, len(losses) + 1)
-            width, color = (1.2, COLORS.get(backend, OTHER_COLOR)) if place else (4.0, COLORS["eager"])
-            axis.plot(steps, losses, label=backend, linewidth=width, color=color)
-        axis.set_yscale("log")
-        axis.set_title(f"{attention}: loss by step of a training on digits", fontsize=9, loc="left")
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, frameon=False)
-    figure.savefig(path, format="png", dpi=150)
+def parts(panel: Panel) -> list[Panel]:
+    """A panel, or several where it is too long for one."""
+    labels = list(panel.groups)
+    count = -(-len(labels) // MOST_GROUPS)
+    if count < 2:
+        return [panel]
+    return [
+        Panel(
+            f"{panel.title} ({place + 1} of {count})",
+            {label: panel.groups[label] for label in labels[place * MOST_GROUPS : (place + 1) * MOST_GROUPS]},
+            panel.relative,
+        )
+        for place in range(count)
+    ]
 
 
-def curves(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Attention -> backend -> losses."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for record in records(result, "convergence"):
-        found.setdefault(record["operation"].upper(), {})[record["backend"]] = record["losses"]
-    return found
-
-
-def empty_figure(width: float, height: float) -> Any:
-    """A figure of so many inches; ImportError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
-    except ImportError as error:
-        raise ImportError("the chart needs matplotlib: pip install 'fastattn[report]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-SUITES = {
-    "module": "SCSA",
-    "attention": "Partitioned attention",
-    "pyramid": "CFSAM",
-    "lga": "LGA",
-    "acp": "ACP",
-    "cat": "CAT",
-}
-
-
-def module_panels(result: dict[str, Any]) -> list[Panel]:
+def module_panels(result: Mapping[str, Any]) -> list[Panel]:
     """Panels for each suite, one for forward and one for training: speed over eager."""
     return [panel for suite in SUITES for panel in suite_panels(result, suite)]
 
 
-def suite_panels(result: dict[str, Any], suite: str) -> list[Panel]:
+def suite_panels(result: Mapping[str, Any], suite: str) -> list[Panel]:
     found = [r for r in records(result, suite) if r["rival"] != "eager" and "eager" in r["speedup"]]
-    panels = []
+    made = []
     for work, dtype, launch in dict.fromkeys((r["work"], r["dtype"], r.get("launch")) for r in found):
         some = [r for r in found if (r["work"], r["dtype"], r.get("launch")) == (work, dtype, launch)]
         groups: dict[str, dict[str, float]] = {}
         for members in cases(some, label):
             groups[label(next(iter(members.values())))] = {name: speedup(r, "eager") for name, r in members.items()}
         how = f", {launch}" if launch else ""
-        panels.append(Panel(f"{SUITES[suite]} {work}, {dtype}{how}: times eager's speed", groups, relative=True))
-    return panels
+        made.append(Panel(f"{SUITES[suite]} {work}, {dtype}{how}: times eager's speed", groups, relative=True))
+    return made
 
 
-def label(record: dict[str, Any]) -> str:
+def label(record: Record) -> str:
     """What tells a case from the others of its panel."""
     own = next((f"{record[name]} {name}" for name in ("parts", "concepts") if name in record), record["format"])
     options = [record[name] for name in ("ablation", "contraction") if name in record]
@@ -116,7 +79,7 @@ def label(record: dict[str, Any]) -> str:
     return "\n".join([CASE["shape"](record), *options, own])
 
 
-def model_panels(result: dict[str, Any]) -> list[Panel]:
+def model_panels(result: Mapping[str, Any]) -> list[Panel]:
     """One panel for all models: images per second."""
     groups: dict[str, dict[str, float]] = {}
     for members in cases(
@@ -128,11 +91,53 @@ def model_panels(result: dict[str, Any]) -> list[Panel]:
         name += f", {first['dtype']}, {first['launch']}" if "launch" in first else ""
         name += f", {first['levels']} levels" if first.get("levels") else ""
         name += f", {first['work']}" if first["work"] != "forward" else ""
-        groups[name] = {rival: r["images_per_s"] for rival, r in members.items()}
+        groups[name] = images_per_s(members)
     return [Panel("Whole models: images per second", groups)] if groups else []
 
 
-def fill(axis, panel: Panel) -> None:
+def throughput_panels(result: Mapping[str, Any]) -> list[Panel]:
+    """A panel for each backbone, batch and size of each table: images per second of each attention. One for the modules
+    alone: speed over eager."""
+    found = records(result, "throughput")
+    made = []
+    for table, some in grouped(found, lambda r: r["table"]).items():
+        if table == MODULES:
+            made.append(bars("Modules alone: times eager's speed", some, times_eager, relative=True))
+            continue
+        for (model, batch, size), here in grouped(some, lambda r: (r["model"], r["shape"][0], r["shape"][-1])).items():
+            title = f"{model}, batch {batch}, {size} x {size} ({table}): images per second"
+            made.append(bars(title, here, images_per_s))
+    return [panel for panel in made if panel.groups]
+
+
+def bars(
+    title: str, found: list[Record], lengths: Callable[[Mapping[str, Record]], dict[str, float]], relative: bool = False
+) -> Panel:
+    """A panel with a group for each attention and variant, and for what else differs among the records."""
+    differing = [name for name in ("shape", "dtype", "format", "work") if len({str(r[name]) for r in found}) > 1]
+
+    def name(record: Record) -> str:
+        return attention_label(record, differing)
+
+    groups = {name(next(iter(members.values()))): lengths(members) for members in cases(found, name)}
+    return Panel(title, {label: values for label, values in groups.items() if values}, relative)
+
+
+def attention_label(record: Record, differing: Iterable[str]) -> str:
+    """An attention, its variant, and what differs from the others of its panel."""
+    name = " ".join(filter(None, (record["attention"], record.get("variant"))))
+    return "\n".join(filter(None, (name, ", ".join(CASE[what](record) for what in differing))))
+
+
+def times_eager(members: Mapping[str, Record]) -> dict[str, float]:
+    return {rival: speedup(r, "eager") for rival, r in members.items() if "eager" in r["speedup"]}
+
+
+def images_per_s(members: Mapping[str, Record]) -> dict[str, float]:
+    return {rival: r["images_per_s"] for rival, r in members.items() if r.get("images_per_s")}
+
+
+def fill(axis: Any, panel: Panel) -> None:
     """Horizontal bars, a number at the end of each."""
     names = in_order(name for values in panel.groups.values() for name in values)
     height = 0.8 / max(1, len(names))
@@ -145,15 +150,12 @@ def fill(axis, panel: Panel) -> None:
             label=name,
             color=COLORS.get(name, OTHER_COLOR),
         )
-        axis.bar_label(
-            bars, [number(value) + "×" * panel.relative for _, value in present], padding=2, fontsize=7
-        )
+        axis.bar_label(bars, [number(value) + "×" * panel.relative for _, value in present], padding=2, fontsize=7)
     if panel.relative:
         axis.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(panel.groups)), list(panel.groups), fontsize=7)
     axis.set_ylim(len(panel.groups) - 0.5, -0.5)  # the first on top
     axis.margins(x=0.12)
-    axis.set_title(panel.title, fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)

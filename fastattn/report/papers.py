@@ -2,9 +2,9 @@
 
 A field that is None was not found, and is not estimated. Not found at all, and so without rows or fields:
 
-- SCSA (arXiv 2407.05128): Table 2's images per second, top-1, multiply-adds and its rows of other attentions; Table 1;
-  the GPU that the throughput was measured on;
-- CFSAM (arXiv 2510.14726): Table 4's other attentions and every frame rate;
+- SCSA (arXiv 2407.05128): Table 2's images per second, top-1 and multiply-adds, its rows of other attentions but for
+  ResNet-50's parameters; Table 1; the GPU that the throughput was measured on;
+- CFSAM (arXiv 2510.14726): Table 4's other attentions but for SE's parameters, and every frame rate;
 - LGA (arXiv 2411.09604): all tables; its MobileNetV3 and ResNet-18 are small detectors' backbones, not timm's models;
 - ResNet-50 on ImageNet in the papers of SE, CBAM, CA, ELA, EMA and CPCA, and FcaNet's parameters.
 """
@@ -77,12 +77,17 @@ def rival(
     )
 
 
+# What Table 2 of SCSA counts for the other attentions in ResNet-50, in millions.
+RESNET50 = {"se": 28.07, "eca": 25.56, "cbam": 28.07, "fca": 28.07, "cpca": 27.40, "sa": 25.56, "ela": 25.59}
+RESNET50 |= {"ca": 25.69, "ema": 25.57}
+
 # Trainings differ from paper to paper, so "rivals" is a table of its own. Its variants: None, what authors print of
 # their own attention; an attention's name, what its authors print of a baseline or of another; "released", the
 # accuracy of a released checkpoint; a number of epochs, a second training. SE prints errors: top-1 is 100 - error.
 FIGURES: tuple[PaperFigure, ...] = (
     scsa("resnet50", "none", 25.56),
     scsa("resnet50", "scsa", 25.62, 0.83, SHARE),
+    *(scsa("resnet50", attention, millions) for attention, millions in RESNET50.items()),
     scsa("resnet101", "none", 44.55),
     scsa("resnet101", "scsa", 44.68),
     scsa("mobilenetv2_100", "none", 3.51),
@@ -94,6 +99,7 @@ FIGURES: tuple[PaperFigure, ...] = (
     PaperFigure(
         "cfsam-ssd300", "ssd300_vgg16", "none", None, 26.29, voc_map=75.5, coco_map=43.1, source=CFSAM, note=IOU
     ),
+    PaperFigure("cfsam-ssd300", "ssd300_vgg16", "se", None, 26.51, source=CFSAM),
     PaperFigure(
         "cfsam-ssd300", "ssd300_vgg16", "cfsam", None, 45.16, 45.22, voc_map=78.6, coco_map=52.1, source=CFSAM, note=IOU
     ),

@@ -1,21 +1,61 @@
-"""Reading a result file: pytest-benchmark's JSON with what fastattn's benchmarks add to it.
+"""Reading a result of schema 2, written by `pytest benchmarks/ --benchmark-json=FILE` or by `python -m fastattn bench`.
 
-Besides pytest-benchmark's own keys there are, for each benchmark, `extra_info` with `suite` (SCSA's module, tuned, copy
-and precision; CFSAM's attention and pyramid; lga; acp; cat; model; python, traffic, memory and convergence, which have
-no rivals), `operation`, the case (`work`, `shape`, `dtype`, `format`, `model`, on a GPU `launch`, and what else tells
-it from others), `rival`, `least_ms`, `median_ms`, `speedup` over each other rival of the same interleaved run, and the
-figures derived from them, or of a training its `backend`, `losses` and `accuracy`; `machine_info`; and under `fastattn`
-the `schema`, the `selection` that ran, the `summary` of asked and measured figures, and for a GPU the `device` (cuda)
-and the `part` or `parts` that ran.
+    machine_info   cpu, threads, isa, gpu, gpu_details, versions {package: version}, ...
+    commit_info    id, time, dirty
+    datetime       when it was measured
+    benchmarks     [{name, extra_info: a record}], with pytest-benchmark's own keys beside them
+    fastattn       schema (2), selection (smoke, default, full or quick), device (cuda, or cpu, which may be missing),
+                   summary (asked and measured, may be empty); of `bench` also tables, complete (false: it was cut
+                   short) and protocol {batches, sizes, repeats, dtype, format, work, inputs}; of parts of a run on a
+                   GPU `part` or `parts`
+
+A record says in `suite` what it is. python, traffic, memory and convergence have no rivals. All others have:
+
+    rival, shape, dtype, format, work     which member of an interleaved contest did what, and what else tells its case
+                                          from the others of the suite (IDENTITY below; on a GPU also `launch`)
+    least_ms, median_ms, quartiles_ms     milliseconds a call: least, median, [q1, q3] of the rounds;
+                                          spread = (q3 - q1) / median
+    speedup                               {other: {least, median}} over each other member of the contest: the ratio of
+                                          the least rounds, the median of the ratios inside the rounds, and, where it
+                                          is known, `quartiles` of these ratios
+    images_per_s, gb_per_s, ...           figures derived from the time: by the median in suite throughput and on a
+                                          GPU, else by the least
+    telemetry                             may be missing: sm_mhz, memory_mhz and cpu_mhz {least, median, most},
+                                          temperature_c {most}, power_w, energy_per_image_j, clock_reductions,
+                                          other_processes; or `unavailable`, the reason
+
+Suite throughput, of `bench`, has `table`, `model` (null in table modules), `attention`, `variant`, `parameters`,
+`multiply_adds` (of an image), `bytes_moved_at_least`, and `note`, where the attention is placed; its contests also have
+"plain", the backbone without attention, among the members that `speedup` names. A record that could not be measured
+has `failed`, the reason, in place of times and speedup. So has, once read, one whose times are no finite numbers above
+zero.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-NEEDED = ("suite", "rival", "shape", "format", "dtype", "work", "least_ms", "speedup")
-ALONE = ("python", "traffic", "memory", "convergence")  # suites without rivals
+Record = dict[str, Any]
+SCHEMA = 2
+CASE = ("rival", "shape", "format", "dtype", "work")
+TIMES = ("least_ms", "median_ms", "quartiles_ms")
+IDENTITY = {  # what else a suite's tables tell its records by
+    "throughput": ("table", "model", "attention"),
+    "attention": ("heads", "parts"),
+    "pyramid": ("ablation",),
+    "lga": ("heads", "contraction"),
+    "acp": ("layers",),
+    "cat": ("concepts",),
+    "model": ("model",),
+}
+ALONE = {  # suites without rivals
+    "python": ("shape",),
+    "traffic": ("shape",),
+    "memory": ("shape",),
+    "convergence": ("operation", "backend", "losses", "accuracy"),
+}
 
 
 class ResultError(ValueError):
@@ -23,7 +63,8 @@ class ResultError(ValueError):
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a result file; ResultError if it is missing, empty, cut short, or of another schema."""
+    """Read a result file, and mark as failed what has no time; ResultError if it is missing, empty, cut short, or of
+    another schema, or where a record lacks a key."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -32,23 +73,93 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ResultError(f"{path} is empty")
     try:
         result = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON, or is cut short: {error}") from error
     ours = result.get("fastattn") if isinstance(result, dict) else None
     if not isinstance(ours, dict) or not isinstance(result.get("benchmarks"), list):
         raise ResultError(f"{path} is no result of fastattn's benchmarks")
+    if not all(isinstance(result.get(name) or {}, dict) for name in ("machine_info", "commit_info")):
+        raise ResultError(f"{path} has a machine_info or commit_info that is no object")
     if ours.get("schema") != SCHEMA:
         raise ResultError(f"{path} has schema {ours.get('schema')!r}; this version reads {SCHEMA}")
     for benchmark in result["benchmarks"]:
+        name = benchmark.get("name", "a benchmark") if isinstance(benchmark, dict) else "a benchmark"
         info = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
-        needed = ("shape",) if info and info.get("suite") in ALONE else NEEDED
-        missing = [name for name in needed if name not in (info or {})]
-        if missing:
-            name = benchmark.get("name", "a benchmark") if isinstance(benchmark, dict) else "a benchmark"
-            raise ResultError(f"{path}: {name} lacks {', '.join(missing)}")
+        record: Record = info if isinstance(info, dict) else {}
+        wrong = what_is_wrong(record)
+        if wrong:
+            raise ResultError(f"{path}: {name} {wrong}")
+        benchmark["extra_info"] = normalised(record)
     return result
 
 
-def records(result: dict[str, Any], suite: str) -> list[dict[str, Any]]:
-    """The benchmarks of one suite, as their `extra_info`."""
+def what_is_wrong(record: Mapping[str, Any]) -> str | None:
+    """Which keys a record lacks, or which of them is of another kind."""
+    suite = str(record.get("suite"))
+    if suite in ALONE:
+        needed: tuple[str, ...] = ALONE[suite]
+    else:
+        needed = ("suite", *CASE, *IDENTITY.get(suite, ()))
+        needed += () if record.get("failed") is not None else (*TIMES, "speedup")
+    missing = [name for name in needed if name not in record]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    shape, speedup = record.get("shape", [1]), record.get("speedup", {})
+    if not (isinstance(shape, list) and shape and all(isinstance(size, int) for size in shape)):
+        return f"has a shape that is no list of whole numbers: {shape!r}"
+    if not (isinstance(speedup, dict) and all(is_ratio(ratio) for ratio in speedup.values())):
+        return "has a speedup that is not {other: {least, median}}"
+    return None
+
+
+def is_ratio(ratio: object) -> bool:
+    return isinstance(ratio, dict) and all(isinstance(ratio.get(name), (int, float)) for name in ("least", "median"))
+
+
+def normalised(record: Record) -> Record:
+    """The same with `failed` in place of times and speedup where it has no time, and without other figures that are no
+    finite numbers."""
+    if record["suite"] in ALONE:
+        return record
+    reason = record.get("failed")
+    reason = without_time(record) if reason is None else reason
+    if reason is None:
+        kept = {name: value for name, value in record.items() if name != "failed" and is_finite(value)}
+        kept["speedup"] = {
+            name: ratio for name, ratio in record["speedup"].items() if all(map(is_finite, ratio.values()))
+        }
+        return kept
+    rest = {name: value for name, value in record.items() if name not in (*TIMES, "speedup")}
+    return rest | {"failed": " ".join(str(reason).split()) or "no reason given"}
+
+
+def is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def without_time(record: Mapping[str, Any]) -> str | None:
+    """Which of its times is no time."""
+    quartiles = record["quartiles_ms"]
+    if not isinstance(quartiles, list) or len(quartiles) != 2:
+        return f"quartiles_ms is {quartiles!r}"
+    times = {"least_ms": record["least_ms"], "median_ms": record["median_ms"]}
+    times |= {f"quartiles_ms[{place}]": time for place, time in enumerate(quartiles)}
+    for name, time in times.items():
+        if not isinstance(time, (int, float)) or not math.isfinite(time) or time <= 0:
+            return f"{name} is {time!r}"
+    return None
+
+
+def attempts(result: Mapping[str, Any], suite: str) -> list[Record]:
+    """The records of one suite, measured or failed."""
     return [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["suite"] == suite]
+
+
+def records(result: Mapping[str, Any], suite: str) -> list[Record]:
+    """The measured records of one suite."""
+    return [record for record in attempts(result, suite) if "failed" not in record]
+
+
+def failures(result: Mapping[str, Any]) -> list[Record]:
+    """The records of every suite that could not be measured."""
+    return [b["extra_info"] for b in result["benchmarks"] if "failed" in b["extra_info"]]

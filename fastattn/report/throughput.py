@@ -1,0 +1,157 @@
+"""The tables of `python -m fastattn bench`: networks or modules with each attention, each implementation beside the
+other, and the papers' own figures in columns of their own."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .facts import protocol_facts
+from .papers import PaperFigure, paper_figure
+from .result import Record, attempts
+from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
+from .table import EMPTY, Table, number, without_empty_columns
+
+MODULES = "modules"
+TITLES = {
+    "scsa-backbones": "Backbones with SCSA and others",
+    "scsa-ablation": "SCSA's ablations",
+    "cfsam-ssd300": "SSD300 with CFSAM and others",
+    "lga-backbones": "Backbones with LGA and others",
+    MODULES: "Modules alone",
+}
+YARDSTICKS = ("eager", "compile")  # what the fast implementations are compared with
+EXPLAINED = [
+    "images/s: by the median of the interleaved rounds. of plain: the share of what the same network without attention "
+    "does in eager mode; a vs b: how many times faster a is than b; both the median of the ratios inside the rounds.",
+    "Multiply-adds of an image, as in the papers, counted by torch.utils.flop_counter / 2.",
+]
+ALONE = [
+    "images/s and GB/s (x read, out written): by the median of the interleaved rounds. a vs b: how many times faster a "
+    "is than b, the median of the ratios inside the rounds.",
+    EXPLAINED[1],
+]
+
+
+def throughput_tables(result: Mapping[str, Any]) -> list[Table]:
+    """One table for each TABLE that `bench` has measured, in the order in which they ran."""
+    found = attempts(result, "throughput")
+    protocol = "; ".join(protocol_facts(result))
+    names = in_order(record["table"] for record in found)
+    return [throughput_table(name, [r for r in found if r["table"] == name], protocol) for name in names]
+
+
+def throughput_table(name: str, found: list[Record], protocol: str) -> Table:
+    """A row for each model, attention, variant, batch and size; a column for each implementation and ratio. What no row
+    has is left out."""
+    case = case_columns(name, found)
+    alone = name == MODULES
+    units = ("k parameters", 1e3, "M multiply-adds", 1e6) if alone else ("M parameters", 1e6, "G multiply-adds", 1e9)
+    rivals = in_order(record["rival"] for record in found)
+    pairs = [(fast, over) for fast in rivals if fast not in YARDSTICKS for over in YARDSTICKS if over in rivals]
+    columns = (
+        *case,
+        *(units[0], "paper's M parameters", units[2], "paper's G multiply-adds"),
+        *(f"{rival} images/s" for rival in rivals),
+        *(f"{rival} of plain" for rival in rivals),
+        *(f"{fast} vs {over}" for fast, over in pairs),
+        *("paper's images/s", "paper's of plain", "paper's top-1 %", "paper's VOC mAP", "paper's COCO mAP"),
+        *(f"{rival} GB/s" for rival in rivals if alone),
+        *(f"{rival} J/image" for rival in rivals),
+    )
+    rows = []
+    for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
+        some = next(iter(members.values()))
+        papers = in_papers(some)
+        rows.append(
+            (
+                *(column(some) for column in case.values()),
+                counted(members, "parameters", units[1]),
+                printed(papers, "parameters_m"),
+                counted(members, "multiply_adds", units[3]),
+                printed(papers, "multiply_adds_g"),
+                *(cell(members.get(rival), lambda r: r.get("images_per_s")) for rival in rivals),
+                *(of_plain(members.get(rival)) for rival in rivals),
+                *(times_cell(members.get(fast), over) for fast, over in pairs),
+                *(printed(papers, name) for name in ("images_per_s", "share_of_plain", "top1", "voc_map", "coco_map")),
+                *(cell(members.get(rival), lambda r: r.get("gb_per_s")) for rival in rivals if alone),
+                *(joules(members.get(rival)) for rival in rivals),
+            )
+        )
+    notes = [*(ALONE if alone else EXPLAINED), *([f"Protocol: {protocol}."] if protocol else []), SPREAD_NOTE]
+    notes += same_throughout(case, found) + placements(found) + sources(found)
+    return without_empty_columns(Table(f"{TITLES.get(name, name)} ({name})", columns, rows, notes), keep=case)
+
+
+def case_columns(name: str, found: list[Record]) -> dict[str, Column]:
+    """What tells the rows apart: dtype, format and work only where they differ."""
+    case: dict[str, Column] = {} if name == MODULES else {"model": lambda r: str(r["model"])}
+    case["attention"] = lambda r: r["attention"]
+    if any(record.get("variant") for record in found):
+        case["variant"] = lambda r: r.get("variant") or EMPTY
+    if name == MODULES:
+        case["shape"] = CASE["shape"]
+    else:
+        case |= {"batch": lambda r: str(r["shape"][0]), "size": lambda r: str(r["shape"][-1])}
+    return case | {
+        what: CASE[what] for what in ("dtype", "format", "work") if len({record[what] for record in found}) > 1
+    }
+
+
+def same_throughout(case: Mapping[str, Column], found: list[Record]) -> list[str]:
+    same = [found[0][what] for what in ("dtype", "format", "work") if what not in case]
+    return [f"All rows: {', '.join(same)}."] if same else []
+
+
+def counted(members: Mapping[str, Record], what: str, unit: float) -> str:
+    """A count that every implementation shares."""
+    counts = [record[what] / unit for record in members.values() if record.get(what) is not None]
+    return (f"{counts[0]:.2f}" if counts[0] >= 1 else number(counts[0])) if counts else EMPTY
+
+
+def of_plain(record: Record | None) -> str:
+    """The share of the plain network's images per second, which itself is eager's without attention."""
+    if record and "failed" not in record and record["attention"] == "none" and record["rival"] == "eager":
+        return "1.00"
+    return ratio_cell(record, "plain")
+
+
+def joules(record: Record | None) -> str:
+    return number(((record or {}).get("telemetry") or {}).get("energy_per_image_j"))
+
+
+def in_papers(record: Record) -> list[PaperFigure]:
+    """A row's figures in the paper of its table, then those of the attention's own authors."""
+    who = (record["model"], record["attention"], record.get("variant"))
+    found = [paper_figure(table, *who) for table in (record["table"], "rivals")] if record["model"] else []
+    return [figure for figure in found if figure]
+
+
+def printed(papers: list[PaperFigure], what: str) -> str:
+    """The first paper's figure, as it prints it."""
+    return next((f"{value:g}" for paper in papers if (value := getattr(paper, what)) is not None), EMPTY)
+
+
+def placements(found: list[Record]) -> list[str]:
+    """Where the attentions are placed, each sentence once."""
+    notes = grouped([record for record in found if record.get("note")], lambda record: record["note"])
+    return [f"{who((r['model'], r['attention']) for r in some)}: {note}" for note, some in notes.items()]
+
+
+def sources(found: list[Record]) -> list[str]:
+    """Where the papers' figures come from, each source once."""
+    by_source: dict[str, list[tuple[str, str]]] = {}
+    for record in found:
+        for paper in in_papers(record):
+            source = "; ".join(filter(None, (paper.source, paper.note)))
+            by_source.setdefault(source, []).append((paper.model, paper.attention))
+    return [f"paper's, {who(pairs)}: {source}" for source, pairs in by_source.items()]
+
+
+def who(pairs: Iterable[tuple[str | None, str]]) -> str:
+    """Models and attentions in words: "none, se in resnet50, resnet101; scsa in repvgg_a0"."""
+    by_attentions: dict[str, list[str]] = {}
+    by_model: dict[str, list[str]] = {}
+    for model, attention in dict.fromkeys(pairs):
+        by_model.setdefault(model or "", []).append(attention)
+    for model, attentions in by_model.items():
+        by_attentions.setdefault(", ".join(attentions), []).append(model)
+    return "; ".join(f"{attentions} in {', '.join(models)}" for attentions, models in by_attentions.items())

@@ -1,0 +1,93 @@
+"""A report in all its formats: report.md, report.tex, report.html, csv/ and plots/."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .comparison import comparison_tables, differences
+from .facts import facts
+from .latex import document
+from .naming import unique_slugs
+from .page import page
+from .plots import Plot, plots
+from .quality import warnings
+from .sheets import records_csv, to_csv
+from .table import Table, to_markdown
+from .tables import tables
+
+TITLE = "Measured results"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What every format shows, each in its own way."""
+
+    facts: dict[str, str]
+    warnings: list[str]
+    tables: list[Table]
+    plots: list[Plot]
+
+
+def content(results: Mapping[str, dict[str, Any]]) -> Content:
+    """Facts, warnings, tables and plots of results by label; of several each under its label, and side by side first.
+
+    Raises ImportError without matplotlib.
+    """
+    if len(results) == 1:
+        [result] = results.values()
+        return Content(facts(result), warnings(result), tables(result), plots(result))
+    shown = Content({}, differences(results), comparison_tables(results), [])
+    names = unique_slugs(results)
+    for name, (label, result) in zip(names, results.items(), strict=True):
+        shown.facts.update({f"{label}, {what}": fact for what, fact in facts(result).items()})
+        shown.warnings.extend(f"{label}: {warning}" for warning in warnings(result))
+        shown.tables.extend(replace(table, title=f"{label}: {table.title}") for table in tables(result))
+        shown.plots.extend(
+            replace(plot, name=f"{name}-{plot.name}", title=f"{label}: {plot.title}") for plot in plots(result)
+        )
+    return shown
+
+
+def write_report(results: Mapping[str, dict[str, Any]], directory: str | Path) -> list[Path]:
+    """Write the report of results (as `load` returns them) by label into a directory, made if it is missing, and return
+    the paths of its files: report.md, report.tex, report.html, csv/ and plots/.
+
+    Raises OSError where the directory cannot be written, ImportError without matplotlib.
+    """
+    directory = Path(directory)
+    for folder in ("csv", "plots"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    shown = content(results)
+    files: dict[str, str | bytes] = {
+        "report.md": markdown(shown),
+        "report.tex": document(TITLE, shown.facts, shown.warnings, shown.tables, images(shown.plots)),
+        "report.html": page(TITLE, shown.facts, shown.warnings, shown.tables, shown.plots),
+        "csv/records.csv": records_csv(results),
+    }
+    names = unique_slugs(["records", *(table.title for table in shown.tables)])[1:]
+    files |= {f"csv/{name}.csv": to_csv(table) for name, table in zip(names, shown.tables, strict=True)}
+    files |= {f"plots/{plot.name}.png": plot.png for plot in shown.plots}
+    files |= {f"plots/{plot.name}.svg": plot.svg for plot in shown.plots}
+    for name, text in files.items():
+        (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [directory / name for name in files]
+
+
+def images(drawn: Sequence[Plot]) -> dict[str, str]:
+    """The path of each plot's PNG, relative to the report, and its title."""
+    return {f"plots/{plot.name}.png": plot.title for plot in drawn}
+
+
+def markdown(shown: Content) -> str:
+    """Facts, warnings, plots and tables under one heading."""
+    return "\n".join(
+        [
+            f"# {TITLE}\n",
+            *(f"- **{name}**: {fact}" for name, fact in shown.facts.items()),
+            "",
+            *(f"> **Warning**: {warning}\n" for warning in shown.warnings),
+            *(f"![{title}]({path})\n" for path, title in images(shown.plots).items()),
+            *map(to_markdown, shown.tables),
+        ]
+    )
