@@ -5,7 +5,6 @@ import platform
 import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,15 +12,19 @@ import torch
 import fastattn
 from fastattn import native
 
-PACKAGES = ("torch", "triton", "timm", "torchvision", "numpy", "pytest-benchmark")
+from . import telemetry
+
+PACKAGES = ("torch", "triton", "timm", "torchvision", "numpy", "pytest-benchmark", "nvidia-ml-py")
 CLOCKS = ("sm", "memory")
 _clocks: dict[str, list[float]] = {name: [] for name in CLOCKS}  # a GPU's in MHz, read after each contest
 
 
 def describe(*, memory_kept: bool) -> dict[str, object]:
-    """CPU, GPU, threads, instruction set of the native backend, versions; nothing that names the host."""
+    """CPU and its clock, GPU, threads, instruction set of the native backend, versions; nothing that names the
+    host."""
     return {
         "cpu": cpu_name(),
+        "cpu_mhz": telemetry.cpu_mhz(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": instruction_set(),
@@ -62,7 +65,7 @@ def note_clocks() -> None:
 def query_driver() -> dict[str, str | float]:
     """The driver's version, and the GPU's clocks in MHz, now and at most; empty where neither NVML nor nvidia-smi
     can tell."""
-    uuid = "GPU-" + str(torch.cuda.get_device_properties().uuid).removeprefix("GPU-")
+    uuid = telemetry.gpu_uuid()
     for query in (query_nvml, query_smi):
         with suppress(Exception):  # not installed, or not allowed to
             return query(uuid)
@@ -70,18 +73,9 @@ def query_driver() -> dict[str, str | float]:
 
 
 def query_nvml(uuid: str) -> dict[str, str | float]:
-    import pynvml  # of nvidia-ml-py
-
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        known: dict[str, str | float] = {"driver": pynvml.nvmlSystemGetDriverVersion()}
-        for name, kind in (("sm", pynvml.NVML_CLOCK_SM), ("memory", pynvml.NVML_CLOCK_MEM)):
-            known[name] = float(pynvml.nvmlDeviceGetClockInfo(handle, kind))
-            known[f"max {name}"] = float(pynvml.nvmlDeviceGetMaxClockInfo(handle, kind))
-        return known
-    finally:
-        pynvml.nvmlShutdown()
+    with telemetry.Nvml(uuid) as gpu:
+        most = {f"max {name}": mhz for name, mhz in gpu.clocks("MaxClockInfo").items()}
+        return {"driver": gpu.library.nvmlSystemGetDriverVersion()} | gpu.clocks() | most
 
 
 def query_smi(uuid: str) -> dict[str, str | float]:
@@ -95,7 +89,7 @@ def query_smi(uuid: str) -> dict[str, str | float]:
 
 def cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = telemetry.CPUINFO.read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

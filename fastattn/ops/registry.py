@@ -7,6 +7,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import flops
+
 LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
 DEVICES = ("CPU", "CUDA")
 _watchers = torch._C._len_torch_dispatch_stack
@@ -14,12 +16,16 @@ _tracing = torch._C._get_tracing_state
 
 
 def register(schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Register an operator by its schema, what computes it and what makes its empty results; return it."""
+    """Register an operator by its schema, what computes it and what makes its empty results; return it.
+
+    Its FLOPs are counted by its definition in `flops.DEFINITIONS`.
+    """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
     for device in DEVICES:
         LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
+    flops.register(name)
     return getattr(torch.ops.fastattn, name).default
 
 
