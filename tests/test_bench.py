@@ -20,7 +20,7 @@ from fastattn.bench.tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row
 from fastattn.report import SCHEMA, load
 
 pytestmark = pytest.mark.cpu
-EAGER_AND_NATIVE = Protocol(Setting(batches=(2,)), repeats=3, compile=False)
+EAGER_AND_NATIVE = Protocol(Setting(batches=(2,)), repeats=3, compiled="none")
 native = pytest.mark.skipif(fastattn.native.status()[0] != "ok", reason="the extension is not built")
 
 
@@ -78,14 +78,18 @@ def test_a_row_that_cannot_be_made_fails_for_every_implementation() -> None:
     def make(setting: Setting) -> Subject:
         raise MemoryError
 
-    records = measure(replace(small(), make=make), replace(EAGER_AND_NATIVE, compile=True))
+    records = measure(replace(small(), make=make), replace(EAGER_AND_NATIVE, compiled="all"))
     assert {record["rival"] for record in records} >= {"eager", "compile"}
     assert {record["failed"] for record in records} == {"MemoryError"}
 
 
 def test_rivals_have_no_fast_implementation() -> None:
     assert implementations(small(fast=False), EAGER_AND_NATIVE) == ["eager"]
-    assert implementations(small(fast=False), replace(EAGER_AND_NATIVE, compile=True)) == ["eager", "compile"]
+    assert implementations(small(fast=False), replace(EAGER_AND_NATIVE, compiled="all")) == ["eager", "compile"]
+    own = replace(EAGER_AND_NATIVE, compiled="own")
+    assert implementations(small(attention="se", fast=False), own) == ["eager"]
+    assert implementations(small(attention="none", fast=False), own) == ["eager", "compile"]
+    assert "compile" in implementations(small(), own)
 
 
 @native
@@ -286,7 +290,9 @@ def test_the_papers_protocol_is_a_gpus_default(monkeypatch: pytest.MonkeyPatch) 
     chosen = command.chosen_protocol(command.parser().parse_args(["scsa-backbones"]))
     assert (chosen.setting.device, chosen.setting.batches, chosen.repeats) == ("cuda", (32,), 100)
     quick = command.chosen_protocol(command.parser().parse_args(["scsa-backbones", "--quick"]))
-    assert (quick.setting.batches, quick.repeats) == ((8,), 5)
+    assert (quick.setting.batches, quick.repeats, quick.compiled) == ((8,), 5, "own")
+    every = command.chosen_protocol(command.parser().parse_args(["scsa-backbones", "--quick", "--compile"]))
+    assert every.compiled == "all"
 
 
 def test_a_commit_is_known_in_the_checkout_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

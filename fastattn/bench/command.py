@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", type=words, metavar="NAME[,NAME...]", help="these networks alone")
     made.add_argument("--attentions", type=words, metavar="NAME[,NAME...]", help="these attentions alone")
     made.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="let torch.compile take part"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="let torch.compile take part in every row, or in none (default: in every row; with --quick in those "
+        "without attention and with this package's own)",
     )
     made.add_argument(
         "--quick",
@@ -93,7 +96,8 @@ def chosen_protocol(options: argparse.Namespace) -> Protocol:
     batches = options.batch or (QUICK_BATCH if options.quick else BATCH[device],)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device])
     setting = Setting(device, DTYPES[options.dtype], options.format, batches, options.size)
-    return Protocol(setting, repeats, options.compile)
+    compiled = {True: "all", False: "none", None: "own" if options.quick else "all"}[options.compile]
+    return Protocol(setting, repeats, compiled)
 
 
 def check_packages() -> None:
@@ -113,10 +117,10 @@ def run(options: argparse.Namespace) -> Path:
     if options.fresh:
         path.unlink(missing_ok=True)
     kept = device == "cpu" and keep_freed_memory()
-    facts = protocol.facts | {"compile": protocol.compile, "inputs": inputs_of(options.table)}
+    facts = protocol.facts | {"inputs": inputs_of(options.table)}
     selection = "quick" if options.quick else "default"
     result = GrowingResult(path, options.table, facts, selection=selection, device=device, kept=kept)
-    bar = tqdm(rows, unit="row", file=sys.stderr, dynamic_ncols=True, disable=None)
+    bar = tqdm(rows, unit="row", file=sys.stderr, dynamic_ncols=True)
     complete = False
     try:
         for row in bar:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .accuracy import assert_accurate
 from .devices import Cpu, device
 from .interleave import Rival, Timing, interleave, speedup
 from .networks import answers, inference
-from .tables import Row, Setting, Subject
+from .tables import NONE, Row, Setting, Subject
 from .telemetry import watch
 
 PLAIN, EAGER, COMPILE, COPY = "plain", "eager", "compile", "copy"
@@ -28,13 +28,17 @@ WORK = "forward"
 Record = dict[str, Any]
 
 
+Compiled = Literal["all", "own", "none"]
+
+
 @dataclass(frozen=True)
 class Protocol:
-    """How rows are timed: rounds, whether torch.compile takes part, and the setting of the tensors."""
+    """How rows are timed: the setting of the tensors, rounds, and where torch.compile takes part: in all rows, in those
+    without attention or with this package's own, or in none."""
 
     setting: Setting
     repeats: int = 10
-    compile: bool = True
+    compiled: Compiled = "all"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -47,13 +51,15 @@ class Protocol:
             "dtype": str(setting.dtype).removeprefix("torch."),
             "format": setting.format,
             "work": WORK,
+            "compiled": self.compiled,
         }
 
 
 def implementations(row: Row, protocol: Protocol) -> list[str]:
     """Who computes a row: eager, torch.compile, and the fast backend of the device."""
     fast = fast_backend(row.attention, protocol.setting.device) if row.fast else None
-    return [EAGER, *([COMPILE] if protocol.compile else []), *([fast] if fast else [])]
+    compiles = protocol.compiled == "all" or (protocol.compiled == "own" and (row.fast or row.attention == NONE))
+    return [EAGER, *([COMPILE] if compiles else []), *([fast] if fast else [])]
 
 
 def fast_backend(attention: str, device_type: str) -> str | None:
