@@ -1,16 +1,16 @@
 """The figures that the project set itself, computed from what the benchmarks recorded: one file for each attention,
-and one for trainings."""
+one for trainings and one for the tools."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from . import cfsam, convergence, interaction, lga, scsa
+from . import cfsam, convergence, interaction, lga, scsa, tools
 from .rows import Record
 
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """One row for each figure: what, asked, measured; None is measured where not all of its cases ran."""
-    files = scsa, cfsam, lga, interaction, convergence
+    files = scsa, cfsam, lga, interaction, convergence, tools
     return [row for file in files for row in file.summary(records)]
 
 

@@ -11,6 +11,7 @@ PROTOCOL = {  # how a protocol's entries read; others as they are named
     "format": "{}",
     "work": "{}",
     "inputs": "{}",
+    "compiled": "torch.compile in {} rows",
 }
 
 

@@ -9,7 +9,7 @@
                    short) and protocol {batches, sizes, repeats, dtype, format, work, inputs}; of parts of a run on a
                    GPU `part` or `parts`
 
-A record says in `suite` what it is. python, traffic, memory and convergence have no rivals. All others have:
+A record says in `suite` what it is. python, traffic, memory, convergence and tools have no rivals. All others have:
 
     rival, shape, dtype, format, work     which member of an interleaved contest did what, and what else tells its case
                                           from the others of the suite (IDENTITY below; on a GPU also `launch`)
@@ -55,6 +55,7 @@ ALONE = {  # suites without rivals
     "traffic": ("shape",),
     "memory": ("shape",),
     "convergence": ("operation", "backend", "losses", "accuracy"),
+    "tools": ("operation", "measured"),
 }
 
 
