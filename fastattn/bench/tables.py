@@ -125,18 +125,19 @@ def network(name: str, arguments: Mapping[str, Any], x: Tensor) -> nn.Module:
     torch.manual_seed(0)
     if name == SSD:
         return prepare(Detector(models.create(name, num_classes=CLASSES, **arguments)), x)
-    return prepare(models.create(name, **arguments), x)
+    size = {"img_size": x.shape[-1]} if "patch" in name else {}  # transformers are built for one
+    return prepare(models.create(name, **arguments, **size), x)
 
 
 def make_network(name: str, variant: Variant, batch: int, size: int, setting: Setting) -> Subject:
     """A network with an attention, and without."""
-    x = images(batch, size)
+    seen = images(ENOUGH, size)  # whatever the batch
 
     def build(arguments: Mapping[str, Any]) -> nn.Module:
-        return setting.place(network(name, arguments, x[:ENOUGH]))
+        return setting.place(network(name, arguments, seen))
 
     plain = None if variant.attention == NONE else build({})
-    return Subject(build(variant.arguments), (setting.place(x),), plain)
+    return Subject(build(variant.arguments), (setting.place(images(batch, size)),), plain)
 
 
 def networks(table: str, names: Sequence[str], variants: Callable[[str], Sequence[Variant]], size: int) -> Rows:

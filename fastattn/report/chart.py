@@ -158,4 +158,4 @@ def fill(axis: Any, panel: Panel) -> None:
     axis.margins(x=0.12)
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False)
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False)
