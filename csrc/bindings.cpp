@@ -148,20 +148,22 @@ void acp_backward(const AcpPlan& plan, uintptr_t grad_out, uintptr_t x, const py
     fastattn::acp_backward(plan, args);
 }
 
-void cat_forward(const CatPlan& plan, uintptr_t x, uintptr_t out, const py::sequence& params, int threads) {
+void cat_forward(const CatPlan& plan, uintptr_t x, uintptr_t out, uintptr_t saved, const py::sequence& params, int threads) {
     const auto tensors = pointers<const void*>(params, CatPlan::param_count);
-    const fastattn::CatForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), tensors.data(), threads};
+    const fastattn::CatForwardArgs args{reinterpret_cast<const void*>(x), reinterpret_cast<void*>(out), reinterpret_cast<float*>(saved),
+                                        tensors.data(), threads};
     py::gil_scoped_release release;
     fastattn::cat_forward(plan, args);
 }
 
-void cat_backward(const CatPlan& plan, uintptr_t grad_out, uintptr_t x, const py::sequence& params, uintptr_t grad_x,
+void cat_backward(const CatPlan& plan, uintptr_t grad_out, uintptr_t x, uintptr_t saved, const py::sequence& params, uintptr_t grad_x,
                   const py::sequence& grad_params, int threads) {
     const auto tensors = pointers<const void*>(params, CatPlan::param_count);
     const bool need_params = py::len(grad_params) > 0;
     const auto gradients = pointers<float*>(grad_params, need_params ? CatPlan::param_count : 0);
-    const fastattn::CatBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x), tensors.data(),
-                                         reinterpret_cast<void*>(grad_x), need_params ? gradients.data() : nullptr, threads};
+    const fastattn::CatBackwardArgs args{reinterpret_cast<const void*>(grad_out), reinterpret_cast<const void*>(x),
+                                         reinterpret_cast<const float*>(saved), tensors.data(), reinterpret_cast<void*>(grad_x),
+                                         need_params ? gradients.data() : nullptr, threads};
     py::gil_scoped_release release;
     fastattn::cat_backward(plan, args);
 }
@@ -197,7 +199,8 @@ PYBIND11_MODULE(_native, m) {
     py::class_<CatPlan>(m, "CatPlan")
         .def(py::init(&make_cat_plan), py::arg("batch"), py::arg("tokens"), py::arg("channels"), py::arg("concepts"), py::arg("x_dtype"),
              py::arg("param_dtype"))
-        .def("forward", &cat_forward, py::arg("x"), py::arg("out"), py::arg("params"), py::arg("threads"))
-        .def("backward", &cat_backward, py::arg("grad_out"), py::arg("x"), py::arg("params"), py::arg("grad_x"), py::arg("grad_params"),
-             py::arg("threads"));
+        .def_property_readonly("saved_size", &CatPlan::saved_size)
+        .def("forward", &cat_forward, py::arg("x"), py::arg("out"), py::arg("saved"), py::arg("params"), py::arg("threads"))
+        .def("backward", &cat_backward, py::arg("grad_out"), py::arg("x"), py::arg("saved"), py::arg("params"), py::arg("grad_x"),
+             py::arg("grad_params"), py::arg("threads"));
 }

@@ -79,12 +79,20 @@ def mixed(
 
 
 @triton.jit
-def scaled(tiles, factors, COUNT: tl.constexpr):
-    """Return the tiles with each row times its factor."""
-    more = ()
+def attend(
+    accs, total, most, scores, right, r, rights, C, like, COUNT: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the tiles, totals and maxima of an online softmax with more scores, in base 2, of the rows r of a matrix,
+    which the tiles mix."""
+    above = tl.maximum(most, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - above[:, None])
+    shrink = tl.exp2(most - above)
+    shrunk = ()
     for j in tl.static_range(COUNT):
-        more += (tiles[j] * factors[:, None],)
-    return more
+        shrunk += (accs[j] * shrink[:, None],)
+    accs = mixed(shrunk, weights, right, r, rights, C, like, COUNT, CHUNK, EVEN, PRECISION)
+    return accs, total * shrink + tl.sum(weights, axis=1), above
 
 
 @triton.jit
@@ -124,13 +132,9 @@ def gather_kernel(
         n = n0 + tl.arange(0, BN)
         scores = products(score, k, K, x, n, end, C, score, BK, BN, CHUNK, EVEN, PRECISION)
         scores = tl.where((n < end)[None, :], scores * LOG2_E, float("-inf"))
-        above = tl.maximum(most, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - above[:, None])
-        shrink = tl.exp2(most - above)
-        accs = scaled(accs, shrink, COUNT)
-        accs = mixed(accs, weights, x, n, end, C, score, COUNT, CHUNK, EVEN, PRECISION)
-        total = total * shrink + tl.sum(weights, axis=1)
-        most = above
+        accs, total, most = attend(
+            accs, total, most, scores, x, n, end, C, score, COUNT, CHUNK, EVEN, PRECISION
+        )  # fmt: skip
     write(sample(sums, row, K * C), k, K, accs, C, COUNT, CHUNK, EVEN)
     totals = sample(totals, row, 2 * K)
     tl.store(totals + k, most, mask=k < K)
@@ -190,13 +194,9 @@ def spread_kernel(
         k = k0 + tl.arange(0, BK)
         scores = products(x, n, N, score, k, K, C, score, BM, BK, CHUNK, EVEN, PRECISION)
         scores = tl.where((k < K)[None, :], scores * LOG2_E, float("-inf"))
-        above = tl.maximum(most, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - above[:, None])
-        shrink = tl.exp2(most - above)
-        accs = scaled(accs, shrink, COUNT)
-        accs = mixed(accs, weights, values, k, K, C, score, COUNT, CHUNK, EVEN, PRECISION)
-        total = total * shrink + tl.sum(weights, axis=1)
-        most = above
+        accs, total, most = attend(
+            accs, total, most, scores, values, k, K, C, score, COUNT, CHUNK, EVEN, PRECISION
+        )  # fmt: skip
     out = sample(out, b, N * C)
     for j in tl.static_range(COUNT):
         at, inside = place(x, n, N, C, j, CHUNK, EVEN)

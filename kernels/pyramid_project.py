@@ -207,7 +207,8 @@ def project_plan(
         sources = max(sources, tiles.power(region(height, rows, down) * most))
     constants |= {"SOURCES": sources, "COUNT": count, "BN": bn, "BK": bk}
     programs = batch * (-(-height // down) * -(-width // across) + (prefix > 0))
-    while count > 1 and programs * -(-channels // (bn * count)) < processors(device):
+    # most multiprocessors would be idle; each part reads the tile again, which smaller tiles would do with the matrix
+    while count > 1 and 2 * programs * -(-channels // (bn * count)) < processors(device):
         count = -(-count // 2)
     constants["COUNT"] = count
     grid = programs, -(-channels // (bn * count)), 1

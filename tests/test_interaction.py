@@ -271,6 +271,25 @@ def test_a_nan_is_not_lost_and_stays_in_its_sample():
     assert not got[1].any()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+def test_a_nan_among_tokens_stays_in_its_sample():
+    module, (x,) = make_cat("default")
+    x[1, 7, 3] = torch.nan
+    got = results(on(FAST, module), module, (x,))
+    for name in ("out", "grad_x"):
+        assert got[name][0].isfinite().all()
+        assert got[name][1].isnan().all()
+    assert got["out.bias"].isfinite().all()
+
+
+@pytest.mark.parametrize("least", [0.1, 3.0], ids=["rising", "falling"])
+def test_scores_that_rise_or_fall_along_the_tokens(least):
+    """The greatest score so far changes, or not, from part to part of the tokens."""
+    module, _ = make_cat("default")
+    x = tokens(1, 400, 16)
+    check(module, (x * torch.linspace(least, 3.1 - least, 400, device=x.device)[:, None],))
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_large_scores_need_the_maximum(sign):
     module, (x,) = make_cat("default")
@@ -357,6 +376,54 @@ def test_export(name, strict, backend):
     with torch.no_grad():
         program = torch.export.export(module.eval(), inputs, strict=strict)
         torch.testing.assert_close(program.module()(*inputs), module(*inputs))
+
+
+def acp_without_biases(module, x):
+    convs, (weight, _) = module.operands()
+    return functional.aggressive_conv_pooling(x, [(kernel, None) for kernel, _ in convs], (weight, None))
+
+
+def cat_without_biases(module, x):
+    score, (value, _), (out, _) = module.operands()
+    return functional.conceptual_attention(x, score, (value, None), (out, None))
+
+
+@pytest.mark.parametrize("name", ["acp", "cat"])
+def test_no_bias_is_a_bias_of_zeros(name, backend):
+    module, (x,) = MAKES[name]("default")
+    got = {"acp": acp_without_biases, "cat": cat_without_biases}[name](module, x)
+    with torch.no_grad():
+        for key, p in module.named_parameters():
+            p.mul_(0 if key.endswith("bias") else 1)
+    torch.testing.assert_close(got, module(x))
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", ["acp", "cat"])
+def test_opcheck_of_the_extension(name, save):
+    module, (x,) = MAKES[name]("default")
+    params, operators = [p.detach() for p in module.parameters()], torch.ops.fastattn
+    options = [module.pool_size] if name == "acp" else []
+    forward, backward = (getattr(operators, f"whole_{name}_{way}").default for way in ("forward", "backward"))
+    torch.library.opcheck(forward, (x, params, *options, save))
+    if save:
+        out, saved = forward(x, params, *options, save)
+        torch.library.opcheck(backward, (out, x, saved, params, *options, True, True))
+
+
+@pytest.mark.cpu
+def test_the_extension_keeps_nothing_of_tokens_times_concepts(native):
+    def kept(count, concepts):
+        params = [p.detach() for p in fastattn.ConceptualAttention(4, concepts).parameters()]
+        _, saved = torch.ops.fastattn.whole_cat_forward(tokens(1, count, 4), params, True)
+        assert saved.shape == (1, native.extension().CatPlan(1, count, 4, concepts, 0, 0).saved_size)
+        return saved.numel()
+
+    both = kept(600, 160) - kept(600, 80) - kept(300, 160) + kept(300, 80)
+    assert both == 0
+    assert kept(600, 160) < 600 * 160 / 20
 
 
 @pytest.mark.parametrize("name", ["cat", "interaction", *(["acp"] if FAST == "triton" else [])])
@@ -491,3 +558,20 @@ def test_bad_parameters(case):
     convs, proj = module.operands()
     with pytest.raises(ValueError, match=r"convs 1 has a weight \(4, 1, 2, 3\), expected \(4, 1, k, k\) with odd k"):
         functional.aggressive_conv_pooling(x, [convs[0], (convs[1][0][..., :2, :], convs[1][1])], proj)
+    with pytest.raises(ValueError, match="convs has no layer, expected at least 1"):
+        functional.aggressive_conv_pooling(x, [], proj)
+
+
+BAD_CONCEPTS = {
+    "no concept": (lambda s, v, o: (s[:0], v, o), "score has 0 concepts, expected at least 1"),
+    "value": (lambda s, v, o: (s, (v[0][:, :3], v[1]), o), r"value has shapes \(16, 3\) and \(16,\), expected"),
+    "bias of out": (lambda s, v, o: (s, v, (o[0], o[1][:3])), r"out has shapes \(16, 16\) and \(3,\), expected"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONCEPTS)
+def test_bad_concepts(case, backend):
+    change, message = BAD_CONCEPTS[case]
+    module, (x,) = MAKES["cat"]("default")
+    with pytest.raises(ValueError, match=message):
+        functional.conceptual_attention(x, *change(*module.operands()), backend=backend)

@@ -278,7 +278,8 @@ def interaction():
 
 # a word or two of each thread in float32, where ptxas uses all 255 registers or saves some for another block
 ACP_SPILLS = {
-    ("pyramid_project_kernel", 89, CONTIGUOUS): 16,
+    ("pyramid_project_kernel", 89, CONTIGUOUS): 48,
+    ("pyramid_project_kernel", 89, CHANNELS_LAST): 32,
     ("conv_pool_params_kernel", 100, CHANNELS_LAST): 8,
 }
 

@@ -19,6 +19,8 @@ import fastattn
 from benchmarks import traffic
 from benchmarks.machine_code import default_plan, interaction, recorded
 from benchmarks.shapes import (
+    ACP_BATCH,
+    ACP_LAYERS,
     CHANNELS_LAST,
     GPU_BATCH,
     LGA_BATCH,
@@ -379,19 +381,18 @@ def test_the_command_counts_lga_array_by_array(monkeypatch, capsys) -> None:
 
 
 ACP_CONVOLUTIONS, ACP_BUDGET = 1.7, 4.2
-ACP_WHERE_CHANNELS_ARE_IN_TWO_PARTS = 5.8  # so that multiprocessors have work: each part reads x and the levels
-ACP_WITH_THE_MATRIX_FOR_EACH_TILE = {56: 5.9, 14: 17.5}  # by the side of the map
+ACP_WITH_THE_MATRIX_FOR_EACH_TILE = {56: 5.9, 14: 15.9}  # by the side of the map
+# Of 8 maps of 14 x 14 the 32 tiles would leave 100 of 132 multiprocessors idle: output channels are in 3 parts, each of
+# which reads x and the levels. In one part all maps were within the budget, at 4.08, and with the matrix, which is 0.37
+# times so few maps, at 4.44.
+ACP_IN_THREE_PARTS, ACP_MAPS_IN_ONE_PART = 7.2, 4.1
 
 
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize(
-    ("dim", "side", "budget"),
-    [
-        pytest.param(32, 56, ACP_BUDGET, id="32x56x56"),
-        pytest.param(192, 14, ACP_WHERE_CHANNELS_ARE_IN_TWO_PARTS, id="192x14x14"),
-    ],
+    ("dim", "side"), [pytest.param(32, 56, id="32x56x56"), pytest.param(192, 14, id="192x14x14")]
 )
-def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, budget, layout, monkeypatch) -> None:
+def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, layout, monkeypatch) -> None:
     """Nor is a product torch's. In the budget the projection's matrix, which stays in the cache, counts once for a
     batch; every tile reads it."""
     monkeypatch.setattr("fastattn.ops.acp.watched", lambda x: False)
@@ -404,8 +405,54 @@ def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, bu
     assert convolutions <= ACP_CONVOLUTIONS * moved.bytes_of_x, describe(moved)
     again = moved.records[2].read["weight"] - 3 * dim * dim * 4 / GPU_BATCH
     assert again >= 0
-    assert moved.bytes - again <= budget * moved.bytes_of_x, describe(moved)
+    assert moved.bytes - again <= ACP_BUDGET * moved.bytes_of_x, describe(moved)
     assert moved.times_x <= ACP_WITH_THE_MATRIX_FOR_EACH_TILE[side], describe(moved)
+
+
+def test_acp_reads_few_small_maps_again_so_that_multiprocessors_have_work() -> None:
+    case, parts = AcpCase(1, 192, 14), 3
+    moved = traffic.interaction(case, ACP_BATCH, backward=False)["forward"]
+    read, matrix = moved.records[2].read, (ACP_LAYERS + 1) * case.dim**2 * 4 / ACP_BATCH
+    assert moved.bytes - read["weight"] + matrix <= ACP_IN_THREE_PARTS * moved.bytes_of_x, describe(moved)
+    again = sum(size for name, size in read.items() if name == "x" or name.startswith("map_")) * (1 - 1 / parts)
+    assert moved.bytes - read["weight"] - again <= ACP_MAPS_IN_ONE_PART * moved.bytes_of_x, describe(moved)
+    assert matrix > (ACP_BUDGET - ACP_MAPS_IN_ONE_PART) * moved.bytes_of_x
+
+
+FIRST, SECOND = 49 / 196, 16 / 196  # pixels of ACP's levels, of 14 x 14
+# times x; indices are bytes. A level's gradient is added to what the projection gave it
+ACP_BACKWARD = {
+    "resized_sums grad": 1,
+    "resized_sums sums": FIRST,
+    "resized_sums 2 grad": 1,
+    "resized_sums 2 sums": SECOND,
+    "conv_pool_input grad": SECOND,
+    "conv_pool_input index": SECOND / 4,
+    "conv_pool_input grad_x": 2 * FIRST,
+    "conv_pool_params grad": SECOND,
+    "conv_pool_params index": SECOND / 4,
+    "conv_pool_params x": (FIRST, 1.3 * FIRST),  # in parts, with the rows around each
+    "conv_pool_input 2 grad": (FIRST, 1.4 * FIRST),  # likewise
+    "conv_pool_input 2 index": (FIRST / 4, 1.4 * FIRST / 4),
+    "conv_pool_input 2 grad_x": 2,
+    "conv_pool_params 2 grad": FIRST,
+    "conv_pool_params 2 index": FIRST / 4,
+    "conv_pool_params 2 x": (1, 1.3),
+}
+ACP_PARAMETERS = ("weights", "scratch", "grad_params")
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+def test_acps_backward_reads_a_gradient_for_each_level_and_for_each_convolution(layout, monkeypatch) -> None:
+    """Apart from the products of the projection, which are the library's, and the convolutions' few parameters."""
+    monkeypatch.setattr("fastattn.ops.acp.watched", lambda x: False)
+    moved = traffic.interaction(AcpCase(1, 24, 14, memory_format=layout), GPU_BATCH)["backward"]
+    assert keeps(moved, ACP_BACKWARD), describe(moved)
+    few = sum(sum(record.arrays().get(name, (0, 0))) for record in moved.records for name in ACP_PARAMETERS)
+    least = 5 + 6.5 * FIRST + 3.5 * SECOND
+    assert least * moved.bytes_of_x <= moved.bytes - few <= (least + 0.3) * moved.bytes_of_x
+    assert few <= 0.7 * moved.bytes_of_x, describe(moved)
+    assert moved.launches == 2 + 2 * 3
 
 
 CAT = CatCase(1, 64, 48, 16)  # more concepts than channels, in two blocks

@@ -11,16 +11,19 @@ inline int64_t padded(int channels) { return int64_t{blocks(channels)} * L; }
 struct Map {
     float* data;
     int height, width;
-    int pad;  // columns of zeros on either side of a row
+    int pad;            // columns of zeros on either side of a row
+    int64_t apart = 0;  // floats from block to block, if others lie between
 
     int64_t row() const { return int64_t{width + 2 * pad} * L; }
-    int64_t block() const { return height * row(); }
+    int64_t block() const { return apart ? apart : height * row(); }
     int64_t pixels() const { return int64_t{height} * width; }
     float* at(int b, int y, int x) const { return data + b * block() + y * row() + int64_t{pad + x} * L; }
     float* at(int b) const { return data + b * block(); }
 
     Map flat() const { return {data, 1, height * width, 0}; }                    // of a map without padding
     Map one(int b) const { return {data + b * block(), height, width, pad}; }    // the map of one block
+    Map first(int count) const { return {data, 1, count, 0}; }                   // its memory as that of a map of one row
+    Map columns(Range range) const { return {at(0, 0, range.begin), 1, range.end - range.begin, 0, block()}; }  // of a map of one row
 
     static Map take(Bump& bump, int channels, int height, int width, int pad = 0) {
         Map map{nullptr, height, width, pad};
@@ -121,9 +124,9 @@ inline void add_sums(const Map& map, int b, double* sums) {
 }
 
 // floor(i * in / out) times a step, for every i < out
-inline const int32_t* nearest(int in, int out, int step, Bump& bump, bool measuring) {
+inline const int32_t* nearest(int in, int out, int step, Bump& bump) {
     int32_t* table = reinterpret_cast<int32_t*>(bump.take(out));
-    if (!measuring)
+    if (!bump.measures())
         for (int i = 0; i < out; ++i) table[i] = static_cast<int32_t>(int64_t{i} * in / out) * step;
     return table;
 }

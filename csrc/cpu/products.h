@@ -6,7 +6,8 @@
 namespace fastattn::FASTATTN_ISA {
 
 constexpr int kTile = L == 16 ? 12 : 6;       // pixels whose results are held in registers, for two blocks of channels
-constexpr int kGramRows = L == 16 ? 8 : 4;    // rows of a Gram matrix that are, for two blocks of columns
+constexpr int kGramRows = L == 16 ? 8 : 4;    // rows of a Gram matrix that are, for so many blocks of columns:
+constexpr int kGramBlocks = L == 16 ? 3 : 2;
 constexpr int kExact = 128;                   // pixels summed in fp32 before the sum goes on in its own type
 
 // f(std::integral_constant<int, n>) for 1 <= n <= N
@@ -75,12 +76,18 @@ inline void product(const Map& in, Range channels, const float* weights, const f
             }
 }
 
-// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over the pixels; two maps of one size, each from its first pixel on
+// out[block] (+)= bias + weights of the block x the channels of in, at all columns of maps of one row
+inline void linear(const Map& in, int channels, const float* weights, const float* bias, const Map& out, Range out_blocks, bool accumulate = false) {
+    product(in, {0, channels}, weights, bias, out, out_blocks, {0, 1}, {0, in.width}, accumulate);
+}
+
+// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over some of the pixels of two maps of one size; returns the next pixel
 template <int R, int NB, class Sum>
-__attribute__((noinline)) void gram_tile(const Map& rows, const float* row, const Map& columns, const float* column, Sum* sums, int64_t stride) {
+__attribute__((noinline)) int64_t gram_tile(const Map& rows, const float* row, const Map& columns, const float* column, int64_t start, int64_t end,
+                                            Sum* sums, int64_t stride) {
     const int64_t column_block = columns.block();
     const int lines = std::max(1, kExact / rows.width);  // summed together: lines of the map, or a part of one
-    for (int64_t start = 0; start < rows.pixels();) {
+    while (start < end) {
         const int y0 = static_cast<int>(start / rows.width), x0 = static_cast<int>(start % rows.width);
         const int count = std::min(kExact, rows.width - x0), y1 = std::min(rows.height, y0 + lines);
         V sum[R][NB] = {};
@@ -101,22 +108,25 @@ __attribute__((noinline)) void gram_tile(const Map& rows, const float* row, cons
             for (int b = 0; b < NB; ++b)
                 for (int i = 0; i < L; ++i) sums[r * stride + b * L + i] += sum[r][b][i];
     }
+    return start;
 }
 
 // sums [channel of the range][stride] += the channels of `rows` x the blocks of `columns`, over the pixels
 template <class Sum>
 inline void gram(const Map& rows, Range channels, const Map& columns, Range column_blocks, Sum* sums, int64_t stride) {
-    for (int first = channels.begin; first < channels.end;) {
-        const int end = std::min(channels.end, (first / L + 1) * L);
-        for_tiles<kGramRows>({first, end}, [&](int c, auto count) {
-            for (int b = column_blocks.begin; b < column_blocks.end; b += 2) {
-                const auto tile = b + 2 <= column_blocks.end ? gram_tile<count.value, 2, Sum> : gram_tile<count.value, 1, Sum>;
-                tile(rows, rows.at(c / L, 0, 0) + c % L, columns, columns.at(b, 0, 0),
-                     sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
-            }
-        });
-        first = end;
-    }
+    // what is read again for the next rows stays in the cache
+    const int64_t piece = std::max(kExact, (1 << 16) / (std::max(1, column_blocks.end - column_blocks.begin) * L));
+    for (int64_t start = 0, next = rows.pixels(); start < rows.pixels(); start = next)
+        for (int first = channels.begin, end; first < channels.end; first = end) {
+            end = std::min(channels.end, (first / L + 1) * L);
+            for_tiles<kGramRows>({first, end}, [&](int c, auto count) {
+                for_tiles<kGramBlocks>(column_blocks, [&](int b, auto wide) {
+                    next = gram_tile<count.value, wide.value>(rows, rows.at(c / L, 0, 0) + c % L, columns, columns.at(b, 0, 0), start,
+                                                              std::min(start + piece, rows.pixels()),
+                                                              sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
+                });
+            });
+        }
 }
 
 }  // namespace fastattn

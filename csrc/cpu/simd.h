@@ -172,6 +172,9 @@ inline float sum(V v) {
 #endif
 }
 inline float largest(V v, int count = L) {
+#if defined(__AVX512F__)
+    if (count == L) return _mm512_reduce_max_ps(v);
+#endif
     float m = v[0];
     for (int i = 1; i < count; ++i) m = m > v[i] ? m : v[i];
     return m;

@@ -34,7 +34,7 @@ class Bump {
 public:
     explicit Bump(float* memory) : first_(memory), next_(memory) {}
     // One whose pieces are not memory, to find out how much is needed
-    static Bump measure() { return Bump(reinterpret_cast<float*>(uintptr_t{64})); }
+    static Bump measure() { return Bump(nowhere()); }
 
     float* take(int64_t floats) {
         float* p = next_;
@@ -42,8 +42,10 @@ public:
         return p;
     }
     int64_t taken() const { return next_ - first_; }
+    bool measures() const { return first_ == nowhere(); }
 
 private:
+    static float* nowhere() { return reinterpret_cast<float*>(uintptr_t{64}); }
     float *first_, *next_;
 };
 
@@ -61,6 +63,8 @@ struct Team {
     int rank, size;
     int first, step;  // thread of rank 0, and threads between ranks
     bool shared;      // some sample of this round has several threads: every thread takes part in every barrier
+
+    int thread(int member) const { return first + member * step; }
 
     void sync() const {
         if (shared) {

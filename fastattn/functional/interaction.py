@@ -29,7 +29,7 @@ def aggressive_conv_pooling(
     sum. ValueError for an input that does not fit them, and for a layer that would pool a single pixel; RuntimeError
     with the reasons where a named backend cannot serve.
     """
-    check_map(x, convs[0][0].shape[0])
+    check_map(x, (convs[0] if convs else proj)[0].shape[0])
     _check_levels(x.shape[2], x.shape[3], len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
     name, dtype = _choose("acp", x, proj[0], backend, maps=len(convs), window=pool_size)
@@ -47,6 +47,7 @@ def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *
     a named backend cannot serve.
     """
     _check_tokens(x, score.shape[1])
+    _check_concepts(score, value, out)
     name, dtype = _choose("cat", x, score, backend, channels=score.shape[1])
     if name == "reference" or x.shape[0] == 0:
         return reference.conceptual_attention(x, score, value, out)
@@ -75,6 +76,7 @@ def enhanced_interaction(
     for another number of tokens, too.
     """
     _check_tokens(x, score.shape[1])
+    _check_concepts(score, value, out)
     height, width = size
     check_prefix(num_prefix_tokens)
     if x.shape[1] != num_prefix_tokens + height * width:
@@ -136,6 +138,8 @@ def _check_levels(height: int, width: int, num_layers: int, pool_size: int) -> N
         raise ValueError(f"the map is {height} x {width}: there is nothing to pool")
     if pool_size < 1:
         raise ValueError(f"pool_size must be at least 1, got {pool_size}")
+    if num_layers < 1:
+        raise ValueError("convs has no layer, expected at least 1")
     for i, (rows, columns) in enumerate(level_sizes(height, width, num_layers, pool_size)[:-1]):
         if rows == 1 and columns == 1:
             raise ValueError(
@@ -167,6 +171,17 @@ def _check_tokens(x: Tensor, channels: int) -> None:
         raise ValueError(f"x has {x.shape[2]} channels, expected {channels}")
     if x.shape[1] < 1:
         raise ValueError("x has no tokens")
+
+
+def _check_concepts(score: Tensor, value: Affine, out: Affine) -> None:
+    """ValueError unless score (K, C) has a concept, and value and out are linear maps C -> C."""
+    concepts, channels = score.shape
+    if concepts < 1:
+        raise ValueError(f"score has {concepts} concepts, expected at least 1")
+    for name, (weight, bias) in (("value", value), ("out", out)):
+        if weight.shape != (channels, channels) or (bias is not None and bias.shape != (channels,)):
+            shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+            raise ValueError(f"{name} has shapes {shapes}, expected {(channels, channels)} and {(channels,)}")
 
 
 def _choose(operation: str, x: Tensor, weight: Tensor, backend: str | None, **named: int) -> tuple[str, torch.dtype]:

@@ -33,16 +33,27 @@ def _prepare(x: Tensor, params: Sequence[Tensor], pool_size: int):
     return _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous()), params
 
 
-def forward(x: Tensor, params: Sequence[Tensor], pool_size: int) -> Tensor:
-    """Run the forward on a dense CPU tensor x (B, C, H, W)."""
+def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Return what forward keeps for backward besides x: nothing."""
+    return x.new_empty(0, dtype=torch.float32)
+
+
+def forward(x: Tensor, params: Sequence[Tensor], pool_size: int, save: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward on a dense CPU tensor x (B, C, H, W); return (out, saved)."""
     plan, params = _prepare(x, params, pool_size)
     out = torch.empty_like(x)
     plan.forward(x.data_ptr(), out.data_ptr(), list(map(_data_ptr, params)), torch.get_num_threads())
-    return out
+    return out, saved(x, params)
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, params: Sequence[Tensor], pool_size: int, need_x: bool, need_params: bool
+    grad_out: Tensor,
+    x: Tensor,
+    saved: Tensor,
+    params: Sequence[Tensor],
+    pool_size: int,
+    need_x: bool,
+    need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
     plan, params = _prepare(x, params, pool_size)

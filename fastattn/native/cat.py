@@ -29,17 +29,26 @@ def _prepare(x: Tensor, params: Sequence[Tensor]):
     return _plan(tuple(x.shape), tuple(tuple(p.shape) for p in params), x.dtype, dtype), params
 
 
-def forward(x: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Run the forward on contiguous CPU tokens x (B, N, C)."""
+def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Return an empty tensor for what forward keeps of each sample, as the plan's `saved_size` counts it."""
+    (batch, tokens, channels), concepts = x.shape, params[0].shape[0]
+    size = 2 * ((concepts + 15) // 16 * 16) + 2 * tokens + 3 * concepts * channels
+    return x.new_empty((batch, size), dtype=torch.float32)
+
+
+def forward(x: Tensor, params: Sequence[Tensor], save: bool) -> tuple[Tensor, Tensor]:
+    """Run the forward on contiguous CPU tokens x (B, N, C); return (out, saved), saved empty unless it is wanted."""
     plan, params = _prepare(x, params)
     out = torch.empty_like(x)
-    plan.forward(x.data_ptr(), out.data_ptr(), list(map(_data_ptr, params)), torch.get_num_threads())
-    return out
+    kept = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
+    pointers = list(map(_data_ptr, params))
+    plan.forward(x.data_ptr(), out.data_ptr(), kept.data_ptr() if save else 0, pointers, torch.get_num_threads())
+    return out, kept
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
+    grad_out: Tensor, x: Tensor, saved: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
     plan, params = _prepare(x, params)
-    return gradients(plan, (grad_out, x), x, params, need_x, need_params)
+    return gradients(plan, (grad_out, x, saved), x, params, need_x, need_params)

@@ -38,7 +38,7 @@ def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, par
     )
 
 
-def _prepare(x: Tensor, params: Sequence[Tensor], options: tuple):
+def _prepare(x: Tensor, params: Sequence[Tensor], options: Sequence):
     """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
     dtype, params, _ = parameters.prepare(x, params)
     shapes = tuple(tuple(p.shape) for p in params)
@@ -47,25 +47,28 @@ def _prepare(x: Tensor, params: Sequence[Tensor], options: tuple):
     return _plan(*signature, x.dtype, dtype, not x.is_contiguous()), params
 
 
-def forward(x: Tensor, params: Sequence[Tensor], options: tuple, save: bool) -> tuple[Tensor, Tensor]:
-    """Run the forward on a dense CPU tensor x (B, D, H, W); return (out, z), z empty unless it is to be saved."""
+def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Return an empty tensor for z, which lies as x does."""
+    return torch.empty_like(x, dtype=torch.float32)
+
+
+def forward(x: Tensor, params: Sequence[Tensor], *rest) -> tuple[Tensor, Tensor]:
+    """Run the forward on a dense CPU tensor x (B, D, H, W), with the options and whether to save z; return (out, z), z
+    empty unless it is to be saved."""
+    *options, save = rest
     plan, params = _prepare(x, params, options)
     out = torch.empty_like(x)
-    z = torch.empty_like(x, dtype=torch.float32) if save else x.new_empty(0, dtype=torch.float32)
+    z = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
     pointers = list(map(_data_ptr, params))
     plan.forward(x.data_ptr(), out.data_ptr(), z.data_ptr() if save else 0, pointers, torch.get_num_threads())
     return out, z
 
 
-def backward(
-    grad_out: Tensor,
-    x: Tensor,
-    z: Tensor,
-    params: Sequence[Tensor],
-    options: tuple,
-    need_x: bool,
-    need_params: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
+def backward(grad_out: Tensor, x: Tensor, z: Tensor, params: Sequence[Tensor], *rest) -> tuple[Tensor, Tensor]:
+    """Run the backward, with the options and whether x's and the parameters' gradients are needed; return (grad_x, all
+    parameters' gradients in float32), empty where not needed."""
+    *options, need_x, need_params = rest
     plan, params = _prepare(x, params, options)
+    if z.stride() != x.stride():
+        z = saved(x, params).copy_(z)
     return gradients(plan, (grad_out, x, z), x, params, need_x, need_params)

@@ -1,5 +1,5 @@
 """Aggressive convolution pooling: the registered operators `fastattn::acp_{forward,backward}` (Triton), and the
-composition of torch's operators that serves the CPU.
+composition of torch's operators that serves the CPU without the extension.
 
 x is a map (B, C, H, W) or tokens (B, prefix + H * W, C), whose prefix passes by, and out lies as x does. With a
 residual, x is added. Parameters are of one dtype: that of the levels, and of out but for the residual. `levels` and

@@ -1,5 +1,5 @@
 """Conceptual attention: the registered operators `fastattn::cat_{forward,backward}` (Triton), and the composition of
-torch's operators that serves the CPU, both by the algebra of `fastattn.reference.interaction`.
+torch's operators that serves the CPU without the extension, both by the algebra of `fastattn.reference.interaction`.
 
 x is (B, N, C), score (K, C); value and out, (C, C), have biases. The parameters are of one dtype, out of x's or theirs,
 whichever is wider. Backward needs besides x the logarithms of the softmax over K (B, N) and over N (B, K), in base 2,

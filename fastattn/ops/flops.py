@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -255,7 +256,8 @@ class _OnImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != COUNTER:
             return None
-        spec = PathFinder.find_spec(fullname, path, target)
+        sys.meta_path.remove(self)  # it is looked for once, and found by whoever finds modules here
+        spec = find_spec(fullname)
         if spec and spec.loader:
             spec.loader.exec_module = partial(_load, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec

@@ -19,9 +19,9 @@ def aggressive_conv_pooling(
 ) -> Tensor:
     """Aggregate a map x (B, C, H, W) with its levels."""
     own = _computed(dtype, backend)
-    convs, proj = [_cast(conv, own) for conv in convs], _cast(proj, own)
+    *convs, proj = affines = [_cast(affine, own) for affine in (*convs, proj)]
     if _has_extension(backend):
-        return whole.ACP(x.to(own), [*(part for conv in convs for part in conv), *proj], pool_size)
+        return whole.ACP(x.to(own), [part for affine in affines for part in affine], pool_size)
     if backend == "native":
         return acp.compose(x.to(own), convs, proj, pool_size).to(dtype)
     return acp.aggressive_conv_pooling(x, (x.shape[2], x.shape[3]), convs, proj, pool_size, False)
@@ -76,6 +76,6 @@ def _has_extension(backend: str) -> bool:
 _has_extension._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
+def _cast(affine: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     weight, bias = affine
-    return weight.to(dtype), bias.to(dtype)  # type: ignore[union-attr]
+    return weight.to(dtype), weight.new_zeros(weight.shape[0], dtype=dtype) if bias is None else bias.to(dtype)

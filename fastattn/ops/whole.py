@@ -1,8 +1,9 @@
-"""Operations that the extension does in one call each way: the registered operators `fastattn::whole_{acp,cat}_forward`
-and `_backward`.
+"""Operations that the extension does in one call each way: the registered operators `fastattn::lga_{forward,backward}`
+and `fastattn::whole_{acp,cat}_{forward,backward}`.
 
-`params` is one flat list. x is all that is kept for backward, which returns the parameters' gradients as one float32
-tensor, in the order of params.
+`params` is one flat list. Forward returns what it keeps for backward besides x, as one float32 tensor: LGA z; ACP
+nothing; CAT both softmaxes' greatest scores and inverse sums, the tokens' means, concept tokens and what these give
+back, but nothing of N x K. Backward returns the parameters' gradients as one float32 tensor, in the order of params.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..native import acp, cat
+from ..native import acp, cat, lga
 from ..parameters import unflatten
 from .registry import dense, once, register, watched
 
@@ -27,10 +28,12 @@ class Whole:
         """`lay` returns x as the extension takes it: its output lies likewise."""
         self.server, self.lay = server, lay
         self.forward_op = register(
-            f"whole_{name}_forward(Tensor x, Tensor[] params{options}) -> Tensor", self._forward, self._fake_forward
+            f"{name}_forward(Tensor x, Tensor[] params{options}, bool save) -> (Tensor out, Tensor saved)",
+            self._forward,
+            self._fake_forward,
         )
         self.backward_op = register(
-            f"whole_{name}_backward(Tensor grad_out, Tensor x, Tensor[] params{options}, "
+            f"{name}_backward(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params{options}, "
             "bool need_x, bool need_params) -> (Tensor grad_x, Tensor grad_params)",
             self._backward,
             self._fake_backward,
@@ -41,28 +44,30 @@ class Whole:
         x = self.lay(x)
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
             return _Recorded.apply(self, options, x, *params)
-        return self.forward(x, params, options)
+        return self.forward(x, params, options, False)[0]
 
-    def forward(self, x, params, options) -> Tensor:
-        return (self.forward_op if watched(x) else self._forward)(x, list(params), *options)
+    def forward(self, x, params, options, save: bool) -> tuple[Tensor, Tensor]:
+        return (self.forward_op if watched(x) else self._forward)(x, list(params), *options, save)
 
-    def backward(self, grad_out, x, params, options, need_x: bool, need_params: bool) -> tuple[Tensor, Tensor]:
+    def backward(self, grad_out, x, saved, params, options, need_x: bool, need_params: bool) -> tuple[Tensor, Tensor]:
         run = self.backward_op if watched(x) else self._backward
-        return run(grad_out, x, list(params), *options, need_x, need_params)
+        return run(grad_out, x, saved, list(params), *options, need_x, need_params)
 
-    def _forward(self, x, params, *options):
-        return self.server.forward(self.lay(x), params, *options)
+    def _forward(self, x, params, *rest):
+        return self.server.forward(self.lay(x), params, *rest)
 
-    def _backward(self, grad_out, x, params, *rest):
+    def _backward(self, grad_out, x, saved, params, *rest):
         x = self.lay(x)
         if grad_out.stride() != x.stride():
             grad_out = torch.empty_like(x).copy_(grad_out)
-        return self.server.backward(grad_out, x, params, *rest)
+        return self.server.backward(grad_out, x, saved, params, *rest)
 
-    def _fake_forward(self, x, params, *options):
-        return torch.empty_like(self.lay(x))
+    def _fake_forward(self, x, params, *rest):
+        x = self.lay(x)
+        saved = self.server.saved(x, params) if rest[-1] else x.new_empty(0, dtype=torch.float32)
+        return torch.empty_like(x), saved
 
-    def _fake_backward(self, grad_out, x, params, *rest):
+    def _fake_backward(self, grad_out, x, saved, params, *rest):
         *_, need_x, need_params = rest
         size = sum(p.numel() for p in params) if need_params else 0
         return torch.empty_like(self.lay(x)) if need_x else x.new_empty(0), x.new_empty(size, dtype=torch.float32)
@@ -73,21 +78,26 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, operation, options, x, *params):
+        out, saved = operation.forward(x, params, options, True)
         ctx.operation, ctx.options = operation, options
-        ctx.save_for_backward(x, *params)
-        return operation.forward(x, params, options)
+        ctx.save_for_backward(x, saved, *params)
+        return out
 
     @staticmethod
     def backward(ctx, grad_out):
-        x, *params = ctx.saved_tensors
+        x, saved, *params = ctx.saved_tensors
         need_x, *needs = ctx.needs_input_grad[2:]
-        grad_x, flat = ctx.operation.backward(grad_out, x, params, ctx.options, need_x, any(needs))
+        grad_x, flat = ctx.operation.backward(grad_out, x, saved, params, ctx.options, need_x, any(needs))
         grads = [grad_x, *(unflatten(flat, params) if any(needs) else params)]
         grads = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[2:], strict=True)]
         return None, None, *once(grads, grad_out, x, *params)
 
 
+# x (B, D, H, W); params are of each scale weight and bias of the depthwise and of the 1x1 convolution; weight and bias
+# of the attention over scales; the position encoding; of each branch its convolutions, likewise, and its alpha; weight
+# and bias of the last convolution. `branches` holds the numbers of convolutions
+LGA = Whole("lga", lga, dense, ", int num_scales, int[] branches, int num_heads, bool released")
 # x (B, C, H, W); params are weight and bias of each convolution, then of the projection
-ACP = Whole("acp", acp, dense, ", int pool_size")
+ACP = Whole("whole_acp", acp, dense, ", int pool_size")
 # x (B, N, C); params are the scores' weight, then weight and bias of value and of out
-CAT = Whole("cat", cat, contiguous)
+CAT = Whole("whole_cat", cat, contiguous)

@@ -1,6 +1,6 @@
 // Aggressive convolution pooling backward at one instruction-set level: the levels are formed anew from x. The algebra is derived in
 // fastattn/reference/interaction.py.
-#include "../workspace.h"
+#include "../run.h"
 #include "levels.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -26,39 +26,44 @@ struct AcpGradients {
     }
 };
 
-// Buffers of one sample, shared by its team
-struct AcpBackwardState {
-    Levels levels;
-    Map grad_out;
-    std::vector<Map> grads;      // of the levels
-    std::vector<Map> projected;  // gradients of the projected levels, from 1 on, where each is projected by itself
-    Map sum;                     // of the levels, else
-
-    AcpBackwardState(const AcpPlan& plan, const AcpParams& params, Bump& bump, bool measuring)
-        : levels(plan, params, true, bump, measuring), grad_out(Map::take(bump, plan.channels, plan.height, plan.width)) {
-        const auto like = [&](const Map& map) { return Map::take(bump, plan.channels, map.height, map.width); };
-        for (const Resized& level : levels.maps) {
-            grads.push_back(like(level.map));
-            projected.push_back(plan.sum || projected.empty() ? grad_out : like(level.map));
-        }
-        if (plan.sum) sum = like(grad_out);
-    }
-};
-
 template <class T>
 class AcpBackward {
 public:
+    using Params = AcpParams;
+    using Gradients = AcpGradients;
+
+    struct State {
+        Levels levels;
+        Map grad_out;
+        std::vector<Map> grads;      // of the levels
+        std::vector<Map> projected;  // gradients of the projected levels, from 1 on, where each is projected by itself
+        Map sum;                     // of the levels, else
+
+        State(const AcpPlan& plan, const AcpParams& params, Bump& bump)
+            : levels(plan, params, true, bump), grad_out(Map::take(bump, plan.channels, plan.height, plan.width)) {
+            const auto like = [&](const Map& map) { return Map::take(bump, plan.channels, map.height, map.width); };
+            for (const Resized& level : levels.maps) {
+                grads.push_back(like(level.map));
+                projected.push_back(plan.sum || projected.empty() ? grad_out : like(level.map));
+            }
+            if (plan.sum) sum = like(grad_out);
+        }
+    };
+
+    struct Own {
+        float* convolved;  // one block's map or its gradient, padded for any layer
+
+        Own(const AcpPlan& plan, Bump& bump) {
+            int pad = 0;
+            for (int kernel : plan.kernels) pad = std::max(pad, kernel / 2);
+            convolved = Map::take(bump, L, plan.height, plan.width, pad).data;
+        }
+    };
+
     AcpBackward(const AcpPlan& plan, const AcpParams& params, const AcpBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
-    static int64_t private_size(const AcpPlan& plan) {
-        int pad = 0;
-        for (int kernel : plan.kernels) pad = std::max(pad, kernel / 2);
-        return round_up(int64_t{plan.height} * (plan.width + 2 * pad) * L, 16);
-    }
-
-    void sample(int index, Team team, float* shared, float* own, const AcpGradients& out) const {
-        Bump bump(shared);
-        const AcpBackwardState s(plan_, params_, bump, false);
+    void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const AcpGradients& out) const {
+        float* own = all_own[team.thread(team.rank)].convolved;
         const int channels = plan_.channels;
         const int64_t offset = index * plan_.channels * plan_.pixels();
         const Tensor<const T> x{static_cast<const T*>(args_.x) + offset, channels, plan_.channels_last};
@@ -91,7 +96,7 @@ public:
     }
 
 private:
-    INLINE_BODY void add_levels(const AcpBackwardState& s, int b) const {
+    INLINE_BODY void add_levels(const State& s, int b) const {
         for (int y = 0; y < plan_.height; ++y)
             for (int x = 0; x < plan_.width; ++x) {
                 V total{};
@@ -111,7 +116,7 @@ private:
     }
 
     // From the gradient of a pooled level to that of the one before
-    INLINE_BODY void layer(const AcpBackwardState& s, int index, int b, float* own, const DepthwiseGradients& out) const {
+    INLINE_BODY void layer(const State& s, int index, int b, float* own, const DepthwiseGradients& out) const {
         const DepthwiseParams& p = params_.convs[index];
         const Map &before = s.levels.maps[index].map, &grad = s.grads[index + 1];
         const Map convolved{own, before.height, before.width, p.kernel / 2};
@@ -138,44 +143,8 @@ private:
     const AcpBackwardArgs& args_;
 };
 
-template <class T>
-void run(const AcpPlan& plan, const AcpBackwardArgs& args) {
-    using Gradients = ThreadSums<AcpGradients, AcpPlan>;
-    const int limit = useful_threads(plan.batch * plan.channels * plan.pixels(), args.threads);
-    Bump sizes = Bump::measure();
-    const AcpParams model(plan, true, sizes);
-    const int64_t param_size = sizes.taken();
-    AcpBackwardState(plan, model, sizes, true);
-    const int64_t shared = sizes.taken() - param_size, own = AcpBackward<T>::private_size(plan), grad_size = Gradients::size(plan);
-    float* memory = workspace(param_size + limit * (shared + own + grad_size));
-    Bump bump(memory);
-    const AcpParams params(plan, true, bump);
-    float *shared_buffers = memory + param_size, *own_buffers = shared_buffers + limit * shared;
-    const Gradients grads(plan, own_buffers + limit * own, limit);
-    const AcpBackward<T> work(plan, params, args);
-#pragma omp parallel num_threads(limit)
-    {
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        params.read(plan, args.params, thread, threads);
-        grads.clear(thread);
-#pragma omp barrier
-        for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, grads.of(thread));
-        });
-        if (args.grad_params) {
-#pragma omp barrier
-            grads.add(thread, threads);
-#pragma omp barrier
-            grads.of(0).write(plan, Writer(args.grad_params, thread, threads));
-        }
-    }
-    trim_workspace();
-}
-
 }  // namespace
 
-void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args) {
-    with_element(plan.dtype, [&](auto element) { run<typename decltype(element)::type>(plan, args); });
-}
+void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args) { run<AcpBackward>(plan, args); }
 
 }  // namespace fastattn

@@ -37,11 +37,11 @@ struct Levels {
     std::vector<Resized> maps;        // X_0 ... X_L, padded for the next convolution
     std::vector<int32_t*> places;     // for backward: [block][pixel][L], which pixel of its window a maximum is; from level 1 on
 
-    Levels(const AcpPlan& plan, const AcpParams& params, bool backward, Bump& bump, bool measuring) : plan(plan), params(params) {
+    Levels(const AcpPlan& plan, const AcpParams& params, bool backward, Bump& bump) : plan(plan), params(params) {
         for (int i = 0; i <= plan.layers(); ++i) {
             const Map map = Map::take(bump, plan.channels, plan.level_height(i), plan.level_width(i), plan.padding(i));
-            const int32_t* rows = nearest(map.height, plan.height, 1, bump, measuring);
-            maps.push_back({map, rows, nearest(map.width, plan.width, L, bump, measuring)});
+            const int32_t* rows = nearest(map.height, plan.height, 1, bump);
+            maps.push_back({map, rows, nearest(map.width, plan.width, L, bump)});
             places.push_back(backward && i ? reinterpret_cast<int32_t*>(bump.take(padded(plan.channels) * map.pixels())) : nullptr);
         }
     }

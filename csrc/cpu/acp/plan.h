@@ -19,6 +19,7 @@ struct AcpPlan {
 
     int layers() const { return static_cast<int>(kernels.size()); }
     int64_t pixels() const { return int64_t{height} * width; }
+    int64_t elements() const { return batch * channels * pixels(); }
     int matrices() const { return sum ? 1 : layers() + 1; }  // side by side in the projection's weight
     int param_count() const { return 2 * layers() + 2; }     // as listed below
     int padding(int level) const { return level < layers() ? kernels[level] / 2 : 0; }  // that the next layer needs

@@ -1,6 +1,7 @@
-// Conceptual attention backward at one instruction-set level: all is formed anew from x. The algebra is derived in
+// Conceptual attention backward at one instruction-set level: both softmaxes are formed anew from x. The algebra is derived in
 // fastattn/reference/interaction.py.
-#include "../workspace.h"
+#include <array>
+
 #include "concepts.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -22,99 +23,155 @@ struct CatGradients {
     }
 };
 
-// Buffers of one sample, shared by its team
-struct CatState {
-    Concepts s;
-    Map grad;                                     // [channels], tokens: of the output, then of x
-    Map grad_scores, pulls;                       // [concepts], tokens: through `back`; tokens times grad_means
-    Map grad_values, grad_concepts, grad_means;   // [channels], concepts
-    float *turned_values, *turned_means;          // [block of concepts][channel][L]
-    float* levels;                                // [concepts]: means times their gradient
-
-    CatState(const CatPlan& plan, const CatParams& params, Bump& bump) : s(plan, params, bump), grad(Map::take(bump, plan.channels, 1, plan.tokens)) {
-        grad_scores = Map::take(bump, plan.concepts, 1, plan.tokens);
-        pulls = Map::take(bump, plan.concepts, 1, plan.tokens);
-        for (Map* map : {&grad_values, &grad_concepts, &grad_means}) *map = Map::take(bump, plan.channels, 1, plan.concepts);
-        turned_values = bump.take(padded(plan.concepts) * plan.channels);
-        turned_means = bump.take(padded(plan.concepts) * plan.channels);
-        levels = bump.take(padded(plan.concepts));
-    }
-};
+// [block of channels][concept][L] -> [block of concepts][channel][L]
+void turn(const Map& map, int channels, int concepts, Range concept_blocks, float* to) {
+    for (int b = concept_blocks.begin; b < concept_blocks.end; ++b)
+        for (int c = 0; c < channels; c += L) {
+            V r[L] = {};
+            for (int i = 0; i < std::min(L, concepts - b * L); ++i) r[i] = load(map.at(c / L, 0, b * L + i));
+            transpose(r);
+            for (int i = 0; i < std::min(L, channels - c); ++i) store(to + (int64_t{b} * channels + c + i) * L, r[i]);
+        }
+}
 
 template <class T>
 class CatBackward {
 public:
+    using Params = CatParams;
+    using Gradients = CatGradients;
+
+    struct State {
+        Attention forth, back;  // the softmax over the tokens, and over the concepts
+        ConceptMaps maps, grads;
+        float *turned_values, *turned_means;  // values and the gradient of the means: [block of concepts][channel][L]
+        float* levels;                        // [padded concepts]: means times their gradient
+
+        State(const CatPlan& plan, const CatParams&, Bump& bump)
+            : forth(plan, bump), back(plan, bump), maps(plan, bump),
+              grads(plan, bump), turned_values(bump.take(padded(plan.concepts) * plan.channels)),
+              turned_means(bump.take(padded(plan.concepts) * plan.channels)), levels(bump.take(padded(plan.concepts))) {}
+    };
+
+    struct Own {
+        float* sums;             // [concept][padded channels]: the values' gradient, of this thread's tokens
+        Map x, grad;             // [channels], tokens of a piece: the latter of the output, then of x
+        Map grad_scores, pulls;  // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
+
+        Own(const CatPlan& plan, Bump& bump)
+            : sums(bump.take(plan.concepts * padded(plan.channels))), x(Map::take(bump, plan.channels, 1, piece_size(plan))),
+              grad(Map::take(bump, plan.channels, 1, piece_size(plan))), grad_scores(Map::take(bump, plan.concepts, 1, piece_size(plan))),
+              pulls(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
+    };
+
     CatBackward(const CatPlan& plan, const CatParams& params, const CatBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
-    void sample(int index, Team team, float* shared, float* own, const CatGradients& out) const {
-        Bump bump(shared);
-        const CatState state(plan_, params_, bump);
-        const Concepts& s = state.s;
-        const int channels = plan_.channels, concepts = plan_.concepts;
-        const int64_t offset = int64_t{index} * plan_.tokens * channels, row = padded(channels);
-        const Range mine = part(s.all_channels.end, team), tokens = part(plan_.tokens, team), rows = part(concepts, team);
-        const Range outputs = part(channels, team), concept_blocks = part(s.all_concepts.end, team);
-        for (int b = mine.begin; b < mine.end; ++b) {
-            Tensor<const T>{static_cast<const T*>(args_.x) + offset, channels, true}.fetch(s.x, b);
-            Tensor<const T>{static_cast<const T*>(args_.grad_out) + offset, channels, true}.fetch(state.grad, b);
-        }
+    void sample(int index, Team team, const State& s, const std::vector<Own>& own, const CatGradients& out) const {
+        const Range tokens = part(plan_.tokens, team);
+        const CatSaved<const float> saved(plan_, args_.saved + index * plan_.saved_size());
+        const Own& mine = own[team.thread(team.rank)];
+        fetch(s.maps, saved, part(plan_.concepts, team));
+        std::fill(mine.sums, mine.sums + plan_.concepts * padded(plan_.channels), 0.0f);
+        for_pieces(plan_, tokens, [&](Range piece) { attend(index, piece, s, saved, mine, out); });
         team.sync();
-        s.build(team, own);
-        for (int b = concept_blocks.begin; b < concept_blocks.end; ++b) normalize(s, b);
-
-        // from the output to the means of the tokens, by concepts
-        std::fill(own, own + (rows.end - rows.begin) * row, 0.0f);
-        gram(s.back, rows, state.grad, s.all_channels, own, row);
-        Concepts::from_rows(own, channels, rows, nullptr, state.grad_values);
-        Concepts::turn(s.values, channels, concepts, concept_blocks, state.turned_values);
-        product(state.grad_values, {0, channels}, params_.out.transposed, nullptr, state.grad_concepts, s.all_channels, {0, 1}, rows, false);
-        product(state.grad_concepts, {0, channels}, params_.value.transposed, nullptr, state.grad_means, s.all_channels, {0, 1}, rows, false);
-        for (int k = rows.begin; k < rows.end; ++k) {
-            V total{};
-            for (int b = 0; b < s.all_channels.end; ++b) total += load(s.means.at(b, 0, k)) * load(state.grad_means.at(b, 0, k));
-            state.levels[k] = sum(total);
-        }
-        if (rows.end == concepts) std::fill(state.levels + concepts, state.levels + padded(concepts), 0.0f);
+        join(own, team, plan_.channels, part(plan_.concepts, team), [](int, int) { return 1.0f; }, s.grads.values);
+        to_means(s, part(plan_.concepts, team));
         team.sync();
-        gram(state.grad_values, outputs, s.concepts, s.all_channels, out.out.weights + outputs.begin * row, row);
-        gram(state.grad_concepts, outputs, s.means, s.all_channels, out.value.weights + outputs.begin * row, row);
-        for (int b = mine.begin; b < mine.end; ++b) {
-            add_sums(state.grad_values, b, out.out.bias + b * L);
-            add_sums(state.grad_concepts, b, out.value.bias + b * L);
-        }
-        Concepts::turn(state.grad_means, channels, concepts, concept_blocks, state.turned_means);
+        by_concepts(s, team, out);
         team.sync();
-
-        // to the scores, and to x
-        product(state.grad, {0, channels}, state.turned_values, nullptr, state.grad_scores, s.all_concepts, {0, 1}, tokens, false);
-        product(s.x, {0, channels}, state.turned_means, nullptr, state.pulls, s.all_concepts, {0, 1}, tokens, false);
-        slopes(state, tokens);
-        product(state.grad_scores, {0, concepts}, params_.score.transposed, nullptr, state.grad, s.all_channels, {0, 1}, tokens, true);
-        product(s.forth, {0, concepts}, state.grad_means.data, nullptr, state.grad, s.all_channels, {0, 1}, tokens, true);
-        team.sync();
-        gram(state.grad_scores, rows, s.x, s.all_channels, out.score.weights + rows.begin * row, row);
-        if (args_.grad_x)
-            for (int b = mine.begin; b < mine.end; ++b) Tensor<T>{static_cast<T*>(args_.grad_x) + offset, channels, true}.put(state.grad, b, b);
+        for_pieces(plan_, tokens, [&](Range piece) { to_tokens(index, piece, s, mine, out); });
         team.sync();  // before the next sample overwrites what another thread still reads
     }
 
 private:
-    void normalize(const Concepts& s, int b) const {
-        const V scale = load(s.inverse + b * L);
-        for (float* p = s.forth.at(b); p < s.forth.at(b) + s.forth.block(); p += L) store(p, load(p) * scale);
+    // Where a piece is in a tensor
+    int64_t offset(int index, Range piece) const { return (int64_t{index} * plan_.tokens + piece.begin) * plan_.channels; }
+
+    // A piece of x and of the output's gradient
+    std::array<Map, 2> fetch(int index, Range piece, const Own& own) const {
+        const Map x = own.x.first(piece.end - piece.begin), grad = own.grad.first(piece.end - piece.begin);
+        fetch_rows(static_cast<const T*>(args_.x) + offset(index, piece), plan_.channels, x);
+        fetch_rows(static_cast<const T*>(args_.grad_out) + offset(index, piece), plan_.channels, grad);
+        return {x, grad};
     }
 
-    // grad_scores = through both softmaxes; `forth` is normalized
-    INLINE_BODY void slopes(const CatState& state, Range tokens) const {
-        const Concepts& s = state.s;
-        for (int n = tokens.begin; n < tokens.end; ++n) {
+    void fetch(const ConceptMaps& maps, const CatSaved<const float>& saved, Range rows) const {
+        const int64_t first = int64_t{rows.begin} * plan_.channels;
+        fetch_rows(saved.means + first, plan_.channels, maps.means.columns(rows));
+        fetch_rows(saved.concepts + first, plan_.channels, maps.concepts.columns(rows));
+        fetch_rows(saved.values + first, plan_.channels, maps.values.columns(rows));
+    }
+
+    // Both softmaxes of a piece, and the gradients of the values and of the bias behind them
+    INLINE_BODY void attend(int index, Range piece, const State& s, const CatSaved<const float>& saved, const Own& own, const CatGradients& out) const {
+        const auto [x, grad] = fetch(index, piece, own);
+        const Map forth = s.forth[piece], back = s.back[piece];
+        const int end = blocks(plan_.concepts);
+        linear(x, plan_.channels, params_.score.weights, nullptr, back, {0, end});
+        for (int b = 0; b < end; ++b) {
+            const V top = load(saved.tops + b * L), scale = load(saved.scales + b * L);
+            for (int n = 0; n < x.width; ++n) {
+                const V score = load(back.at(b, 0, n));
+                store(forth.at(b, 0, n), exp(score - top) * scale);
+                store(back.at(b, 0, n), exp(score - saved.token_tops[piece.begin + n]) * saved.token_scales[piece.begin + n]);
+            }
+        }
+        gram(back, {0, plan_.concepts}, grad, {0, blocks(plan_.channels)}, own.sums, padded(plan_.channels));
+        for (int b = 0; b < blocks(plan_.channels); ++b) add_sums(grad, b, out.out.bias + b * L);
+    }
+
+    // From the values to the tokens' means
+    void to_means(const State& s, Range rows) const {
+        const Range all{0, blocks(plan_.channels)};
+        linear(s.grads.values.columns(rows), plan_.channels, params_.out.transposed, nullptr, s.grads.concepts.columns(rows), all);
+        linear(s.grads.concepts.columns(rows), plan_.channels, params_.value.transposed, nullptr, s.grads.means.columns(rows), all);
+        for (int k = rows.begin; k < rows.end; ++k) {
             V total{};
-            for (int b = 0; b < s.all_concepts.end; ++b) total += load(s.back.at(b, 0, n)) * load(state.grad_scores.at(b, 0, n));
+            for (int b = 0; b < all.end; ++b) total += load(s.maps.means.at(b, 0, k)) * load(s.grads.means.at(b, 0, k));
+            s.levels[k] = sum(total);
+        }
+        if (rows.end == plan_.concepts) std::fill(s.levels + rows.end, s.levels + padded(plan_.concepts), 0.0f);
+    }
+
+    // The gradients of the C x C matrices and their biases, and what the tokens need
+    void by_concepts(const State& s, Team team, const CatGradients& out) const {
+        const int channels = plan_.channels;
+        const Range all{0, blocks(channels)}, outputs = part(channels, team), mine = part(all.end, team), turned = part(blocks(plan_.concepts), team);
+        const int64_t row = padded(channels), first = outputs.begin * row;
+        if (args_.grad_params) {
+            gram(s.grads.values, outputs, s.maps.concepts, all, out.out.weights + first, row);
+            gram(s.grads.concepts, outputs, s.maps.means, all, out.value.weights + first, row);
+            for (int b = mine.begin; b < mine.end; ++b) add_sums(s.grads.concepts, b, out.value.bias + b * L);
+        }
+        turn(s.maps.values, channels, plan_.concepts, turned, s.turned_values);
+        turn(s.grads.means, channels, plan_.concepts, turned, s.turned_means);
+    }
+
+    // The gradients of a piece's scores, of the weight that makes them, and of the tokens
+    void to_tokens(int index, Range piece, const State& s, const Own& own, const CatGradients& out) const {
+        const int channels = plan_.channels, concepts = plan_.concepts;
+        const Range all{0, blocks(channels)}, scored{0, blocks(concepts)};
+        const auto [x, grad] = fetch(index, piece, own);
+        const Map forth = s.forth[piece], grad_scores = own.grad_scores.first(x.width), pulls = own.pulls.first(x.width);
+        linear(grad, channels, s.turned_values, nullptr, grad_scores, scored);
+        linear(x, channels, s.turned_means, nullptr, pulls, scored);
+        through_softmaxes(s.back[piece], forth, pulls, s.levels, grad_scores);
+        if (args_.grad_params) gram(grad_scores, {0, concepts}, x, all, out.score.weights, padded(channels));
+        if (!args_.grad_x) return;
+        linear(grad_scores, concepts, params_.score.transposed, nullptr, grad, all, true);
+        linear(forth, concepts, s.grads.means.data, nullptr, grad, all, true);
+        put_rows(grad, channels, static_cast<T*>(args_.grad_x) + offset(index, piece));
+    }
+
+    INLINE_BODY void through_softmaxes(const Map& back, const Map& forth, const Map& pulls, const float* levels, const Map& grad_scores) const {
+        const int end = blocks(plan_.concepts);
+        for (int n = 0; n < back.width; ++n) {
+            V total{};
+            for (int b = 0; b < end; ++b) total += load(back.at(b, 0, n)) * load(grad_scores.at(b, 0, n));
             const V mean = splat(sum(total));
-            for (int b = 0; b < s.all_concepts.end; ++b) {
-                float* p = state.grad_scores.at(b, 0, n);
-                const V forth = load(s.forth.at(b, 0, n)) * (load(state.pulls.at(b, 0, n)) - load(state.levels + b * L));
-                store(p, load(s.back.at(b, 0, n)) * (load(p) - mean) + forth);
+            for (int b = 0; b < end; ++b) {
+                float* p = grad_scores.at(b, 0, n);
+                const V own = load(forth.at(b, 0, n)) * (load(pulls.at(b, 0, n)) - load(levels + b * L));
+                store(p, load(back.at(b, 0, n)) * (load(p) - mean) + own);
             }
         }
     }
@@ -124,44 +181,8 @@ private:
     const CatBackwardArgs& args_;
 };
 
-template <class T>
-void run(const CatPlan& plan, const CatBackwardArgs& args) {
-    using Gradients = ThreadSums<CatGradients, CatPlan>;
-    const int limit = useful_threads(int64_t{plan.batch} * plan.tokens * plan.channels, args.threads);
-    Bump sizes = Bump::measure();
-    const CatParams model(plan, true, sizes);
-    const int64_t param_size = sizes.taken();
-    CatState(plan, model, sizes);
-    const int64_t shared = sizes.taken() - param_size, own = round_up(Concepts::scratch_size(plan), 16), grad_size = Gradients::size(plan);
-    float* memory = workspace(param_size + limit * (shared + own + grad_size));
-    Bump bump(memory);
-    const CatParams params(plan, true, bump);
-    float *shared_buffers = memory + param_size, *own_buffers = shared_buffers + limit * shared;
-    const Gradients grads(plan, own_buffers + limit * own, limit);
-    const CatBackward<T> work(plan, params, args);
-#pragma omp parallel num_threads(limit)
-    {
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        params.read(plan, args.params, thread, threads);
-        grads.clear(thread);
-#pragma omp barrier
-        for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, grads.of(thread));
-        });
-        if (args.grad_params) {
-#pragma omp barrier
-            grads.add(thread, threads);
-#pragma omp barrier
-            grads.of(0).write(plan, Writer(args.grad_params, thread, threads));
-        }
-    }
-    trim_workspace();
-}
-
 }  // namespace
 
-void cat_backward(const CatPlan& plan, const CatBackwardArgs& args) {
-    with_element(plan.dtype, [&](auto element) { run<typename decltype(element)::type>(plan, args); });
-}
+void cat_backward(const CatPlan& plan, const CatBackwardArgs& args) { run<CatBackward>(plan, args); }
 
 }  // namespace fastattn

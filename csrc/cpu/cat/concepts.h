@@ -1,8 +1,9 @@
-// From tokens to concepts: scores, both softmaxes, concept tokens and what these give back. Tokens, and concepts, are maps of one row.
+// What both directions of conceptual attention share. Tokens, and concepts, are maps of one row; a thread takes its tokens in pieces, each of which
+// stays in its cache, and what it sums over them is joined with what the others of its team have. Of N x K there are the attentions of one sample.
 #pragma once
 
-#include "../convolutions.h"
 #include "../products.h"
+#include "../run.h"
 #include "plan.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -26,111 +27,79 @@ struct CatParams {
     }
 };
 
-struct Concepts {
-    const CatPlan& plan;
-    const CatParams& params;
-    Map x;                        // [channels], tokens
-    Map forth, back;              // [concepts], tokens: the softmax over the tokens, without its denominator, and over the concepts
-    float* inverse;               // [concepts]: of those denominators
-    Map means, concepts, values;  // [channels], concepts: of the tokens, concept tokens, what they give back
-    Range all_channels, all_concepts;
+// What a sample keeps for backward: see saved_size
+template <class Float>
+struct CatSaved {
+    Float *tops, *scales;              // [padded concepts], of the softmax over the tokens
+    Float *token_tops, *token_scales;  // [tokens], of that over the concepts
+    Float *means, *concepts, *values;  // [concept][channel]
 
-    Concepts(const CatPlan& plan, const CatParams& params, Bump& bump)
-        : plan(plan), params(params), x(Map::take(bump, plan.channels, 1, plan.tokens)), forth(Map::take(bump, plan.concepts, 1, plan.tokens)),
-          back(Map::take(bump, plan.concepts, 1, plan.tokens)), inverse(bump.take(padded(plan.concepts))),
-          means(Map::take(bump, plan.channels, 1, plan.concepts)), concepts(Map::take(bump, plan.channels, 1, plan.concepts)),
-          values(Map::take(bump, plan.channels, 1, plan.concepts)), all_channels{0, blocks(plan.channels)}, all_concepts{0, blocks(plan.concepts)} {}
-
-    // Memory of one thread for `build`
-    static int64_t scratch_size(const CatPlan& plan) { return plan.concepts * padded(plan.channels); }
-
-    // All of it from x, of which every block must be there
-    void build(Team team, float* scratch) const {
-        const Range tokens = part(plan.tokens, team), rows = part(plan.concepts, team), mine = part(all_concepts.end, team);
-        product(x, {0, plan.channels}, params.score.weights, nullptr, back, all_concepts, {0, 1}, tokens, false);
-        team.sync();
-        for (int b = mine.begin; b < mine.end; ++b) over_tokens(b);
-        team.sync();
-        over_concepts(tokens);
-        average(rows, scratch);
-        team.sync();
-        product(means, {0, plan.channels}, params.value.weights, params.value.bias, concepts, all_channels, {0, 1}, rows, false);
-        product(concepts, {0, plan.channels}, params.out.weights, params.out.bias, values, all_channels, {0, 1}, rows, false);
-        team.sync();
-    }
-
-    // to (block, concept) = rows [concept][padded channels] of the range, each times a factor
-    static void from_rows(const float* rows, int channels, Range range, const float* factors, const Map& to) {
-        for (int k = range.begin; k < range.end; ++k)
-            for (int b = 0; b < blocks(channels); ++b) {
-                const V v = load(rows + (k - range.begin) * padded(channels) + b * L);
-                store(to.at(b, 0, k), factors ? v * factors[k] : v);
-            }
-    }
-
-    // [block of channels][concept][L] -> [block of concepts][channel][L]
-    static void turn(const Map& map, int channels, int concepts, Range concept_blocks, float* to) {
-        for (int b = concept_blocks.begin; b < concept_blocks.end; ++b)
-            for (int c = 0; c < channels; c += L) {
-                V r[L] = {};
-                for (int i = 0; i < std::min(L, concepts - b * L); ++i) r[i] = load(map.at(c / L, 0, b * L + i));
-                transpose(r);
-                for (int i = 0; i < std::min(L, channels - c); ++i) store(to + (int64_t{b} * channels + c + i) * L, r[i]);
-            }
-    }
-
-private:
-    // forth = exp(scores less the greatest of a concept), from the scores in `back`
-    INLINE_BODY void over_tokens(int b) const {
-        const float* scores = back.at(b);
-        V top = load(scores);
-        for (int n = 1; n < plan.tokens; ++n) top = max(load(scores + n * int64_t{L}), top);
-        double total[L] = {};
-        float* p = forth.at(b);
-        for (int n0 = 0; n0 < plan.tokens; n0 += kExact) {
-            V sum{};
-            for (int n = n0; n < std::min(plan.tokens, n0 + kExact); ++n) {
-                const V e = exp(load(scores + n * int64_t{L}) - top);
-                store(p + n * int64_t{L}, e);
-                sum += e;
-            }
-            for (int i = 0; i < L; ++i) total[i] += sum[i];
-        }
-        for (int i = 0; i < L; ++i) inverse[b * L + i] = static_cast<float>(1 / total[i]);
-    }
-
-    // back = softmax over the concepts of the scores there
-    INLINE_BODY void over_concepts(Range tokens) const {
-        const int last = plan.concepts - (all_concepts.end - 1) * L;  // concepts in the last block
-        const Tail tail(last);
-        const V outside = splat(-__builtin_inff()), none = keep(splat(1.0f), tail);
-        for (int n = tokens.begin; n < tokens.end; ++n) {
-            V tops = outside, sums{};
-            const auto each = [&](auto&& f) {
-                for (int b = 0; b < all_concepts.end; ++b) {
-                    float* p = back.at(b, 0, n);
-                    const V v = load(p);
-                    f(p, b + 1 < all_concepts.end || last == L ? v : (none > 0 ? v : outside));
-                }
-            };
-            each([&](float*, V v) { tops = max(v, tops); });
-            const V top = splat(largest(tops));
-            each([&](float* p, V v) {
-                const V e = v == outside ? V{} : exp(v - top);
-                store(p, e);
-                sums += e;
-            });
-            const V scale = splat(1 / sum(sums));
-            for (int b = 0; b < all_concepts.end; ++b) store(back.at(b, 0, n), load(back.at(b, 0, n)) * scale);
-        }
-    }
-
-    void average(Range rows, float* scratch) const {
-        const int64_t row = padded(plan.channels);
-        std::fill(scratch, scratch + (rows.end - rows.begin) * row, 0.0f);
-        gram(forth, rows, x, all_channels, scratch, row);
-        from_rows(scratch, plan.channels, rows, inverse, means);
-    }
+    CatSaved(const CatPlan& plan, Float* memory)
+        : tops(memory), scales(tops + plan.padded_concepts()), token_tops(scales + plan.padded_concepts()), token_scales(token_tops + plan.tokens),
+          means(token_scales + plan.tokens), concepts(means + int64_t{plan.concepts} * plan.channels),
+          values(concepts + int64_t{plan.concepts} * plan.channels) {}
 };
+
+struct ConceptMaps {  // [channels], concepts
+    Map means, concepts, values;
+
+    ConceptMaps(const CatPlan& plan, Bump& bump)
+        : means(Map::take(bump, plan.channels, 1, plan.concepts)), concepts(Map::take(bump, plan.channels, 1, plan.concepts)),
+          values(Map::take(bump, plan.channels, 1, plan.concepts)) {}
+};
+
+// Tokens of a piece, whole tiles of products: their channels and twice their concepts are in the cache, beside the weights
+inline int piece_size(const CatPlan& plan) {
+    const int unit = 10 * kTile, most = (1 << 16) / (plan.channels + 2 * plan.concepts);
+    return std::min(plan.tokens, unit * std::max(1, std::min(4, most / unit)));
+}
+
+// f(piece) for some tokens
+template <class F>
+inline void for_pieces(const CatPlan& plan, Range tokens, F&& f) {
+    const int size = piece_size(plan);
+    for (int begin = tokens.begin; begin < tokens.end; begin += size) f(Range{begin, std::min(begin + size, tokens.end)});
+}
+
+// An attention of all tokens, [concepts] x tokens: one piece's map after the other
+struct Attention {
+    float* data;
+    int concepts;
+
+    Attention(const CatPlan& plan, Bump& bump) : data(bump.take(plan.tokens * padded(plan.concepts))), concepts(plan.concepts) {}
+    Map operator[](Range piece) const { return {data + piece.begin * padded(concepts), 1, piece.end - piece.begin, 0}; }
+};
+
+// Rows of a tensor (rows, channels) and a map of so many, row by row: each is read, or written, from end to end
+template <class T>
+INLINE_BODY inline void fetch_rows(const T* from, int channels, const Map& map) {
+    const int whole = channels / L;
+    for (int n = 0; n < map.width; ++n, from += channels) {
+        for (int b = 0; b < whole; ++b) store(map.at(b, 0, n), load(from + b * L, Full{}));
+        if (channels % L) store(map.at(whole, 0, n), load(from + whole * L, Tail(channels % L)));
+    }
+}
+template <class T>
+INLINE_BODY inline void put_rows(const Map& map, int channels, T* to) {
+    const int whole = channels / L;
+    for (int n = 0; n < map.width; ++n, to += channels) {
+        for (int b = 0; b < whole; ++b) store(to + b * L, load(map.at(b, 0, n)), Full{});
+        if (channels % L) store(to + whole * L, load(map.at(whole, 0, n)), Tail(channels % L));
+    }
+}
+
+// to (block, concept) = sum over a team of its sums [concept][padded channels], of concepts of a range, times factor(member, concept)
+template <class Own, class F>
+inline void join(const std::vector<Own>& own, Team team, int channels, Range range, F&& factor, const Map& to) {
+    const int64_t row = padded(channels);
+    for (int k = range.begin; k < range.end; ++k)
+        for (int member = 0; member < team.size; ++member) {
+            const V scale = splat(factor(member, k));
+            for (int b = 0; b < blocks(channels); ++b) {
+                const V v = scale * load(own[team.thread(member)].sums + k * row + b * L);
+                store(to.at(b, 0, k), member ? v + load(to.at(b, 0, k)) : v);
+            }
+        }
+}
 
 }  // namespace fastattn

@@ -1,6 +1,8 @@
 // What one call of conceptual attention computes, apart from its pointers; shared by all instruction-set levels.
 #pragma once
 
+#include <cstdint>
+
 #include "../dtype.h"
 #include "../levels.h"
 
@@ -11,12 +13,19 @@ struct CatPlan {
     DType dtype, param_dtype;
 
     static constexpr int param_count = 5;
+
+    int64_t elements() const { return int64_t{batch} * tokens * channels; }
+    int64_t padded_concepts() const { return (concepts + 15) / 16 * 16; }  // for every level
+    // Floats that forward keeps of a sample: of the softmax over the tokens greatest score and inverse sum of each concept (padded), of that over the
+    // concepts those of each token; the tokens' means, concept tokens and what they give back, [concept][channel] each
+    int64_t saved_size() const { return 2 * padded_concepts() + 2 * int64_t{tokens} + 3 * int64_t{concepts} * channels; }
 };
 
 // Parameters, and their gradients, in this order: score weight; value weight and bias; out weight and bias.
 struct CatForwardArgs {
     const void* x;
     void* out;
+    float* saved;  // [sample][saved_size]; null: not kept
     const void* const* params;
     int threads;
 };
@@ -24,6 +33,7 @@ struct CatForwardArgs {
 struct CatBackwardArgs {
     const void* grad_out;
     const void* x;
+    const float* saved;
     const void* const* params;
     void* grad_x;               // null: not needed
     float* const* grad_params;  // null: not needed

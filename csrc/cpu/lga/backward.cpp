@@ -1,62 +1,60 @@
 // Local-global attention backward at one instruction-set level: all is formed anew from x and z. The algebra is derived in
 // fastattn/reference/lga.py.
-#include "../workspace.h"
+#include "../run.h"
 #include "features.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-// Buffers of one sample, shared by its team
-struct State {
-    Mixture mixture;
-    Map z, features, grad_out, mixed, grad_mixed, grad_z;
-    std::vector<Map> grad_coarse, grad_depthwise;  // of each scale
-    HeadState heads;
-    double* grad_sums;  // [dim] of grad_mixed
-    float* slopes;      // [scale + 1][plane] of the logits
-
-    State(const LgaPlan& plan, const LgaParams& params, Bump& bump, bool measuring)
-        : mixture(plan, params, bump, measuring), z(take(plan, bump, plan.padding())), features(take(plan, bump)), grad_out(take(plan, bump)),
-          mixed(take(plan, bump)), grad_mixed(take(plan, bump)), grad_z(take(plan, bump)), heads(plan, true, bump),
-          grad_sums(reinterpret_cast<double*>(bump.take(2 * padded(plan.dim)))), slopes(bump.take((plan.num_scales + 1) * mixture.plane)) {
-        for (int i = 0; i < plan.num_scales; ++i) {
-            // the finest of each takes the place of what is no longer needed
-            const Map& like = mixture.depthwise[i];
-            grad_coarse.push_back(i ? Map::take(bump, plan.dim, like.height, like.width) : mixture.coarse[0].map);
-            grad_depthwise.push_back(i ? Map::take(bump, plan.dim, like.height, like.width) : features);
-        }
-    }
-
-private:
-    static Map take(const LgaPlan& plan, Bump& bump, int pad = 0) { return Map::take(bump, plan.dim, plan.height, plan.width, pad); }
-};
-
-// Buffers of one thread
-struct Own {
-    Map output, grad_features, grad_x;  // one block
-    double* grad_values;                // [d][row]
-    int64_t row;
-    double* scratch;
-    float* packed;
-
-    Own(const LgaPlan& plan, Bump& bump)
-        : output(Map::take(bump, L, plan.height, plan.width)), grad_features(Map::take(bump, L, plan.height, plan.width, plan.padding())),
-          grad_x(Map::take(bump, L, plan.height, plan.width, 1)), row(padded(plan.head_dim()) + 2 * L) {
-        grad_values = reinterpret_cast<double*>(bump.take(2 * row * plan.head_dim()));
-        scratch = reinterpret_cast<double*>(bump.take(HeadState::scratch_size(plan)));
-        packed = bump.take(Packed::size(plan));
-    }
-};
-
 template <class T>
-class Backward {
+class LgaBackward {
 public:
-    Backward(const LgaPlan& plan, const LgaParams& params, const LgaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    using Params = LgaParams;
+    using Gradients = LgaGradients;
 
-    void sample(int index, Team team, float* shared, float* private_memory, const LgaGradients& grads) const {
-        Bump bump(shared), mine(private_memory);
-        const State s(plan_, params_, bump, false);
-        const Own own(plan_, mine);
+    struct State {
+        Mixture mixture;
+        Map z, features, grad_out, mixed, grad_mixed, grad_z;
+        std::vector<Map> grad_coarse, grad_depthwise;  // of each scale
+        HeadState heads;
+        double* grad_sums;  // [dim] of grad_mixed
+        float* slopes;      // [scale + 1][plane] of the logits
+
+        State(const LgaPlan& plan, const LgaParams& params, Bump& bump)
+            : mixture(plan, params, bump), z(take(plan, bump, plan.padding())), features(take(plan, bump)), grad_out(take(plan, bump)),
+              mixed(take(plan, bump)), grad_mixed(take(plan, bump)), grad_z(take(plan, bump)), heads(plan, true, bump),
+              grad_sums(reinterpret_cast<double*>(bump.take(2 * padded(plan.dim)))), slopes(bump.take((plan.num_scales + 1) * mixture.plane)) {
+            for (int i = 0; i < plan.num_scales; ++i) {
+                // the finest of each takes the place of what is no longer needed
+                const Map& like = mixture.depthwise[i];
+                grad_coarse.push_back(i ? Map::take(bump, plan.dim, like.height, like.width) : mixture.coarse[0].map);
+                grad_depthwise.push_back(i ? Map::take(bump, plan.dim, like.height, like.width) : features);
+            }
+        }
+
+        static Map take(const LgaPlan& plan, Bump& bump, int pad = 0) { return Map::take(bump, plan.dim, plan.height, plan.width, pad); }
+    };
+
+    struct Own {
+        Map output, grad_features, grad_x;  // one block
+        double* grad_values;                // [d][row]
+        int64_t row;
+        double* scratch;
+        float* packed;
+
+        Own(const LgaPlan& plan, Bump& bump)
+            : output(Map::take(bump, L, plan.height, plan.width)), grad_features(Map::take(bump, L, plan.height, plan.width, plan.padding())),
+              grad_x(Map::take(bump, L, plan.height, plan.width, 1)), row(padded(plan.head_dim()) + 2 * L) {
+            grad_values = reinterpret_cast<double*>(bump.take(2 * row * plan.head_dim()));
+            scratch = reinterpret_cast<double*>(bump.take(HeadState::scratch_size(plan)));
+            packed = bump.take(Packed::size(plan));
+        }
+    };
+
+    LgaBackward(const LgaPlan& plan, const LgaParams& params, const LgaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+
+    void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const LgaGradients& grads) const {
+        const Own& own = all_own[team.thread(team.rank)];
         const int dim = plan_.dim;
         const Range blocks_here = part(blocks(dim), team);
         const int64_t offset = index * plan_.dim * plan_.pixels();
@@ -69,7 +67,7 @@ public:
             clear_pads(s.z, b);
             s.mixture.convolve(b);
             add_sums(s.grad_out, b, grads.out.bias + b * L);
-            const V total = splat(static_cast<float>(params_.total));
+            const V total = splat(static_cast<float>(*params_.total));
             for_pixels([&](int y, int x) { store(s.mixed.at(b, y, x), total * load(s.mixture.x.at(b, y, x))); });
             std::fill(s.grad_z.at(b), s.grad_z.at(b) + s.grad_z.block(), 0.0f);
         }
@@ -117,7 +115,7 @@ private:
             const Range channels = heads.slices.channels(heads.slices.value(head), heads.slices.value(head));
             std::fill(own.grad_values, own.grad_values + heads.d * own.row, 0.0);
             gram(s.grad_mixed, heads.slices.channels(head, head), s.features, blocks_of(channels), own.grad_values, own.row);
-            heads.attend_backward(head, conv.heads, conv.share, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d,
+            heads.attend_backward(head, conv.heads, *conv.share, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d,
                                   grad.heads, own.scratch);
         }
         team.sync();
@@ -137,7 +135,7 @@ private:
         const Packed packed = pack_values(s.heads, b, 1, own.packed);
         const Map out = own.output.flat();
         product(s.features.flat(), packed.channels, packed.weights, packed.bias, out, {0, 1}, {0, 1}, {0, out.width}, false);
-        const V share = splat(static_cast<float>(conv.share));
+        const V share = splat(static_cast<float>(*conv.share));
         double total = 0;
         for (int y = 0; y < plan_.height; ++y) {
             V row{};
@@ -159,7 +157,7 @@ private:
             product(from, packed.channels, packed.weights, packed.bias, own.grad_features, {0, 1}, {0, plan_.height}, {0, plan_.width}, accumulate);
             accumulate = true;
         };
-        add(pack_value_gradient(s.heads, b, conv.share, own.packed), s.grad_mixed);
+        add(pack_value_gradient(s.heads, b, *conv.share, own.packed), s.grad_mixed);
         if (plan_.released) return;
         add(pack_query_gradient(s.heads, b, own.packed), s.features);
         add(pack_key_gradient(s.heads, b, own.packed), s.features);
@@ -240,7 +238,7 @@ private:
     INLINE_BODY void gather_x(const State& s, const Map& grad_x, int b, const LgaGradients& grads) const {
         const Mixture& m = s.mixture;
         const int count = plan_.num_scales + 1;
-        const V total = splat(static_cast<float>(params_.total));
+        const V total = splat(static_cast<float>(*params_.total));
         for_pixels([&](int y, int x) {
             V g = load(s.grad_z.at(b, y, x)) + total * load(s.grad_mixed.at(b, y, x));
             const float* slope = s.slopes + int64_t{y} * plan_.width + x;
@@ -272,47 +270,8 @@ private:
     const LgaBackwardArgs& args_;
 };
 
-template <class T>
-void run(const LgaPlan& plan, const LgaBackwardArgs& args) {
-    using Gradients = ThreadSums<LgaGradients, LgaPlan>;
-    const int limit = useful_threads(plan.batch * plan.dim * plan.pixels(), args.threads);
-    Bump sizes = Bump::measure();
-    const LgaParams model(plan, args.params, true, sizes);
-    const int64_t param_size = sizes.taken();
-    State(plan, model, sizes, true);
-    const int64_t shared = sizes.taken() - param_size;
-    Own(plan, sizes);
-    const int64_t own = sizes.taken() - shared - param_size, grad_size = Gradients::size(plan);
-    float* memory = workspace(param_size + limit * (shared + own + grad_size));
-    Bump bump(memory);
-    LgaParams params(plan, args.params, true, bump);
-    params.read_shares();
-    float *shared_buffers = memory + param_size, *own_buffers = shared_buffers + limit * shared, *grad_buffers = own_buffers + limit * own;
-    const Gradients grads(plan, grad_buffers, limit);
-    const Backward<T> work(plan, params, args);
-#pragma omp parallel num_threads(limit)
-    {
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        params.read(thread, threads);
-        grads.clear(thread);
-#pragma omp barrier
-        for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, grads.of(thread));
-        });
-        if (args.grad_params) {
-#pragma omp barrier
-            grads.add(thread, threads);
-#pragma omp barrier
-            grads.of(0).write(plan, Writer(args.grad_params, thread, threads));
-        }
-    }
-    trim_workspace();
-}
-
 }  // namespace
 
-void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) {
-    with_element(plan.dtype, [&](auto element) { run<typename decltype(element)::type>(plan, args); });
-}
+void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) { run<LgaBackward>(plan, args); }
 
 }  // namespace fastattn

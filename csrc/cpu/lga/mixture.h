@@ -18,12 +18,12 @@ struct Mixture {
     float* shares;  // [scale + 1][plane], the first is x's own, which drops out
     Resized encoding;
 
-    Mixture(const LgaPlan& plan, const LgaParams& params, Bump& bump, bool measuring) : plan(plan), params(params) {
+    Mixture(const LgaPlan& plan, const LgaParams& params, Bump& bump) : plan(plan), params(params) {
         const int dim = plan.dim;
         x = Map::take(bump, dim, plan.height, plan.width, 1);
         const auto resized = [&](const Map& map) {
-            const int32_t* rows = nearest(map.height, plan.height, 1, bump, measuring);
-            return Resized{map, rows, nearest(map.width, plan.width, L, bump, measuring)};
+            const int32_t* rows = nearest(map.height, plan.height, 1, bump);
+            return Resized{map, rows, nearest(map.width, plan.width, L, bump)};
         };
         for (int i = 0; i < plan.num_scales; ++i) {
             depthwise.push_back(Map::take(bump, dim, plan.coarse_height(i), plan.coarse_width(i)));

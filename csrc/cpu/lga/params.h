@@ -21,7 +21,7 @@ struct ScaleParams {
 
 struct ConvParams {
     int branch;
-    double share;  // of its result in the output: alpha / kernels of its branch
+    double* share;  // of its result in the output: alpha / kernels of its branch
     DepthwiseParams depthwise;
     HeadParams heads;
 };
@@ -33,9 +33,9 @@ public:
     float* encoding;            // [block][encoding height * width][L]
     std::vector<ConvParams> convs;
     PointwiseParams out;
-    double total = 0;  // of the shares
+    double* total;  // of the shares
 
-    LgaParams(const LgaPlan& plan, const void* const* tensors, bool backward, Bump& bump) : plan_(plan), tensors_(tensors) {
+    LgaParams(const LgaPlan& plan, bool backward, Bump& bump) {
         const int dim = plan.dim;
         const auto heads = [&] {
             const int64_t rows = int64_t{3} * dim;
@@ -51,66 +51,60 @@ public:
         for (size_t i = 0; i < plan.branches.size(); ++i)
             for (int kernel : plan.branches[i]) {
                 const DepthwiseParams d = DepthwiseParams::take(bump, dim, kernel, backward);
-                convs.push_back({static_cast<int>(i), 0, d, heads()});
+                convs.push_back({static_cast<int>(i), reinterpret_cast<double*>(bump.take(2)), d, heads()});
             }
         out = PointwiseParams::take(bump, dim, dim, backward);
+        total = reinterpret_cast<double*>(bump.take(2));
     }
 
-    static int64_t size(const LgaPlan& plan, bool backward) {
-        Bump bump = Bump::measure();
-        LgaParams(plan, nullptr, backward, bump);
-        return bump.taken();
-    }
-
-    // alphas; the same for every thread, before `read`
-    void read_shares() {
-        with_element(plan_.param_dtype, [&](auto element) {
+    // One thread's part
+    void read(const LgaPlan& plan, const void* const* tensors, int thread, int threads) const {
+        with_element(plan.param_dtype, [&](auto element) {
             using T = typename decltype(element)::type;
-            int tensor = 4 * plan_.num_scales + 3;
-            size_t conv = 0;
-            for (const auto& kernels : plan_.branches) {
-                tensor += 4 * static_cast<int>(kernels.size());
-                const double alpha = load_one(static_cast<const T*>(tensors_[tensor++]));
-                total += alpha;
-                for (size_t i = 0; i < kernels.size(); ++i) convs[conv++].share = alpha / static_cast<double>(kernels.size());
-            }
+            if (thread == 0) read_shares<T>(plan, tensors);
+            read(plan, Reader<T>(tensors, thread, threads));
         });
-    }
-
-    // This thread's part of all other parameters
-    void read(int thread, int threads) const {
-        with_element(plan_.param_dtype, [&](auto element) { read(Reader<typename decltype(element)::type>(tensors_, thread, threads)); });
     }
 
 private:
     template <class T>
-    void read(Reader<T> reader) const {
-        const int dim = plan_.dim;
+    void read_shares(const LgaPlan& plan, const void* const* tensors) const {
+        int tensor = 4 * plan.num_scales + 3;
+        size_t conv = 0;
+        *total = 0;
+        for (const auto& kernels : plan.branches) {
+            tensor += 4 * static_cast<int>(kernels.size());
+            const double alpha = load_one(static_cast<const T*>(tensors[tensor++]));
+            *total += alpha;
+            for (size_t i = 0; i < kernels.size(); ++i) *convs[conv++].share = alpha / static_cast<double>(kernels.size());
+        }
+    }
+
+    template <class T>
+    void read(const LgaPlan& plan, Reader<T> reader) const {
+        const int dim = plan.dim;
         for (const ScaleParams& scale : scales) {
             reader.depthwise(scale.depthwise, dim);
             reader.pointwise(scale.pointwise, dim, dim);
         }
-        reader.pointwise(attention, dim, plan_.num_scales + 1);
-        reader.by_lanes(reader.next(), dim, plan_.encoding_height * plan_.encoding_width, encoding, nullptr);
+        reader.pointwise(attention, dim, plan.num_scales + 1);
+        reader.by_lanes(reader.next(), dim, plan.encoding_height * plan.encoding_width, encoding, nullptr);
         const auto doubles = [&](int64_t count, double* to) {
             const T* from = reader.next();
             if (reader.mine())
                 for (int64_t i = 0; i < count; ++i) to[i] = load_one(from + i);
         };
         size_t conv = 0;
-        for (const auto& kernels : plan_.branches) {
+        for (const auto& kernels : plan.branches) {
             for (size_t i = 0; i < kernels.size(); ++i, ++conv) {
                 reader.depthwise(convs[conv].depthwise, dim);
-                doubles(int64_t{3} * dim * plan_.head_dim(), convs[conv].heads.weights);
+                doubles(int64_t{3} * dim * plan.head_dim(), convs[conv].heads.weights);
                 doubles(int64_t{3} * dim, convs[conv].heads.bias);
             }
             reader.next();  // alpha
         }
         reader.pointwise(out, dim, dim);
     }
-
-    const LgaPlan& plan_;
-    const void* const* tensors_;
 };
 
 }  // namespace fastattn

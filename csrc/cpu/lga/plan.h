@@ -21,6 +21,7 @@ struct LgaPlan {
 
     int head_dim() const { return dim / num_heads; }
     int64_t pixels() const { return int64_t{height} * width; }
+    int64_t elements() const { return batch * dim * pixels(); }
     int coarse_height(int scale) const { return (height - 1) / (1 << scale) + 1; }
     int coarse_width(int scale) const { return (width - 1) / (1 << scale) + 1; }
     int padding() const {  // that the largest kernel needs
