@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ import torch
 from fastattn.bench.devices import device
 from fastattn.bench.machine import describe
 from fastattn.bench.memory import keep_freed_memory
+from fastattn.bench.resume import rounded
 from fastattn.report import SCHEMA, tables, to_text
 
 from .contest import SMOKE_EFFORT, Contest, Effort
@@ -170,15 +170,6 @@ def write_part(config: pytest.Config) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-def rounded(value: Any) -> Any:
-    """The same with six significant digits, more than any clock is worth."""
-    if isinstance(value, dict):
-        return {name: rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 @pytest.hookimpl(trylast=True)

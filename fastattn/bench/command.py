@@ -20,7 +20,8 @@ from .run import Protocol, identity, implementations, measure, threads
 from .tables import FORMATS, QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, narrowed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NEEDED = ("timm", "torchvision", "tqdm")
+NETWORKS = ("timm", "torchvision")
+NEEDED = (*NETWORKS, "tqdm")
 # images in a batch and rounds: the papers' protocol on a GPU, a smaller one on a CPU, and a quick look on either
 BATCH, REPEATS = {"cuda": 32, "cpu": 8}, {"cuda": 100, "cpu": 10}
 QUICK_BATCH, QUICK_REPEATS = 8, 5
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "torch.compile and by fastattn's kernels, in turns. What is interrupted goes on where it stopped.",
     )
     made.add_argument("table", choices=TABLES, metavar="TABLE", help=f"one of {', '.join(TABLES)}")
-    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="the result (default: TABLE-DEVICE.json)")
+    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: TABLE-DEVICE[-quick].json")
     made.add_argument("--fresh", action="store_true", help="measure everything anew, whatever the file holds")
     made.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     made.add_argument("--batch", type=numbers, metavar="N[,N...]", help="images in a batch (default: 32, on a CPU 8)")
@@ -80,12 +81,17 @@ def words(text: str) -> list[str]:
 def chosen_rows(options: argparse.Namespace, setting: Setting) -> list[Row]:
     """The rows that were asked for."""
     names, attentions = options.models, options.attentions
+    if options.table == "modules" and (options.size or names):
+        raise UsageError("the modules have sizes of their own, and stand in no network: no --size, no --models")
     if options.quick and options.table == "scsa-backbones":
         names, attentions = names or QUICK_BACKBONES, attentions or QUICK_ATTENTIONS
     try:
-        return narrowed(TABLES[options.table](setting), names, attentions)
+        rows = narrowed(TABLES[options.table](setting), names, attentions)
     except (ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
+    if not rows:
+        raise UsageError(f"none of these attentions stands in these networks: {', '.join(attentions)}")
+    return rows
 
 
 def chosen_protocol(options: argparse.Namespace) -> Protocol:
@@ -100,10 +106,19 @@ def chosen_protocol(options: argparse.Namespace) -> Protocol:
     return Protocol(setting, repeats, compiled)
 
 
-def check_packages() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def check_packages(table: str) -> None:
+    needed = [name for name in NEEDED if table != "modules" or name not in NETWORKS]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"this needs {', '.join(missing)}: pip install 'fastattn[bench]'")
+
+
+def chosen_threads(options: argparse.Namespace) -> int:
+    """PyTorch's threads; UsageError for more than there are CPUs."""
+    most = os.cpu_count() or 1
+    if (options.threads or 1) > most:
+        raise UsageError(f"--threads {options.threads}: this machine has {most} CPUs")
+    return options.threads or torch.get_num_threads()
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -113,26 +128,36 @@ def run(options: argparse.Namespace) -> Path:
     protocol = chosen_protocol(options)
     rows = chosen_rows(options, protocol.setting)
     device = protocol.setting.device
-    path = options.output or Path(f"{options.table}-{device}.json")
-    if options.fresh:
-        path.unlink(missing_ok=True)
-    kept = device == "cpu" and keep_freed_memory()
-    facts = protocol.facts | {"inputs": inputs_of(options.table)}
-    selection = "quick" if options.quick else "default"
-    result = GrowingResult(path, options.table, facts, selection=selection, device=device, kept=kept)
+    path = options.output or Path(f"{options.table}-{device}{'-quick' if options.quick else ''}.json")
+    wanted = {
+        row: [identity(row, protocol) | {"rival": name} for name in implementations(row, protocol)] for row in rows
+    }
+    facts = protocol.facts | {"sizes": sizes(rows), "inputs": inputs_of(options.table)}
+    result = GrowingResult(
+        path,
+        options.table,
+        facts,
+        wanted=[record for records in wanted.values() for record in records],
+        selection="quick" if options.quick else "default",
+        device=device,
+        kept=device == "cpu" and keep_freed_memory(),
+        fresh=options.fresh,
+    )
     bar = tqdm(rows, unit="row", file=sys.stderr, dynamic_ncols=True)
-    complete = False
     try:
         for row in bar:
             bar.set_description(str(row))
-            wanted = [identity(row, protocol) | {"rival": name} for name in implementations(row, protocol)]
-            if not result.has(wanted):
+            if not result.has(wanted[row]):
                 result.add(measure(row, protocol))
-        complete = True
     finally:
         bar.close()
-        result.close(complete)
+        result.close()
     return path
+
+
+def sizes(rows: Sequence[Row]) -> list[int]:
+    """The sides of the images."""
+    return sorted({row.shape[-1] for row in rows if row.model})
 
 
 @contextmanager
@@ -169,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     was interrupted: the same command goes on."""
     options = parser().parse_args(argv)
     try:
-        check_packages()
-        with terminable(), threads(min(options.threads or torch.get_num_threads(), os.cpu_count() or 1)):
+        check_packages(options.table)
+        with terminable(), threads(chosen_threads(options)):
             path = run(options)
     except (UsageError, ResultError, OSError) as error:
         print(f"python -m fastattn bench: {error}", file=sys.stderr)

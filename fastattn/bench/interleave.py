@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 MAX_CALLS = 10_000
+WARM_CALLS = 2  # of each rival, before its first round
 Stopwatch = Callable[[Callable[[], object], int], float]  # times a call done so many times: seconds for all
 
 
@@ -116,8 +117,8 @@ def interleave(
 def calibrate(rival: Rival, round_seconds: float, timed: Callable[[Rival, int], float]) -> int:
     """Warm a rival up and return how many of its calls fill a round."""
     with rival.context():
-        rival.call()
-        rival.call()
+        for _ in range(WARM_CALLS):
+            rival.call()
         seconds = timed(rival, 1)
         if seconds * 4 < round_seconds:  # one call of a short one says little
             seconds = timed(rival, 4)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TURNS = 8  # of mirroring and cropping, after which the photographs repeat themselves
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet
 
 
@@ -28,11 +29,11 @@ def originals() -> list[Tensor]:
 def photographs(batch: int, size: int = 224) -> Tensor:
     """A batch (batch, 3, size, size), cropped square in the middle, resized and normalised as for
     ImageNet; from the ninth image on the same photographs again, mirrored and ever more tightly
-    cropped."""
+    cropped, from the sixty-fifth on all these again."""
     sources = originals()
     images = []
     for index in range(batch):
-        image, turn = sources[index % len(sources)], index // len(sources)
+        image, turn = sources[index % len(sources)], index // len(sources) % TURNS
         side = int(min(image.shape[1:]) * 0.85**turn)
         top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
         square = image[:, top : top + side, left : left + side]

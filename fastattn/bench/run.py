@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from ..backends import BACKENDS, Call, unsupported_reasons
 from ..ops.flops import multiply_adds
 from .accuracy import assert_accurate
 from .devices import Cpu, device
-from .interleave import Rival, Timing, interleave, speedup
+from .interleave import WARM_CALLS, Rival, Timing, interleave, speedup
 from .networks import answers, inference
 from .tables import NONE, Row, Setting, Subject
 from .telemetry import watch
@@ -24,6 +24,8 @@ PLAIN, EAGER, COMPILE, COPY = "plain", "eager", "compile", "copy"
 CHECKED = 2  # images: float64 convolutions are slow, and every image takes the same path
 STEADY_SECONDS = 1.0  # that a GPU works at one rival for its energy: the driver's meter is slow
 WORK = "forward"
+ENERGY = ("power_w", "energy_per_image_j")
+FAST = {"cpu": "native", "cuda": "triton"}  # who should serve this package's attentions
 
 Record = dict[str, Any]
 
@@ -44,15 +46,24 @@ class Protocol:
     def facts(self) -> dict[str, Any]:
         """What a result file says about it."""
         setting = self.setting
-        return {
+        found = {
             "batches": list(setting.batches),
-            "sizes": list(setting.sizes) if setting.sizes else None,
             "repeats": self.repeats,
+            "warm_up": WARM_CALLS,
             "dtype": str(setting.dtype).removeprefix("torch."),
             "format": setting.format,
             "work": WORK,
             "compiled": self.compiled,
         }
+        if setting.device == "cuda" and setting.dtype == torch.float32:
+            found["tf32"] = tf32()
+        return found
+
+
+def tf32() -> str:
+    """Where float32 is multiplied in TF32."""
+    parts = {"convolutions": torch.backends.cudnn.allow_tf32, "matrix products": torch.backends.cuda.matmul.allow_tf32}
+    return " and ".join(name for name, allowed in parts.items() if allowed) or "nothing"
 
 
 def implementations(row: Row, protocol: Protocol) -> list[str]:
@@ -64,10 +75,19 @@ def implementations(row: Row, protocol: Protocol) -> list[str]:
 
 def fast_backend(attention: str, device_type: str) -> str | None:
     """The backend, the reference left out, that serves an attention on a device."""
-    operation = "acp" if attention == "interaction" else attention
-    call = Call(operation, device_type)
+    call = Call(attention, device_type)
     names = (name for name in BACKENDS if name != "reference" and not unsupported_reasons(name, call))
     return next(names, None)
+
+
+def without_fast(row: Row, protocol: Protocol) -> Record | None:
+    """What a record says where no fast backend serves a row that one should."""
+    device_type = protocol.setting.device
+    if not row.fast or fast_backend(row.attention, device_type):
+        return None
+    name = FAST[device_type]
+    reasons = unsupported_reasons(name, Call(row.attention, device_type))
+    return {"rival": name, "failed": "; ".join(reasons)}
 
 
 def measure(row: Row, protocol: Protocol) -> list[Record]:
@@ -75,23 +95,24 @@ def measure(row: Row, protocol: Protocol) -> list[Record]:
     made all of them do."""
     names = implementations(row, protocol)
     facts = identity(row, protocol)
+    subject: Subject | None = None
     try:
         subject = row.make(protocol.setting)
         facts |= describe(subject, alone=row.model is None)
+        found = timed(subject, names, protocol, facts)
     except Exception as error:  # a missing package, a shape that does not fit, memory
-        return [facts | {"rival": name, "failed": reason(error)} for name in names]
-    try:
-        return timed(subject, names, protocol, facts)
+        found = [facts | {"rival": name, "failed": reason(error)} for name in names]
     finally:
+        subject = None  # before the device is asked to give back what it held
         torch._dynamo.reset()
         device_of(protocol).release()
+    return found + [facts | missing for missing in [without_fast(row, protocol)] if missing]
 
 
 def timed(subject: Subject, names: list[str], protocol: Protocol, facts: Record) -> list[Record]:
     """The records of a subject's rivals, timed in turns."""
     hardware = device_of(protocol)
-    (x, *others) = tensors(subject.inputs)
-    copied = x if "bytes_moved_at_least" in facts and not others else None  # one map, or the tokens
+    copied = tensors(subject.inputs) if "bytes_moved_at_least" in facts else []
     rivals, errors, failed = admitted(subject, names, copied)
     timings: dict[str, Timing] = {}
     with watch(hardware.type) as seen:
@@ -110,8 +131,8 @@ def timed(subject: Subject, names: list[str], protocol: Protocol, facts: Record)
             found.append(facts | {"rival": name, "failed": failed[name]})
             continue
         measured = figures(name, timings, facts) | {"relative_error": errors[name]}
-        own = state if hardware.type == "cpu" else steady(rivals[name], facts["shape"][0])
-        found.append(facts | measured | {"rival": name, "telemetry": own})
+        energy = {} if hardware.type == "cpu" else steady(rivals[name], hardware, facts["shape"][0])
+        found.append(facts | measured | {"rival": name, "telemetry": state | energy})
     return found
 
 
@@ -135,7 +156,7 @@ def figures(name: str, timings: dict[str, Timing], facts: Record) -> Record:
 
 
 def admitted(
-    subject: Subject, names: list[str], copied: Tensor | None
+    subject: Subject, names: list[str], copied: list[Tensor]
 ) -> tuple[dict[str, Rival], dict[str, float], dict[str, str]]:
     """Who is timed, those who compute what the reference does, their errors, and why others are not; beside them the
     network without attention, or a plain copy of a module's inputs."""
@@ -159,8 +180,8 @@ def admitted(
         rivals[name] = Rival(name, call, context)
     if subject.plain is not None:
         rivals[PLAIN] = Rival(PLAIN, partial(answers, subject.plain, *subject.inputs), partial(inference, "reference"))
-    if copied is not None:
-        rivals[COPY] = Rival(COPY, partial(torch.empty_like(copied).copy_, copied))
+    if copied:
+        rivals[COPY] = Rival(COPY, partial(torch._foreach_copy_, [torch.empty_like(x) for x in copied], copied))
     return rivals, errors, failed
 
 
@@ -177,16 +198,18 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth).norm() / truth.norm())
 
 
-def steady(rival: Rival, batch: int) -> Record:
-    """A GPU's clocks, temperature, power and energy for each image, while one rival works."""
-    hardware = device()
+def steady(rival: Rival, hardware: Cpu, batch: int) -> Record:
+    """A GPU's power, and its energy for each image, while one rival works alone behind the rounds."""
     assert hardware.stopwatch is not None
-    with rival.context():
-        seconds = max(hardware.stopwatch(rival.call, 1), 1e-6)
-        calls = max(1, math.ceil(STEADY_SECONDS / seconds))
-        with watch(hardware.type) as seen:
-            hardware.stopwatch(rival.call, calls)
-    return seen.facts(images=calls * batch)
+    try:
+        with rival.context():
+            seconds = max(hardware.stopwatch(rival.call, 1), 1e-6)
+            calls = max(1, math.ceil(STEADY_SECONDS / seconds))
+            with watch(hardware.type) as seen:
+                hardware.stopwatch(rival.call, calls)
+    except Exception as error:  # the times stand
+        return {"unavailable": f"energy: {reason(error)}"}
+    return {name: value for name, value in seen.facts(images=calls * batch).items() if name in ENERGY}
 
 
 def identity(row: Row, protocol: Protocol) -> Record:
@@ -201,8 +224,10 @@ def describe(subject: Subject, *, alone: bool) -> Record:
     batch = tensors(subject.inputs)[0].shape[0]
     found: Record = {
         "parameters": sum(p.numel() for p in subject.module.parameters()),
-        "multiply_adds": multiply_adds(subject.module, *subject.inputs) / batch,
+        "multiply_adds": None,
     }
+    with suppress(Exception):  # an operator of the caller's own that cannot be counted
+        found["multiply_adds"] = multiply_adds(subject.module, *subject.inputs) / batch
     if alone:  # every module's output has its input's size
         found["bytes_moved_at_least"] = 2 * sum(x.numel() * x.element_size() for x in tensors(subject.inputs))
     return found

@@ -11,9 +11,8 @@ A field that is None was not found, and is not estimated. Not found at all, and 
 
 from dataclasses import dataclass
 
-SPECIFICATION = "the specification of the paper's table"
-SCSA = f"arXiv 2407.05128, Table 2: {SPECIFICATION}"
-CFSAM = f"arXiv 2510.14726, Table 4 ({SPECIFICATION}) and abstract"
+SCSA = "arXiv 2407.05128, Table 2"
+CFSAM = "arXiv 2510.14726, Table 4 and abstract"
 ECA = "github.com/BangguWu/ECANet, README"
 SA = "github.com/wofmanaf/SA-Net, README"
 FCA = "github.com/cfzd/FcaNet, README, column Reported"
