@@ -3,7 +3,10 @@
 import json
 import math
 import signal
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,10 @@ from fastattn import models
 from fastattn.__main__ import main as package
 from fastattn.bench import command, resume, run, tables
 from fastattn.bench.command import main
+from fastattn.bench.devices import Cpu
 from fastattn.bench.run import Protocol, identity, implementations, measure
 from fastattn.bench.tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, Subject, narrowed
-from fastattn.report import SCHEMA, load
+from fastattn.report import SCHEMA, ResultError, load
 
 pytestmark = pytest.mark.cpu
 EAGER_AND_NATIVE = Protocol(Setting(batches=(2,)), repeats=3, compiled="none")
@@ -72,6 +76,97 @@ def test_what_does_not_run_is_a_failed_record_with_its_reason_in_one_line() -> N
 def test_a_wrong_result_is_not_timed() -> None:
     (record,) = measure(small(Wrong(), fast=False), EAGER_AND_NATIVE)
     assert record["failed"].startswith("AssertionError: out: error nan")
+
+
+class NoRoom(nn.Module):
+    """Nothing on fake tensors, out of memory on real ones: for good, or from a call on."""
+
+    def __init__(self, dtype: torch.dtype, calls: int = 0):
+        super().__init__()
+        self.dtype, self.calls = dtype, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor and x.dtype == self.dtype:
+            self.calls -= 1
+            if self.calls < 0:
+                raise torch.OutOfMemoryError("no memory left")
+        return x + 0
+
+
+@pytest.mark.parametrize(
+    "module", [NoRoom(torch.float64), NoRoom(torch.float32, 4)], ids=["for the truth", "in a round"]
+)
+def test_a_row_that_runs_out_of_memory_takes_no_other_with_it(module: nn.Module) -> None:
+    (record,) = measure(small(module, fast=False), EAGER_AND_NATIVE)
+    assert record["failed"] == "OutOfMemoryError: no memory left"
+    (record,) = measure(small(nn.Identity(), fast=False), EAGER_AND_NATIVE)
+    assert "failed" not in record
+
+
+def test_what_cannot_be_counted_is_timed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise NotImplementedError
+
+    monkeypatch.setattr(run, "multiply_adds", refuse)
+    (record,) = measure(small(fast=False), EAGER_AND_NATIVE)
+    assert record["multiply_adds"] is None
+    assert record["median_ms"] > 0
+
+
+def test_a_fast_backend_that_is_missing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "unsupported_reasons", lambda name, call: [f"{name} is not here"])
+    eager, fast = measure(small(), EAGER_AND_NATIVE)
+    assert eager["rival"] == "eager"
+    assert (fast["rival"], fast["failed"]) == ("native", "native is not here")
+
+
+class Accelerator(Cpu):
+    """A device with a stopwatch of its own, which counts what it times."""
+
+    type = "cuda"
+
+    def __init__(self) -> None:
+        self.timed: list[int] = []
+        self.stopwatch = self.seconds
+
+    def seconds(self, call: Callable[[], object], calls: int) -> float:
+        self.timed.append(calls)
+        call()
+        return 0.1 * calls
+
+
+class Meter:
+    """Telemetry that tells the clocks of what it watched, and energy where images are counted."""
+
+    def __init__(self, watched: int):
+        self.watched = watched
+
+    def facts(self, images: int | None = None) -> dict:
+        energy = {} if images is None else {"power_w": 300.0, "energy_per_image_j": 60.0 / images}
+        return {"sm_mhz": {"least": self.watched, "median": self.watched, "most": self.watched}} | energy
+
+
+def test_a_gpus_clocks_are_those_of_the_rounds_and_its_energy_of_a_second_of_each_rival(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware, blocks = Accelerator(), count(1)
+    monkeypatch.setattr(run, "device_of", lambda protocol: hardware)
+    monkeypatch.setattr(run, "watch", lambda kind: nullcontext(Meter(next(blocks))))
+    first, second = measure(small(nn.Identity(), fast=False), replace(EAGER_AND_NATIVE, compiled="all"))
+    for record in (first, second):
+        assert record["telemetry"]["sm_mhz"]["median"] == 1  # the first block: the rounds
+        assert record["telemetry"]["energy_per_image_j"] == pytest.approx(60 / (2 * 10))  # 10 calls of 0.1 s
+        assert record["telemetry"]["power_w"] == 300.0
+
+
+def test_energy_that_cannot_be_measured_leaves_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = Accelerator()
+    monkeypatch.setattr(run, "device_of", lambda protocol: hardware)
+    monkeypatch.setattr(run, "watch", lambda kind: nullcontext(Meter(1)))
+    monkeypatch.setattr(run.math, "ceil", lambda value: 1 / 0)
+    (record,) = measure(small(nn.Identity(), fast=False), EAGER_AND_NATIVE)
+    assert record["telemetry"]["unavailable"] == "energy: ZeroDivisionError: division by zero"
+    assert record["median_ms"] > 0
 
 
 def test_a_row_that_cannot_be_made_fails_for_every_implementation() -> None:
@@ -183,6 +278,44 @@ def test_a_second_run_measures_what_failed_and_nothing_else(three: list[str], tm
     assert not [b for b in load(path)["benchmarks"] if "failed" in b["extra_info"]]
 
 
+def test_a_row_that_failed_stays_until_it_is_measured(
+    three: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, counting = tmp_path / "result.json", command.measure
+    main(options(path))
+
+    def interrupted(row: Row, protocol: Protocol) -> list[run.Record]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    assert main(options(path)) == 130
+    assert [b["extra_info"].get("failed") for b in load(path)["benchmarks"]] == [None, "RuntimeError: busy", None]
+    assert load(path)["fastattn"]["complete"] is True
+    monkeypatch.setattr(command, "measure", counting)
+    assert main(options(path)) == 0
+    assert [b["extra_info"]["variant"] for b in load(path)["benchmarks"]] == ["a", "b", "c"]
+
+
+def test_a_narrower_run_does_not_complete_a_file(three: list[str], tmp_path: Path) -> None:
+    path, rows = tmp_path / "result.json", list(TABLES["modules"](Setting()))
+    known = [identity(row, EAGER_AND_NATIVE) | {"rival": "eager"} for row in rows]
+    result = resume.GrowingResult(path, "modules", {}, wanted=known, selection="quick", device="cpu", kept=False)
+    result.add(measure(rows[0], EAGER_AND_NATIVE))
+    result.close()
+    assert load(path)["fastattn"]["complete"] is False
+
+
+def test_two_runs_do_not_write_to_one_file(three: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    how = {"wanted": [], "selection": "quick", "device": "cpu", "kept": False}
+    first = resume.GrowingResult(path, "modules", {}, **how)
+    second = resume.GrowingResult(path, "modules", {}, **how)
+    second.add([identity(small(fast=False), EAGER_AND_NATIVE) | {"rival": "eager", "failed": "x"}])
+    with pytest.raises(ResultError, match="does another run write to it"):
+        first.close()
+    assert len(load(path)["benchmarks"]) == 1
+
+
 def test_fresh_measures_everything_anew(three: list[str], tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     main(options(path))
@@ -215,7 +348,7 @@ def test_an_interrupted_run_keeps_its_rows_and_goes_on(
     assert three == ["a", "b", "b", "c"]
 
 
-@pytest.mark.parametrize("changed", ["commit", "protocol", "threads"])
+@pytest.mark.parametrize("changed", ["commit", "commit's changes", "protocol", "threads"])
 def test_a_file_of_another_run_is_not_mixed_with_this_one(
     three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
 ) -> None:
@@ -224,19 +357,23 @@ def test_a_file_of_another_run_is_not_mixed_with_this_one(
     result = json.loads(path.read_text())
     place, name, value = {
         "commit": (result["commit_info"], "id", "another"),
+        "commit's changes": (result["commit_info"], "changes", "another"),
         "protocol": (result["fastattn"]["protocol"], "repeats", 99),
         "threads": (result["machine_info"], "threads", 77),
     }[changed]
     place[name] = value
     path.write_text(json.dumps(result))
     assert main(options(path)) == 2
-    assert f"another {changed}" in capsys.readouterr().err
+    assert "another " + changed.removesuffix("'s changes") in capsys.readouterr().err
 
 
-def test_what_is_no_result_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["--fresh"]], ids=["going on", "fresh"])
+def test_what_is_no_result_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
     path = tmp_path / "thesis.json"
     path.write_text("{}")
-    assert main(options(path)) == 2
+    assert main(options(path, *more)) == 2
     assert "no result" in capsys.readouterr().err
     assert path.read_text() == "{}"
 
@@ -266,8 +403,11 @@ def test_a_missing_gpu_and_missing_packages_are_named(
     [
         (["scsa-backbones", "--models", "resnet51"], "no model resnet51 in this table, which has resnet50"),
         (["scsa-backbones", "--attentions", "sce"], "no attention sce in this table, which has none"),
+        (["modules", "--size", "300"], "no --size"),
+        (["modules", "--models", "resnet50"], "no --models"),
+        (["modules", "--threads", "100000"], "this machine has"),
     ],
-    ids=["model", "attention"],
+    ids=["model", "attention", "a size of modules", "a model of modules", "threads"],
 )
 def test_rows_that_are_not_there_are_named(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
