@@ -46,6 +46,21 @@ def test_which_are_fast() -> None:
     assert {name for name in SCSA_ABLATIONS if not is_fast(name)} == EAGER
 
 
+def test_what_was_decided_is_said() -> None:
+    plain = {"SCSA", "w/o SMSA", "w/o PCSA", "PCSA first"}  # whose names say all
+    assert {name for name, ablation in SCSA_ABLATIONS.items() if not ablation.note} == plain
+    for name in SCSA_ABLATIONS.keys() - plain:
+        note = SCSA_ABLATIONS[name].note
+        assert note[0].isupper() or note[0].isdigit()
+        assert note.endswith(".")
+    assert "one pixel" in SCSA_ABLATIONS["w/o progressive compression"].note
+    assert "4 heads" in SCSA_ABLATIONS["multi-head with channel shuffle"].note
+
+
+def test_options_reach_what_makes_it() -> None:
+    assert SCSA_ABLATIONS["w/o SMSA"](C, head_num=4).head_num == 4
+
+
 @EVERY
 def test_a_fast_one_is_served_by_its_backend_alone(name: str) -> None:
     module = SCSA_ABLATIONS[name](C).eval()

@@ -51,7 +51,9 @@ def test_a_modules_backend_is_followed_over_the_surrounding_one(make: Callable[[
         ("resnet18", "lga", 1),
         ("repvgg_a0", "smsa", 22),
         ("vit_tiny_patch16_224", "interaction", 3 * 12),  # with ACP and CAT
+        ("vit_tiny_patch16_224", "scsa", 12),
         ("ssd300_vgg16", "cfsam", 1),
+        ("ssd300_vgg16", fastattn.SCSA, 6),
         ("resnet18", lambda channels: nn.Sequential(fastattn.PCSA(channels), fastattn.SMSA(channels)), 16),
     ],
 )

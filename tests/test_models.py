@@ -1,6 +1,7 @@
 """fastattn.models: where the attention goes, what it adds, and that every backend agrees in a whole model."""
 
 import copy
+import inspect
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("timm")
 
 from fastattn import models
 
-from .model_helpers import SWIN, assert_backends_agree, modules_in_order, parameters_in_millions, with_scales
+from .model_helpers import SWIN, VIT, assert_backends_agree, modules_in_order, parameters_in_millions, with_scales
 
 RIVALS = "ca, cbam, cpca, eca, ela, ema, fca, mhsa, sa, se"
 
@@ -48,6 +49,7 @@ def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: f
         ),
         pytest.param("repvgg_a0", 22, {48, 96, 192, 1280}, id="RepVGG: the stem is a block too"),
         pytest.param(SWIN, 12, {96, 192, 384, 768}, id="Swin: the output map's channels"),
+        pytest.param(VIT, 12, {192}, id="ViT: the tokens' channels"),
     ],
 )
 @pytest.mark.parametrize("attention", [fastattn.SCSA, fastattn.SMSA, fastattn.PCSA])
@@ -76,6 +78,7 @@ def test_every_block_has_one_attention_of_its_width(
         pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
         pytest.param("repvgg_a0", "stages.0.1.conv_kxk.conv", "stages.0.1.act", id="before the activation"),
         pytest.param(SWIN, "layers.0.blocks.0.mlp.drop2", "layers.0.blocks.1.norm1", id="between two blocks"),
+        pytest.param(VIT, "blocks.0.mlp.drop2", "blocks.1.norm1", id="between two of a ViT's blocks"),
     ],
 )
 def test_placement(name: str, before: str, after: str) -> None:
@@ -123,7 +126,7 @@ LARGE = pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenetv2_050", *(pytest.param(name, marks=LARGE) for name in ("repvgg_a0", SWIN))]
+    "name", ["resnet18", "mobilenetv2_050", *(pytest.param(name, marks=LARGE) for name in ("repvgg_a0", SWIN, VIT))]
 )
 @pytest.mark.parametrize(
     "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
@@ -154,8 +157,56 @@ def test_attention_may_be_any_callable_of_the_channels() -> None:
     with torch.device("meta"):
         in_blocks = models.create("resnet18", attention=nn.BatchNorm2d)
         at_the_end = models.create("mobilenetv3_small_100", attention=nn.BatchNorm2d)
+        after_blocks = [models.create(name, attention=nn.BatchNorm2d) for name in (SWIN, VIT)]
     assert in_blocks.layer4[0].aa.num_features == 512
     assert at_the_end.blocks[-1].attention.num_features == 576
+    for model, widths in zip(after_blocks, ([96, 96, 192, 192, *[384] * 6, 768, 768], [192] * 12), strict=True):
+        assert [part.num_features for part in model.modules() if isinstance(part, nn.BatchNorm2d)] == widths
+
+
+class Seen(nn.Module):
+    """Keeps the maps that it is called with and doubles them."""
+
+    def __init__(self, channels: int, factor: float = 2):
+        super().__init__()
+        self.channels, self.factor = channels, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.x = x
+        return self.factor * x
+
+
+def test_a_callable_stands_on_each_level_of_a_detector() -> None:
+    pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = models.create("ssd300_vgg16", Seen, levels="shallow", attention_kwargs={"factor": 3}).eval()
+        pyramid = list(model.backbone(torch.empty(1, 3, 300, 300)).values())
+        handed: list[torch.Tensor] = []
+        model.head.classification_head.register_forward_pre_hook(lambda head, args: handed.extend(args[0]))
+        model.head(pyramid)
+    found = model.head.neck.attention
+    assert isinstance(found, models.PerLevel)
+    assert [(part.channels, part.factor) for part in found] == [(512, 3), (1024, 3), (512, 3)]
+    assert all(part.x is x for part, x in zip(found, pyramid, strict=False))
+    assert [x is y for x, y in zip(handed, pyramid, strict=True)] == [False] * 3 + [True] * 3
+
+
+def test_a_module_on_the_whole_pyramid_is_put_there_by_the_caller() -> None:
+    pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = models.create("ssd300_vgg16")
+        neck = models.OnLevels(models.PerLevel(map(Seen, (512, 256, 256, 256))), 2, 6)
+        model.head.register_forward_pre_hook(lambda head, args: (neck(args[0]),))
+        pyramid = list(model.backbone(torch.empty(1, 3, 300, 300)).values())
+        assert model.head(pyramid)["cls_logits"].shape == (1, 8732, 91)
+    assert all(part.x is x for part, x in zip(neck.attention, pyramid[2:], strict=True))
+
+
+def test_the_parameters_are_the_documented_ones() -> None:
+    with torch.device("meta"):
+        model = models.create(backbone="resnet18", attention="scsa", backend="reference")
+    assert model.layer1[0].aa.backend == "reference"
+    assert list(inspect.signature(models.create).parameters)[:3] == ["backbone", "attention", "backend"]
 
 
 def test_attention_follows_the_backbones_dtype() -> None:
@@ -195,8 +246,8 @@ def test_names_are_listed() -> None:
     assert models.attentions("repvgg_a0") == ["pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("mobilenetv3_large_100") == ["lga", *rivals]
     assert models.attentions("ssd300_vgg16") == ["cfsam", *rivals]
-    assert models.attentions(SWIN) == ["interaction", "pcsa", "scsa", "smsa", *rivals]
-    assert models.attentions("vit_tiny_patch16_224") == ["interaction"]
+    for name in (SWIN, VIT, "deit_tiny_patch16_224"):
+        assert models.attentions(name) == ["interaction", "pcsa", "scsa", "smsa", *rivals]
     some = {"resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "ssd300_vgg16", "vit_tiny_patch16_224"}
     assert some | {"repvgg_a0", "repvgg_b1g4", "resnet14t", SWIN} < set(models.backbones())
     assert "repvgg_d2se" not in models.backbones()  # its blocks' slot is taken

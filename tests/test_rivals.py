@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -97,9 +98,10 @@ def test_it_compiles_whole(name: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet14t", "mobilenetv2_050", "repvgg_a0", SWIN])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet14t", "mobilenetv2_050", "repvgg_a0", SWIN, VIT])
 def test_it_runs_in_every_backbone_in_its_dtype(backbone: str, name: str) -> None:
-    options = {"img_size": 64, "depths": (1, 1, 1, 1)} if backbone == SWIN else {}
+    shallow = {SWIN: {"img_size": 64, "depths": (1, 1, 1, 1)}, VIT: {"img_size": 64, "depth": 1}}
+    options = shallow.get(backbone, {})
     model = models.create(backbone, name, dtype=torch.bfloat16, num_classes=10, **options).eval()
     tensors = (*model.parameters(), *(part for key, part in model.named_buffers() if key.endswith("filters")))
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
@@ -120,6 +122,7 @@ def standing(model: nn.Module, kind: type[nn.Module]) -> list[str]:
         pytest.param("mobilenetv3_small_100", "blocks.5.attention", 1, id="once, where LGA stands"),
         pytest.param("repvgg_a0", "stem.attn", 22, id="every block"),
         pytest.param(SWIN, "layers.0.blocks.0.attention", 12, id="every block's output"),
+        pytest.param(VIT, "blocks.0.attention", 12, id="every block's output, the grid alone"),
         pytest.param("ssd300_vgg16", "head.neck.attention.0", 6, id="every level"),
     ],
 )
@@ -197,9 +200,14 @@ def test_channels_that_do_not_fit(name: str, channels: int, options: dict, messa
         RIVALS[name].make(channels, **options)
 
 
-def test_a_rival_does_not_fit_a_vit() -> None:
-    with pytest.raises(ValueError, match=f"no attention 'se' for '{VIT}', which takes interaction$"):
-        models.create(VIT, "se")
+@EVERY
+def test_gradients_reach_it_in_a_vit(name: str) -> None:
+    torch.manual_seed(0)
+    model = models.create(VIT, partial(shaken, RIVALS[name].make), depth=2, img_size=64, num_classes=10)
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    for key, parameter in model.blocks[0].attention.named_parameters():
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
 
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

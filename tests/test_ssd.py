@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fastattn
 from fastattn import models
 from fastattn.bench.photographs import originals
+from fastattn.models.ssd import place_in_ssd
 
 detection = pytest.importorskip("torchvision.models.detection")
 
@@ -84,7 +85,8 @@ def test_without_attention_it_is_torchvisions_model() -> None:
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_levels_between_pyramid_and_head(position: str) -> None:
-    model = on_meta(Recorder, levels=LEVELS.get(position, position))
+    model = on_meta()
+    place_in_ssd(model, Recorder, LEVELS.get(position, position))
     seen = []
     model.head.classification_head.register_forward_pre_hook(lambda head, args: seen.extend(args[0]))
     pyramid = list(model.backbone(torch.empty(1, 3, 300, 300, device="meta")).values())
@@ -111,7 +113,7 @@ def test_on_levels_takes_no_empty_span(start: int, stop: int) -> None:
 
 
 def test_one_attention_per_level() -> None:
-    model = on_meta(lambda channels: models.PerLevel(map(fastattn.SCSA, channels)), levels="shallow")
+    model = on_meta(fastattn.SCSA, levels="shallow")
     assert [attention.norm.num_channels for attention in model.head.neck.attention] == [512, 1024, 512]
     maps = [torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)]
     each = models.PerLevel([nn.AvgPool2d(2), nn.MaxPool2d(2)])

@@ -1,4 +1,4 @@
-"""fastattn.models: the interaction ACP + CAT in timm's vision transformers."""
+"""fastattn.models: the interaction ACP + CAT in timm's vision transformers, and attentions on their maps."""
 
 import copy
 
@@ -14,11 +14,13 @@ from .helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, run
 pytest.importorskip("timm")
 
 from fastattn import models
+from fastattn.models.create import OWN
 from fastattn.models.rivals import RIVALS as KNOWN_RIVALS
 
 from .model_helpers import SWIN, VIT, assert_backends_agree, modules_in_order, parameters_in_millions
 
 RIVALS = ", ".join(sorted(KNOWN_RIVALS))
+
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
@@ -98,7 +100,7 @@ class Seen(nn.Module):
         return x + torch.arange(x.shape[1])[:, None]
 
 
-@pytest.mark.parametrize(
+VITS = pytest.mark.parametrize(
     ("options", "prefix", "side", "size"),
     [
         ({}, 1, (224, 224), (14, 14)),
@@ -109,8 +111,14 @@ class Seen(nn.Module):
     ],
     ids=["a class token", "registers", "none", "another size", "any size"],
 )
-def test_a_vits_interaction_has_its_tokens_and_grid(options: dict, prefix: int, side: tuple, size: tuple) -> None:
-    model = models.create(VIT, attention=Seen, depth=2, **options).eval()
+
+
+@VITS
+def test_a_vits_interaction_has_its_tokens_and_grid(
+    options: dict, prefix: int, side: tuple, size: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OWN, "interaction", Seen)
+    model = models.create(VIT, attention="interaction", depth=2, **options).eval()
     if "dynamic_img_size" in options:  # what was seen before does not stay
         model(torch.randn(1, 3, 224, 224))
     first, second = model.blocks
@@ -126,8 +134,51 @@ def test_a_vits_interaction_has_its_tokens_and_grid(options: dict, prefix: int, 
     torch.testing.assert_close(given, torch.arange(len(given)).float())
 
 
-def test_a_swins_interaction_has_each_stages_map_in_rows() -> None:
-    model = models.create(SWIN, attention=Seen, depths=(1, 1, 1, 1), img_size=(224, 448)).eval()
+class SeenMap(nn.Module):
+    """Keeps the map that it is called with, and adds to each pixel its number."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.x = x
+        return x + torch.arange(x[0, 0].numel()).view(x.shape[2:])
+
+
+@VITS
+def test_a_vits_attention_has_the_grids_map_and_leaves_the_other_tokens(
+    options: dict, prefix: int, side: tuple, size: tuple
+) -> None:
+    model = copy.deepcopy(models.create(VIT, SeenMap, depth=2, **options).eval())
+    if "dynamic_img_size" in options:  # what was seen before does not stay
+        model(torch.randn(1, 3, 224, 224))
+    first, second = model.blocks
+    held = {}
+    first.register_forward_hook(lambda module, args, out: held.update(out=out), prepend=True)
+    second.norm1.register_forward_pre_hook(lambda module, args: held.update(given=args[0]))
+    with torch.no_grad():
+        model(torch.randn(2, 3, *side))
+        for block in (first, second):
+            assert block.attention.channels == 192
+            assert block.attention.x.shape == (2, 192, *size)
+    assert first.attention.x.untyped_storage().data_ptr() == held["out"].untyped_storage().data_ptr()  # a view
+    added = torch.cat((torch.zeros(prefix), torch.arange(size[0] * size[1])))
+    torch.testing.assert_close(held["given"] - held["out"], added[:, None].expand(2, -1, 192), rtol=0, atol=1e-3)
+
+
+def test_a_swins_callable_sees_each_stages_map() -> None:
+    model = models.create(SWIN, SeenMap, depths=(1, 1, 1, 1), img_size=(224, 448)).eval()
+    found = [layer.blocks[0].attention for layer in model.layers]
+    with torch.no_grad():
+        model(torch.randn(1, 3, 224, 448))
+    assert [part.x.shape for part in found] == [(1, 96 * 2**i, 56 // 2**i, 112 // 2**i) for i in range(4)]
+    assert all(part.x.is_contiguous(memory_format=torch.channels_last) for part in found)
+
+
+def test_a_swins_interaction_has_each_stages_map_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OWN, "interaction", Seen)
+    model = models.create(SWIN, attention="interaction", depths=(1, 1, 1, 1), img_size=(224, 448)).eval()
     blocks = [layer.blocks[0] for layer in model.layers]
     held = []
     blocks[0].norm1.register_forward_pre_hook(lambda module, args: held.append(*args))
@@ -167,8 +218,9 @@ def test_training_step_with_interaction_is_the_references(
     assert_accurate(run(model, x, grad_out, fast), truth, *eager)
 
 
-def test_a_vit_with_interaction_compiles_whole() -> None:
-    model = models.create(VIT, attention="interaction", depth=1).eval()
+@pytest.mark.parametrize("attention", ["interaction", "scsa"])
+def test_a_vit_with_an_attention_compiles_whole(attention: str) -> None:
+    model = models.create(VIT, attention=attention, depth=1).eval()
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = model(x)
@@ -182,8 +234,7 @@ def test_a_vit_with_interaction_compiles_whole() -> None:
     [
         ("resnet50", "interaction", f"lga, pcsa, scsa, smsa, {RIVALS}"),
         ("ssd300_vgg16", "interaction", f"cfsam, {RIVALS}"),
-        (VIT, "scsa", "interaction"),
-        (VIT, "se", "interaction"),
+        (VIT, "lga", f"interaction, pcsa, scsa, smsa, {RIVALS}"),
         (SWIN, "lga", f"interaction, pcsa, scsa, smsa, {RIVALS}"),
     ],
 )

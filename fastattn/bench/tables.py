@@ -94,12 +94,14 @@ Rows = Callable[[Setting], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Variant:
-    """An attention in a network: its name, what distinguishes it, and the arguments of `models.create`."""
+    """An attention in a network: its name, what distinguishes it, the arguments of `models.create`, and what to know
+    about it beside its place."""
 
     attention: str
     name: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     fast: bool = False
+    note: str = ""
 
 
 def own(attention: str, name: str | None = None, **arguments: Any) -> Variant:
@@ -148,7 +150,8 @@ def networks(table: str, names: Sequence[str], variants: Callable[[str], Sequenc
         for name, batch, side in order:
             for variant in variants(name):
                 make = partial(make_network, name, variant, batch, side)
-                note = None if variant.attention == NONE else models.placement_note(name, variant.attention)
+                place = None if variant.attention == NONE else models.placement_note(name, variant.attention)
+                note = f"{place} {variant.note}" if variant.note else place
                 shape = batch, 3, side, side
                 yield Row(table, variant.attention, shape, make, name, variant.name, variant.fast, note)
 
@@ -168,7 +171,7 @@ def classification(own_attention: str) -> Callable[[str], list[Variant]]:
 def scsa_ablations(name: str) -> list[Variant]:
     """SCSA's parts and what its paper tried in their place."""
     made = [
-        Variant("scsa", None if label == "SCSA" else label, {"attention": make}, fast=is_fast(label))
+        Variant("scsa", None if label == "SCSA" else label, {"attention": make}, is_fast(label), make.note)
         for label, make in SCSA_ABLATIONS.items()
     ]
     return [rival(NONE), *made]

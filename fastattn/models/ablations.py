@@ -1,11 +1,13 @@
 """What SCSA's paper tries in place of SCSA (arXiv 2407.05128, Table 1), each made for a number of channels.
 
-The paper publishes no code for these: what its table leaves open is said beside each. What differs in the operands
-alone, or in which of this package's modules follows which, runs on their fast paths; `is_fast` tells.
+The paper publishes no code for these: what its table leaves open and was decided is the note of each. What differs in
+the operands alone, or in which of this package's modules follows which, runs on their fast paths; `is_fast` tells.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,25 +96,55 @@ def identity(dim: int) -> nn.Module:
     return nn.Identity()
 
 
-# BN and LN stand for SMSA's two normalisations, LN over channels and length, as usual on maps. One or two groups of
-# kernels are four of which some agree, since a depthwise convolution mixes no channels; the normalisation keeps four
-# groups, which the released module fixes.
-SCSA_ABLATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "SCSA": SCSA,
-    "w/o SMSA": PCSA,
-    "w/o PCSA": SMSA,
-    "PCSA first": pcsa_first,
-    "GN before the convolutions": partial(with_eager_smsa, first=True),
-    "w/o normalisation in SMSA": partial(with_eager_smsa, norm=identity),
-    "GN -> BN": partial(with_eager_smsa, norm=nn.BatchNorm1d),
-    "GN -> LN": partial(with_eager_smsa, norm=partial(nn.GroupNorm, 1)),
-    "w/o progressive compression": partial(SCSA, window_size=-1),
-    "multi-head with channel shuffle": shuffled_heads,
-    "unshared convolutions": partial(with_eager_smsa, shared=False),
-    "scale sqrt(HW)": PixelScaledSCSA,
-    "G1(3)": partial(SCSA, group_kernel_sizes=(3, 3, 3, 3)),
-    "G1(7)": partial(SCSA, group_kernel_sizes=(7, 7, 7, 7)),
-    "G2(3, 7)": partial(SCSA, group_kernel_sizes=(3, 3, 7, 7)),
+@dataclass(frozen=True)
+class Ablation:
+    """What makes a variant for a number of channels, called as its own; and in one sentence what the paper leaves open
+    about it and was decided, empty where its name says all."""
+
+    make: Callable[..., nn.Module]
+    note: str = ""
+
+    def __call__(self, channels: int, **options: Any) -> nn.Module:
+        return self.make(channels, **options)
+
+
+FEWER_GROUPS = (
+    "Four groups of convolutions of which some have the same kernel, as depthwise convolutions mix no channels; the "
+    "normalisation keeps its four groups, which the released module fixes."
+)
+
+SCSA_ABLATIONS: dict[str, Ablation] = {
+    "SCSA": Ablation(SCSA),
+    "w/o SMSA": Ablation(PCSA),
+    "w/o PCSA": Ablation(SMSA),
+    "PCSA first": Ablation(pcsa_first),
+    "GN before the convolutions": Ablation(
+        partial(with_eager_smsa, first=True), "SMSA's two normalisations move before its convolutions, PCSA's stays."
+    ),
+    "w/o normalisation in SMSA": Ablation(
+        partial(with_eager_smsa, norm=identity), "SMSA's two normalisations are left out, PCSA's stays."
+    ),
+    "GN -> BN": Ablation(
+        partial(with_eager_smsa, norm=nn.BatchNorm1d), "SMSA's two normalisations are replaced, PCSA's stays."
+    ),
+    "GN -> LN": Ablation(
+        partial(with_eager_smsa, norm=partial(nn.GroupNorm, 1)),
+        "SMSA's two normalisations are replaced, by one over channels and length, as usual on maps; PCSA's stays.",
+    ),
+    "w/o progressive compression": Ablation(
+        partial(SCSA, window_size=-1), "PCSA pools the map to one pixel at once: window_size=-1 of the released module."
+    ),
+    "multi-head with channel shuffle": Ablation(
+        shuffled_heads,
+        f"{HEADS} heads; SMSA's output is shuffled by its {GROUPS} groups, and channels stay in their new order.",
+    ),
+    "unshared convolutions": Ablation(
+        partial(with_eager_smsa, shared=False), "Rows and columns have convolutions of their own, of the same kernels."
+    ),
+    "scale sqrt(HW)": Ablation(PixelScaledSCSA, "H and W are those of the map that PCSA has pooled."),
+    "G1(3)": Ablation(partial(SCSA, group_kernel_sizes=(3, 3, 3, 3)), FEWER_GROUPS),
+    "G1(7)": Ablation(partial(SCSA, group_kernel_sizes=(7, 7, 7, 7)), FEWER_GROUPS),
+    "G2(3, 7)": Ablation(partial(SCSA, group_kernel_sizes=(3, 3, 7, 7)), FEWER_GROUPS),
 }
 
 

@@ -15,7 +15,7 @@ from .placement import Place, places
 from .rivals import RIVALS
 from .ssd import place_in_ssd
 
-Attention = str | Callable[..., nn.Module]  # a name, or what makes one
+Attention = str | Callable[..., nn.Module]  # a name, or what makes one for a map's number of channels
 
 # Made for a map's number of channels; for that of tokens, and how many stand before the grid's; and for those of all
 # levels of a pyramid, whose maps it takes as a list.
@@ -59,7 +59,7 @@ def placement_note(backbone: str, attention: str) -> str:
 
 
 def create(
-    name: str,
+    backbone: str,
     attention: Attention | None = None,
     backend: str | None = None,
     *,
@@ -76,13 +76,16 @@ def create(
     The attentions that these papers compare with go by name too: where SCSA stands, or at the output of a ResNet's
     bottlenecks, as `placement_note` says; after the last stage of a MobileNetV3; on each level of a detector.
 
-    `attention` is a name, None for the plain model, or a callable: in a backbone it makes a module for a number of
-    channels, and stands in every block where SCSA does, else after the last stage; in a transformer it is given
-    `num_prefix_tokens` too, the model's own, and what it makes is called as EnhancedInteraction is; in a detector it
-    makes one for the list of the levels' channels, which maps a list of maps to one of the same shapes.
-    `attention_kwargs` go to its constructor (LGA has 8 heads in a ResNet and 12 in a MobileNetV3 unless they say
-    otherwise), `kwargs` to `timm.create_model` or torchvision's builder. With `pretrained` the backbone's weights are
-    loaded and the attention's are fresh; torchvision's `weights="DEFAULT"` loads a detector as a whole, of 91 classes.
+    `attention` is a name, None for the plain model, or a callable that makes for a number of channels a module on maps
+    (B, C, H, W), which keeps their shape: in every block where SCSA stands, else after the last stage; in a detector
+    one on each level. In a ViT the map is that of the grid's tokens at the output of a block, those of the class and
+    the registers pass by. A module on a detector's whole pyramid is the caller's to place: an `OnLevels` on the list of
+    maps that the plain model's `head` is called with.
+
+    `attention_kwargs` go to what makes the attention (LGA has 8 heads in a ResNet and 12 in a MobileNetV3 unless they
+    say otherwise), `kwargs` to `timm.create_model` or torchvision's builder. With `pretrained` the backbone's weights
+    are loaded and the attention's are fresh; torchvision's `weights="DEFAULT"` loads a detector as a whole, of 91
+    classes.
     `backend` fixes the backend of every fastattn module in the model, whatever `use_backend` says; it means nothing to
     others. A detector's `levels` are "all" six, "shallow", the first three, "deep", the last three, or a slice of them.
 
@@ -90,26 +93,26 @@ def create(
     unknown backbone or backend, an attention that does not fit and levels that are not there, ImportError without timm
     or torchvision.
     """
-    detects = name in DETECTORS
-    if not detects and (not places(name) or name.partition(".")[0] not in backbones()):
-        raise ValueError(f"unknown backbone {name!r}: fastattn.models knows {', '.join(backbones())}")
+    detects = backbone in DETECTORS
+    if not detects and (not places(backbone) or backbone.partition(".")[0] not in backbones()):
+        raise ValueError(f"unknown backbone {backbone!r}: fastattn.models knows {', '.join(backbones())}")
     if detects:
-        span(levels, DETECTORS[name])
+        span(levels, DETECTORS[backbone])
     elif levels != "all":
-        raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {name!r} has none")
+        raise ValueError(f"levels are those of {', '.join(DETECTORS)}, {backbone!r} has none")
     if isinstance(attention, str):
-        check_fits(name, attention)
+        check_fits(backbone, attention)
     if backend is not None:
         with use_backend(backend):  # ValueError for an unknown name
             pass
     options = attention_kwargs or {}
     if detects:
         weights = {} if pretrained else {"weights_backbone": None}  # torchvision loads the backbone's by default
-        model = getattr(library("torchvision.models.detection"), name)(**weights | kwargs)
+        model = getattr(library("torchvision.models.detection"), backbone)(**weights | kwargs)
         put_into_detector(model, attention, options, levels)
     else:
-        model = library("timm").create_model(name, pretrained=pretrained, **kwargs)
-        put_into_backbone(model, name, attention, options)
+        model = library("timm").create_model(backbone, pretrained=pretrained, **kwargs)
+        put_into_backbone(model, backbone, attention, options)
     if backend is not None:
         for part in model.modules():
             if isinstance(part, FastModule):
@@ -120,18 +123,19 @@ def create(
 def put_into_detector(
     model: nn.Module, attention: Attention | None, options: Mapping[str, Any], levels: str | slice
 ) -> None:
-    """Put an attention on a pyramid's maps, or for a rival's name one on each, before a detector's head."""
-    if isinstance(attention, str) and attention in RIVALS:
-        place_in_ssd(model, partial(on_each_level, maker(attention), **options), levels)
-    elif attention is not None:
-        place_in_ssd(model, partial(maker(attention), **options), levels)
+    """Put an attention on a pyramid's maps, or, of those on maps, one on each, before a detector's head."""
+    if attention is None:
+        return
+    make = partial(maker(attention), **options)
+    whole = isinstance(attention, str) and attention in ON_PYRAMIDS
+    place_in_ssd(model, make if whole else partial(on_each_level, make), levels)
 
 
-def put_into_backbone(model: nn.Module, name: str, attention: Attention | None, options: Mapping[str, Any]) -> None:
+def put_into_backbone(model: nn.Module, backbone: str, attention: Attention | None, options: Mapping[str, Any]) -> None:
     """Put an attention where it stands in a timm model of that name, in the dtype and on the device of the model."""
     if attention is None:
         return
-    place = place_of(name, attention)
+    place = place_of(backbone, attention)
     defaults = place.defaults.get(attention, {}) if isinstance(attention, str) else {}
     make = partial(maker(attention), **{**defaults, **options})
     like = next(model.parameters())
@@ -157,6 +161,6 @@ def maker(attention: Attention) -> Callable[..., nn.Module]:
     return RIVALS[attention].make if attention in RIVALS else OWN[attention]
 
 
-def on_each_level(make: Callable[..., nn.Module], channels: Sequence[int], **options: Any) -> PerLevel:
+def on_each_level(make: Callable[[int], nn.Module], channels: Sequence[int]) -> PerLevel:
     """An attention on maps for each of the levels of a pyramid."""
-    return PerLevel(make(width, **options) for width in channels)
+    return PerLevel(map(make, channels))

@@ -5,12 +5,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .rivals import MIDDLE, OUTPUT, RIVALS
-from .tokens import put_before_swin_blocks, put_before_vit_blocks
+from .tokens import (
+    MakeAttention,
+    put_after_swin_blocks,
+    put_after_vit_blocks,
+    put_before_swin_blocks,
+    put_before_vit_blocks,
+)
 
-MakeAttention = Callable[..., nn.Module]  # channels -> an attention for maps, or tokens, of so many
 Put = Callable[[nn.Module, MakeAttention], None]  # puts attentions into a model
 
 
@@ -55,21 +60,6 @@ def put_into_repvgg_blocks(model: nn.Module, make: MakeAttention) -> None:
         if isinstance(block, RepVggBlock):
             convolution: Any = block.conv_kxk.conv
             block.attn = make(convolution.out_channels)
-
-
-def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
-    """On the output of each block, as its child `attention`, which a hook calls: so parameters keep their names."""
-    from timm.models.swin_transformer import SwinTransformerBlock
-
-    for block in list(model.modules()):
-        if isinstance(block, SwinTransformerBlock):
-            block.attention = make(block.dim)
-            block.register_forward_hook(attend_to_map)
-
-
-def attend_to_map(block: Any, args: tuple, out: Tensor) -> Tensor:
-    """The output of a block, (B, H, W, C), after its attention, which sees it as a channels_last (B, C, H, W)."""
-    return block.attention(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
@@ -152,9 +142,15 @@ PLACES = (
     Place(
         MOBILENETV3, ("lga", *RIVALS), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 12}}
     ),
+    Place(  # no paper's choice: as in a Swin
+        VIT,
+        (*IN_BLOCKS, *RIVALS),
+        put_after_vit_blocks,
+        "on the output of every block, the grid's tokens as a map, which those of class and registers pass by",
+    ),
+    Place(SWIN, (*IN_BLOCKS, *RIVALS), put_after_swin_blocks, "on the output map of every block"),
     Place(VIT, ("interaction",), put_before_vit_blocks, "before every block"),
     Place(SWIN, ("interaction",), put_before_swin_blocks, "before every block"),
-    Place(SWIN, (*IN_BLOCKS, *RIVALS), put_after_swin_blocks, "on the output map of every block"),
 )
 
 

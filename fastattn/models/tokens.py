@@ -1,29 +1,36 @@
-"""Where an interaction stands in timm's vision transformers: at the input of every block, before its first norm.
+"""What stands in timm's vision transformers: an interaction at the input of every block, before its first norm, or an
+attention on maps at the output of every block.
 
-A block gets it as a child named `interaction` and calls it from a hook, so that its own parameters keep their names.
+A block gets it as a child named `interaction` or `attention` and calls it from a hook, so that its own parameters keep
+their names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MakeInteraction = Callable[..., nn.Module]  # channels, num_prefix_tokens -> a module on tokens and their grid's size
+MakeAttention = Callable[..., nn.Module]  # channels -> a module on maps (B, C, H, W) that keeps their shape
 
 
 def put_before_vit_blocks(model: nn.Module, make: MakeInteraction) -> None:
     """On the tokens of a ViT, of which those of the class and the registers come first."""
-    from timm.models.vision_transformer import VisionTransformer
+    for part, grid in vits(model):
+        for block in part.blocks:
+            block.interaction = make(part.embed_dim, num_prefix_tokens=part.num_prefix_tokens)
+            block.register_forward_pre_hook(partial(interact, grid))
 
-    for part in list(model.modules()):
-        if isinstance(part, VisionTransformer):
-            grid = Grid(part.patch_embed)
-            if part.dynamic_img_size:
-                part.patch_embed.register_forward_hook(grid.see)
-            for block in part.blocks:
-                block.interaction = make(part.embed_dim, num_prefix_tokens=part.num_prefix_tokens)
-                block.register_forward_pre_hook(partial(interact, grid))
+
+def put_after_vit_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """On the output of each block of a ViT, whose grid of tokens is a map; those of the class and the registers pass
+    by."""
+    for part, grid in vits(model):
+        for block in part.blocks:
+            block.attention = make(part.embed_dim)
+            block.register_forward_hook(partial(attend_to_grid, grid, part.num_prefix_tokens))
 
 
 def put_before_swin_blocks(model: nn.Module, make: MakeInteraction) -> None:
@@ -34,6 +41,16 @@ def put_before_swin_blocks(model: nn.Module, make: MakeInteraction) -> None:
         if isinstance(block, SwinTransformerBlock):
             block.interaction = make(block.dim, num_prefix_tokens=0)
             block.register_forward_pre_hook(interact_on_map)
+
+
+def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
+    """On the output map of each block of a Swin."""
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    for block in list(model.modules()):
+        if isinstance(block, SwinTransformerBlock):
+            block.attention = make(block.dim)
+            block.register_forward_hook(attend_to_map)
 
 
 class Grid:
@@ -52,6 +69,18 @@ class Grid:
         self.seen = out.shape[1], out.shape[2]
 
 
+def vits(model: nn.Module) -> Iterator[tuple[Any, Grid]]:
+    """The vision transformers in a model, each with its grid, which sees its images where they may be of any size."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    for part in list(model.modules()):
+        if isinstance(part, VisionTransformer):
+            grid = Grid(part.patch_embed)
+            if part.dynamic_img_size:
+                part.patch_embed.register_forward_hook(grid.see)
+            yield part, grid
+
+
 def interact(grid: Grid, block: nn.Module, args: tuple) -> tuple:
     """The arguments of a block on tokens (B, N, C), the first of them after the interaction."""
     x, *others = args
@@ -63,3 +92,17 @@ def interact_on_map(block: nn.Module, args: tuple) -> tuple:
     x, *others = args
     size = x.shape[1], x.shape[2]
     return block.interaction(x.flatten(1, 2), size).unflatten(1, size), *others
+
+
+def attend_to_grid(grid: Grid, num_prefix_tokens: int, block: Any, args: tuple, out: Tensor) -> Tensor:
+    """The output of a block, (B, N, C), after its attention, which sees the grid's tokens as a map (B, C, H, W): a
+    view, mostly channels_last but for the prefix between two images."""
+    prefix, tokens = out[:, :num_prefix_tokens], out[:, num_prefix_tokens:]
+    map_ = block.attention(tokens.unflatten(1, grid.size).permute(0, 3, 1, 2))
+    tokens = map_.permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.cat((prefix, tokens), dim=1) if num_prefix_tokens else tokens
+
+
+def attend_to_map(block: Any, args: tuple, out: Tensor) -> Tensor:
+    """The output of a block, (B, H, W, C), after its attention, which sees it as a channels_last (B, C, H, W)."""
+    return block.attention(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
