@@ -61,6 +61,15 @@ def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
     assert (rows(table)[0]["a ms"], rows(table)[0]["b ms"]) == ("4.00 (4%)", "4.00 (20%!)")
 
 
+def test_a_ratios_spread_follows_from_both_results() -> None:
+    three, four = (record("native", 4.0, quartiles_ms=[5.0, 5.0 * (1 + share)]) for share in (0.06, 0.08))
+    unknown = record("native", 2.0)
+    table = only({"a": result(three), "b": result(four), "c": result(unknown)})
+    assert (rows(table)[0]["b vs a"], rows(table)[0]["c vs a"]) == ("1.00× (10%!)", "2.00×")
+    assert any("root of the sum of its two results' squared spreads" in note for note in table.notes)
+    assert not any("squared spreads" in note for note in only({"a": result(unknown), "b": result(unknown)}).notes)
+
+
 def test_what_is_the_same_everywhere_is_said_once_and_has_no_column() -> None:
     some = result(record("native", 1.0), record("native", 2.0, dtype="bfloat16"))
     table = only({"a": some, "b": some})
@@ -183,6 +192,20 @@ def test_throughput_has_a_table_for_each_of_its_own_by_the_median() -> None:
     assert backbones.columns[-3:] == modules.columns[-3:] == ("a images/s", "b images/s", "b vs a")
     assert backbones.rows[0][-3:] == ("80.0", "160", "2.00×")
     assert modules.rows[0][-3:] == ("160", "80.0", "0.500×")
+
+
+def test_a_cpus_and_a_gpus_fast_rows_are_one_case_of_throughput() -> None:
+    facts = {"suite": "throughput", "table": "scsa-backbones", "attention": "scsa", "model": "resnet50"}
+    cpu = result(record("eager", 8.0, **facts), record("native", 4.0, **facts), record("native", 1.0))
+    gpu = on_gpu(record("eager", 2.0, **facts), record("triton", 1.0, **facts), record("triton", 1.0))
+    module, table = comparison_tables({"cpu": cpu, "gpu": gpu})
+    assert [row["rival"] for row in rows(table)] == ["eager", "fastattn"]
+    assert [row["gpu vs cpu"] for row in rows(table)] == ["4.00×", "4.00×"]
+    assert any(note.startswith("fastattn: its native backend on a CPU") for note in table.notes)
+    assert [row["rival"] for row in rows(module)] == ["native", "triton"]
+    alike = comparison_tables({"a": cpu, "b": cpu})[1]
+    assert [row["rival"] for row in rows(alike)] == ["eager", "native"]
+    assert not any("Triton backend" in note for note in alike.notes)
 
 
 def test_the_notes_name_machine_versions_and_commit_of_each() -> None:

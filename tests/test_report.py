@@ -86,6 +86,7 @@ def test_summary_says_asked_measured_missed_and_what_was_not_measured(result: di
     assert table.rows[2][3] == "not measured"
     assert "Some CPU" in table.notes[0]
     assert "0123456789ab" in table.notes[0]
+    assert table.notes[1].startswith("One measurement each")
 
 
 def test_module_table_has_a_row_for_each_case_and_a_column_for_each_rival(result: dict) -> None:
@@ -284,7 +285,7 @@ def test_a_result_of_nothing_has_a_report_all_the_same(result: dict, tmp_path: P
     pytest.importorskip("matplotlib")
     result["benchmarks"], result["fastattn"]["summary"] = [], []
     written = write_report({"one": result}, tmp_path)
-    assert {path.suffix for path in written} == {".md", ".tex", ".html", ".csv"}
+    assert {path.suffix for path in written} == {".md", ".tex", ".html", ".csv", ".txt"}
     assert "Some CPU" in (tmp_path / "report.md").read_text()
 
 

@@ -55,6 +55,21 @@ def test_every_format_is_written_and_named(result: dict, tmp_path: Path) -> None
     assert {"backbones-with-scsa-and-others-scsa-backbones.csv", "roofline.png", "roofline.svg"} < names
 
 
+def test_a_report_replaces_the_one_before_and_nothing_else(result: dict, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    before = write_report({"one": result}, out)
+    mine, outside = out / "csv" / "mine.csv", tmp_path / "outside.csv"
+    for path in (mine, outside):
+        path.write_text("mine")
+    with (out / "files.txt").open("a") as listed:
+        listed.write("../outside.csv\ncsv/../../outside.csv\ncsv\n\nplots/gone.png\n")
+    after = write_report({"one": bench_result([row("eager", 100.0)])}, out)
+    assert set(after) < set(before)
+    assert {path for path in out.rglob("*") if path.is_file()} == {*after, mine}
+    assert outside.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -170,8 +185,32 @@ def test_plots_are_those_that_a_result_has_points_for(result: dict) -> None:
     assert [name for name in expected if name not in found] == []
     assert found["accuracy-scsa-backbones"].title.startswith("Accuracy as papers print it")
     assert "the paper's; in brackets: whose" in found["accuracy-scsa-backbones"].svg
-    assert "copy of 50 MB: 50 GB/s" in found["roofline"].svg
+    assert "copy, measured" in found["roofline"].svg
     assert plots(result_of([])) == []
+
+
+def test_a_roofline_is_a_line_through_its_copies_or_the_level_of_a_single_one() -> None:
+    def module(side: int, rate: float, copied: float) -> dict:
+        facts = {"table": "modules", "model": None, "shape": [8, 64, side, side]}
+        return row("eager", 1.0, **facts, bytes_moved_at_least=1e6 * side, gb_per_s=rate, copy_gb_per_s=copied)
+
+    def roofline(*benchmarks: dict) -> report.graphs.Graph:
+        [graph] = report.graphs.roofline(bench_result(list(benchmarks)))
+        return graph
+
+    single = roofline(module(56, 12.0, 40.0), module(56, 12.0, 40.0))  # two members of a contest share its copy
+    assert single.level == ("copy of 56 MB: 40 GB/s", 40.0)
+    assert [series.label for series in single.panels["scsa forward, float32"]] == ["eager"]
+    several = roofline(module(56, 12.0, 40.0), module(7, 3.0, 90.0), module(56, 12.0, 44.0))
+    assert several.level is None
+    roof = several.panels["scsa forward, float32"][-1]
+    assert (roof.label, roof.joined) == ("copy, measured", True)
+    assert roof.points == [(7.0, 90.0), (56.0, 42.0)]
+    beside = roofline(module(56, 12.0, 40.0), benchmark("copy", 1.0, {}, gb_per_s=50.0, bytes_moved_at_least=5e7))
+    assert beside.panels["scsa forward, float32"][-1].points == [(50.0, 50.0), (56.0, 40.0)]
+    without = module(7, 3.0, 90.0)
+    del without["extra_info"]["copy_gb_per_s"]
+    assert roofline(without).level is None
 
 
 def test_plots_are_pictures_with_text_and_the_same_each_time(result: dict) -> None:
@@ -222,8 +261,38 @@ def test_facts_name_machine_versions_commit_and_protocol(result: dict) -> None:
     assert found["commit"] == "0123456789ab with changes that are not committed"
     assert found["date"] == "2026-11-21 11:59:07"
     assert found["protocol"].startswith("batch 8; size 224; 5 repeats; float32")
-    bare = facts({"benchmarks": [], "fastattn": {"schema": report.SCHEMA}, "machine_info": {}, "commit_info": None})
+    bare = facts({"benchmarks": [], "fastattn": {"schema": report.SCHEMA}, "machine_info": {"cpu": None}})
     assert "commit" not in bare
+    assert bare["machine"].startswith("unknown CPU")
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        pytest.param({"warm_up": 2}, "2 calls to warm up", id="calls that warm up"),
+        pytest.param({"tf32": "convolutions"}, "TF32 in convolutions", id="TF32"),
+        pytest.param({"compiled": "all"}, "torch.compile in every row", id="all compiled"),
+        pytest.param(
+            {"compiled": "own"},
+            "torch.compile in rows without attention and with this package's own",
+            id="own compiled",
+        ),
+        pytest.param({"compiled": "none"}, "without torch.compile", id="none compiled"),
+        pytest.param({"compiled": "some"}, "torch.compile in some rows", id="compiled by another version"),
+        pytest.param({"{later}": [1, 2]}, "{later} 1, 2", id="unknown"),
+        pytest.param({"sizes": None, "repeats": 5}, "5 repeats", id="null"),
+    ],
+)
+def test_a_protocols_entries_are_readable(entry: dict, text: str) -> None:
+    assert facts(bench_result([], protocol=entry))["protocol"].startswith(f"{text}; rivals timed in turns")
+
+
+def test_facts_name_what_became_of_freed_memory_on_a_cpu(result: dict) -> None:
+    assert "freed memory" not in facts(result)
+    result["machine_info"]["freed_memory"] = "kept by the process"
+    assert facts(result)["freed memory"] == "kept by the process"
+    result["fastattn"]["device"] = "cuda"
+    assert "freed memory" not in facts(result)
 
 
 def test_several_results_are_labelled_and_side_by_side(result: dict, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """Several results side by side: what they have in common, case by case, and how many times faster each is than the
 first."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import throughput
 from .facts import facts, on_gpu
 from .result import Record, attempts
-from .rivals import by_median, cell, in_order, shape_text, spread_notes
-from .table import EMPTY, Table, number, times
+from .rivals import by_median, cell, in_order, shape_text, spread, spread_notes
+from .table import EMPTY, Table, number, times, with_spread
 
 Result = Mapping[str, Any]
 Case = tuple[str, ...]
@@ -32,6 +33,9 @@ TITLES = {
 }
 THROUGHPUT = "throughput"
 RATES = ("model", THROUGHPUT)  # suites whose figure is images per second
+OWN = ("native", "triton")  # this package's backends on a CPU and on a GPU
+OWN_NOTE = "fastattn: its native backend on a CPU, its Triton backend on a GPU."
+RATIO_NOTE = "A ratio's spread is derived, to first order: the root of the sum of its two results' squared spreads."
 
 
 def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
@@ -39,8 +43,11 @@ def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
     common; its rows are the cases and rivals, its figures each result's own and its ratio to the first's."""
     notes = [f"{label}: {origin(result)}." for label, result in results.items()] + differences(results)
     built = []
+    across = len(set(map(on_gpu, results.values()))) > 1
     for suite in (*TITLES, THROUGHPUT):
         found = {label: attempts(result, suite) for label, result in results.items()}
+        if across and suite == THROUGHPUT:
+            found = {label: list(map(as_fastattn, records)) for label, records in found.items()}
         for table in in_order(record.get("table", "") for records in found.values() for record in records):
             some = {label: [r for r in records if r.get("table", "") == table] for label, records in found.items()}
             present = {label: records for label, records in some.items() if records}
@@ -48,6 +55,11 @@ def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
                 title = TITLES.get(suite) or throughput.TITLES.get(table, table)
                 built.append(comparison(title, present, suite in RATES, notes))
     return built
+
+
+def as_fastattn(record: Record) -> Record:
+    """The same under one name for this package's backends: a CPU's and a GPU's are one case."""
+    return record | {"rival": "fastattn"} if record["rival"] in OWN else record
 
 
 def differences(results: Mapping[str, Result]) -> list[str]:
@@ -91,7 +103,7 @@ def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes:
     for case in cases:
         members = {label: records.get(case) for label, records in by_case.items()}
         own = [cell(record, figure) for record in members.values()]
-        ratios = [times(ratio(members[first], members[label])) for label in others]
+        ratios = [ratio(members[first], members[label]) for label in others]
         rows.append((*(case[place] for place in varying), *own, *ratios))
     return Table(
         f"Side by side: {title}",
@@ -105,6 +117,8 @@ def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes:
             f"{unit}: by the {' or '.join(in_order(map(statistic, every)))} of the interleaved rounds. "
             f"a vs {first}: how many times faster a is than {first}. {EMPTY}: not measured there.",
             *spread_notes(every)[:1],
+            *([RATIO_NOTE] if any(spread(record) is not None for record in every) else []),
+            *([OWN_NOTE] if any(record["rival"] == "fastattn" for record in every) else []),
             *constants(cases, varying),
             *reasons(by_case),
             *notes,
@@ -169,7 +183,9 @@ def reasons(by_case: Mapping[str, Mapping[Case, Record]]) -> list[str]:
 
 
 def ratio(first: Record | None, other: Record | None) -> str:
-    """How many times faster a record is than the first."""
+    """How many times faster a record is than the first, with the spread that follows from both."""
     if first is None or other is None or "failed" in first or "failed" in other:
         return EMPTY
-    return number(milliseconds(first) / milliseconds(other))
+    one, two = spread(first), spread(other)
+    both = None if one is None or two is None else math.hypot(one, two)
+    return with_spread(times(number(milliseconds(first) / milliseconds(other))), both)

@@ -11,7 +11,14 @@ PROTOCOL = {  # how a protocol's entries read; others as they are named
     "format": "{}",
     "work": "{}",
     "inputs": "{}",
-    "compiled": "torch.compile in {} rows",
+    "warm_up": "{} calls to warm up",
+    "compiled": "{}",
+    "tf32": "TF32 in {}",
+}
+COMPILED = {
+    "all": "torch.compile in every row",
+    "own": "torch.compile in rows without attention and with this package's own",
+    "none": "without torch.compile",
 }
 
 
@@ -25,7 +32,8 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
     machine, ours = result.get("machine_info") or {}, result["fastattn"]
     named = {
         "machine": "; ".join(gpu_facts(machine) if on_gpu(result) else cpu_facts(machine)),
-        "system": machine.get("system", "") + (f", Python {machine['python']}" if "python" in machine else ""),
+        "system": ", Python ".join(filter(None, (machine.get("system"), machine.get("python")))),
+        "freed memory": "" if on_gpu(result) else machine.get("freed_memory") or "",
         "versions": ", ".join(f"{name} {version}" for name, version in (machine.get("versions") or {}).items()),
         "commit": commit(result),
         "date": str(result.get("datetime") or "").partition(".")[0].replace("T", " "),
@@ -57,8 +65,10 @@ def how_timed(result: Mapping[str, Any]) -> str:
 
 def protocol_facts(result: Mapping[str, Any]) -> list[str]:
     """The protocol of `bench`, entry by entry."""
-    entries = result["fastattn"].get("protocol") or {}
-    return [PROTOCOL.get(name, name + " {}").format(listed(value)) for name, value in entries.items() if value]
+    entries = {name: value for name, value in (result["fastattn"].get("protocol") or {}).items() if value is not None}
+    if "compiled" in entries:
+        entries["compiled"] = COMPILED.get(entries["compiled"], f"torch.compile in {entries['compiled']} rows")
+    return [PROTOCOL.get(name, "{name} {}").format(listed(value), name=name) for name, value in entries.items()]
 
 
 def listed(value: object) -> str:
@@ -76,7 +86,7 @@ def commit(result: Mapping[str, Any]) -> str:
 
 def cpu_facts(machine: Mapping[str, Any]) -> list[str]:
     return [
-        machine.get("cpu", "unknown CPU"),
+        machine.get("cpu") or "unknown CPU",
         f"threads: {machine.get('threads', '?')}",
         f"native: {machine.get('isa', '?')}",
     ]

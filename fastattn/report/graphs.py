@@ -1,8 +1,9 @@
 """Graphs with two axes: accuracy against throughput, roofline, scaling with batch and size, and trainings' losses."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import cycle
+from statistics import median
 from typing import Any
 
 from .chart import COLORS, OTHER_COLOR
@@ -14,6 +15,7 @@ from .throughput import MODULES, YARDSTICKS
 
 MARKERS = "osD^vPX*<>ph8"
 MOST_COLUMNS = 2
+ROOF_COLOR = "#3d4b5c"
 OTHERS = ("#7a5ea8", "#3f8f5f", "#b8860b", "#a0527a", "#5b7f95", "#8a6d4b", "#6b8e23", "#996666", "#4682b4")
 
 
@@ -95,7 +97,8 @@ def accuracy(result: Mapping[str, Any]) -> list[Graph]:
 
 
 def roofline(result: Mapping[str, Any]) -> list[Graph]:
-    """Bytes per second that modules achieve, by how many they have to move, under those of a measured copy."""
+    """Bytes per second that modules achieve, by how many they have to move, under those of measured copies: a line
+    through the copies, or at the level of a single one."""
     found = [r for r in records(result, "module") + records(result, "throughput") if moved(r)]
     panels: dict[str, list[Series]] = {}
     for what, some in grouped(found, lambda r: f"{attention(r)} {r['work']}, {r['dtype']}").items():
@@ -104,10 +107,14 @@ def roofline(result: Mapping[str, Any]) -> list[Graph]:
             Series(rival, color(rival), sorted((moved(r), r["gb_per_s"]) for r in seen), joined=False, marker=marker)
             for (rival, seen), marker in zip(by_rival.items(), cycle(MARKERS), strict=False)
         ]
-    copies = sorted(copied(result))
-    level = (f"copy of {copies[-1][0]:.3g} MB: {copies[-1][1]:.3g} GB/s", copies[-1][1]) if copies else None
+    copies = copied(result)
+    if len(copies) > 1:
+        roof = Series("copy, measured", ROOF_COLOR, copies, marker=".")
+        panels = {what: [*series, roof] for what, series in panels.items()}
+    [(size, rate)] = copies if len(copies) == 1 else [(0.0, 0.0)]
+    level = (f"copy of {size:.3g} MB: {rate:.3g} GB/s", rate) if rate else None
     x, y = "MB that have to move", "GB/s achieved"
-    title = "Roofline: bytes per second of modules, under a measured copy's"
+    title = "Roofline: bytes per second of modules, under those of a measured copy"
     return [Graph("roofline", title, x, y, panels, log_x=True, log_y=True, level=level)]
 
 
@@ -115,17 +122,17 @@ def moved(record: Record) -> float:
     """Megabytes that a module has to move; 0 where its bandwidth is not known."""
     if not record.get("gb_per_s") or (record["suite"] == "throughput" and record["table"] != MODULES):
         return 0.0
-    return record.get("bytes_moved_at_least", record["gb_per_s"] * record["median_ms"] * 1e6) / 1e6
+    return (record.get("bytes_moved_at_least") or record["gb_per_s"] * record["median_ms"] * 1e6) / 1e6
 
 
-def copied(result: Mapping[str, Any]) -> Iterable[tuple[float, float]]:
-    """Megabytes of each measured copy, and its gigabytes per second."""
-    for suite in ("module", "copy", "throughput"):
-        for record in records(result, suite):
-            if record["rival"] == "copy" and record.get("gb_per_s"):
-                yield moved(record), record["gb_per_s"]
-            elif record.get("copy_gb_per_s"):
-                yield moved(record), record["copy_gb_per_s"]
+def copied(result: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Megabytes of the measured copies, rising, and gigabytes per second; of several copies of a size the median."""
+    found: dict[float, set[float]] = {}  # the members of a contest share its copy
+    for record in (record for suite in ("module", "copy", "throughput") for record in records(result, suite)):
+        rate = record.get("gb_per_s") if record["rival"] == "copy" else record.get("copy_gb_per_s")
+        if rate and moved(record):
+            found.setdefault(moved(record), set()).add(rate)
+    return sorted((size, median(rates)) for size, rates in found.items())
 
 
 def scaling(result: Mapping[str, Any]) -> list[Graph]:
@@ -222,7 +229,7 @@ def draw(figure: Any, graph: Graph) -> None:
         for place, each in enumerate(series):
             plot(axis, each, broad=graph.name == "convergence" and place == 0)  # the first shows beneath the others
         if graph.level:
-            axis.axhline(graph.level[1], color="#3d4b5c", linewidth=1.0, linestyle="--", label=graph.level[0])
+            axis.axhline(graph.level[1], color=ROOF_COLOR, linewidth=1.0, linestyle="--", label=graph.level[0])
         plain_ticks(axis, graph, sorted({x for each in series for x, _ in each.points}))
         axis.margins(0.08, 0.12)
         axis.set_title(title, fontsize=8, loc="left")

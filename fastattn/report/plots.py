@@ -10,7 +10,7 @@ from typing import Any
 from . import graphs
 from .chart import Panel, fill, panels
 from .facts import cpu_facts, gpu_facts, on_gpu
-from .naming import unique_slugs
+from .naming import slug, unique_slugs
 
 ROW_INCHES, PANEL_INCHES, WIDTH = 0.42, 0.9, 9.0
 DOTS_PER_INCH = 120
@@ -53,7 +53,7 @@ def bar_plot(name: str, panel: Panel, where: str) -> Plot:
 def graph_plot(graph: graphs.Graph, where: str) -> Plot:
     """A graph and its panels."""
     rows = -(-len(graph.panels) // graphs.MOST_COLUMNS)
-    return picture(graph.name, graph.title, where, PANEL_INCHES + 2.6 * rows, partial(graphs.draw, graph=graph))
+    return picture(slug(graph.name), graph.title, where, PANEL_INCHES + 2.6 * rows, partial(graphs.draw, graph=graph))
 
 
 def picture(name: str, title: str, where: str, height: float, draw: Callable[[Any], None]) -> Plot:

@@ -44,7 +44,8 @@ def telemetry_table(result: Mapping[str, Any]) -> Table:
         for record in watched(result)
     ]
     notes = [
-        "Clocks: the median of the samples, in brackets the least to the most. Energy: of the whole GPU, by image.",
+        "Clocks: the median of the samples, in brackets the least to the most. Energy: of the whole GPU, by image; one "
+        "measurement, without a spread.",
     ]
     return without_empty_columns(Table("Hardware while measuring", (*who, *TELEMETRY), rows, notes))
 
@@ -86,25 +87,23 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
     if failed := failures(result):
         found.append(f"{rows(len(failed))} could not be measured; the table of what was not measured has the reasons.")
     spreads = [(value, record) for record in every if (value := spread(record)) is not None]
-    wide = [(value, record) for value, record in spreads if value > MARKED_SPREAD]
-    if wide:
-        value, record = max(wide, key=lambda pair: pair[0])
-        found.append(
-            f"{len(wide)} of {rows(len(spreads))} spread by more than {percent(MARKED_SPREAD)} (interquartile range "
-            f"over median), at most {percent(value)}: {described(record)}."
-        )
+    text = "{} spread by more than {} (interquartile range over median), at most {}: {}."
+    found.extend(beyond(text, spreads, MARKED_SPREAD))
     for name, what in CLOCKS.items():
         moved = [(swing(record["telemetry"].get(name)), record) for record in seen]
-        far = [(share, record) for share, record in moved if share > MOVED]
-        if far:
-            share, record = max(far, key=lambda pair: pair[0])
-            found.append(
-                f"The {what} moved by more than {percent(MOVED)} during {len(far)} of {rows(len(seen))}, at most by "
-                f"{percent(share)}: {described(record)}."
-            )
+        found.extend(beyond(f"During {{}} the {what} moved by more than {{}}, at most by {{}}: {{}}.", moved, MOVED))
     if others := [record for record in seen if record["telemetry"].get("other_processes")]:
         found.append(f"Another process used the GPU during {len(others)} of {rows(len(seen))}.")
     return found
+
+
+def beyond(text: str, shares: list[tuple[float, Record]], limit: float) -> list[str]:
+    """A sentence where shares pass a limit: how many rows of all, the limit, the largest share, whose it is."""
+    far = [(share, record) for share, record in shares if share > limit]
+    if not far:
+        return []
+    most, record = max(far, key=lambda pair: pair[0])
+    return [text.format(f"{len(far)} of {rows(len(shares))}", percent(limit), percent(most), described(record))]
 
 
 def rows(count: int) -> str:

@@ -12,9 +12,9 @@
 A record says in `suite` what it is. python, traffic, memory, convergence and tools have no rivals. All others have:
 
     rival, shape, dtype, format, work     which member of an interleaved contest did what, and what else tells its case
-                                          from the others of the suite (IDENTITY below; on a GPU also `launch`)
+                                          from the others of the suite (IDENTITY in checks.py; on a GPU also `launch`)
     least_ms, median_ms, quartiles_ms     milliseconds a call: least, median, [q1, q3] of the rounds;
-                                          spread = (q3 - q1) / median
+                                          spread = (q3 - q1) / median; a round averages `calls_per_round` calls
     speedup                               {other: {least, median}} over each other member of the contest: the ratio of
                                           the least rounds, the median of the ratios inside the rounds, and, where it
                                           is known, `quartiles` of these ratios
@@ -25,10 +25,10 @@ A record says in `suite` what it is. python, traffic, memory, convergence and to
                                           other_processes; or `unavailable`, the reason
 
 Suite throughput, of `bench`, has `table`, `model` (null in table modules), `attention`, `variant`, `parameters`,
-`multiply_adds` (of an image), `bytes_moved_at_least`, and `note`, where the attention is placed; its contests also have
-"plain", the backbone without attention, among the members that `speedup` names. A record that could not be measured
-has `failed`, the reason, in place of times and speedup. So has, once read, one whose times are no finite numbers above
-zero.
+`multiply_adds` (of an image), `bytes_moved_at_least`, and `note`, where the attention is placed. Among the members that
+`speedup` names is "plain", the eager backbone without attention, where there is one, and "copy" of a module's input
+(`copy_gb_per_s`) in table modules. A record that could not be measured has `failed`, the reason, in place of times and
+speedup. So has, once read, one whose times are no finite numbers above zero.
 """
 
 import json
@@ -37,26 +37,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checks import ALONE, TIMES, record_fault, result_fault
+
 Record = dict[str, Any]
 SCHEMA = 2
-CASE = ("rival", "shape", "format", "dtype", "work")
-TIMES = ("least_ms", "median_ms", "quartiles_ms")
-IDENTITY = {  # what else a suite's tables tell its records by
-    "throughput": ("table", "model", "attention"),
-    "attention": ("heads", "parts"),
-    "pyramid": ("ablation",),
-    "lga": ("heads", "contraction"),
-    "acp": ("layers",),
-    "cat": ("concepts",),
-    "model": ("model",),
-}
-ALONE = {  # suites without rivals
-    "python": ("shape",),
-    "traffic": ("shape",),
-    "memory": ("shape",),
-    "convergence": ("operation", "backend", "losses", "accuracy"),
-    "tools": ("operation", "measured"),
-}
 
 
 class ResultError(ValueError):
@@ -65,7 +49,7 @@ class ResultError(ValueError):
 
 def load(path: str | Path) -> dict[str, Any]:
     """Read a result file, and mark as failed what has no time; ResultError if it is missing, empty, cut short, or of
-    another schema, or where a record lacks a key."""
+    another schema, or where a record or what the result says about itself lacks a key or has one of another kind."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -73,48 +57,29 @@ def load(path: str | Path) -> dict[str, Any]:
     if not text.strip():
         raise ResultError(f"{path} is empty")
     try:
-        result = json.loads(text)
+        result = json.loads(text, parse_int=whole)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ResultError(f"{path} is not JSON, or is cut short: {error}") from error
     ours = result.get("fastattn") if isinstance(result, dict) else None
     if not isinstance(ours, dict) or not isinstance(result.get("benchmarks"), list):
         raise ResultError(f"{path} is no result of fastattn's benchmarks")
-    if not all(isinstance(result.get(name) or {}, dict) for name in ("machine_info", "commit_info")):
-        raise ResultError(f"{path} has a machine_info or commit_info that is no object")
     if ours.get("schema") != SCHEMA:
         raise ResultError(f"{path} has schema {ours.get('schema')!r}; this version reads {SCHEMA}")
+    if fault := result_fault(result):
+        raise ResultError(f"{path} {fault}")
     for benchmark in result["benchmarks"]:
         name = benchmark.get("name", "a benchmark") if isinstance(benchmark, dict) else "a benchmark"
         info = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
         record: Record = info if isinstance(info, dict) else {}
-        wrong = what_is_wrong(record)
-        if wrong:
-            raise ResultError(f"{path}: {name} {wrong}")
+        if fault := record_fault(record):
+            raise ResultError(f"{path}: {name} {fault}")
         benchmark["extra_info"] = normalised(record)
     return result
 
 
-def what_is_wrong(record: Mapping[str, Any]) -> str | None:
-    """Which keys a record lacks, or which of them is of another kind."""
-    suite = str(record.get("suite"))
-    if suite in ALONE:
-        needed: tuple[str, ...] = ALONE[suite]
-    else:
-        needed = ("suite", *CASE, *IDENTITY.get(suite, ()))
-        needed += () if record.get("failed") is not None else (*TIMES, "speedup")
-    missing = [name for name in needed if name not in record]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    shape, speedup = record.get("shape", [1]), record.get("speedup", {})
-    if not (isinstance(shape, list) and shape and all(isinstance(size, int) for size in shape)):
-        return f"has a shape that is no list of whole numbers: {shape!r}"
-    if not (isinstance(speedup, dict) and all(is_ratio(ratio) for ratio in speedup.values())):
-        return "has a speedup that is not {other: {least, median}}"
-    return None
-
-
-def is_ratio(ratio: object) -> bool:
-    return isinstance(ratio, dict) and all(isinstance(ratio.get(name), (int, float)) for name in ("least", "median"))
+def whole(digits: str) -> int | float:
+    """A whole number; as a float, perhaps infinite, beyond 64 bits."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def normalised(record: Record) -> Record:
@@ -125,16 +90,26 @@ def normalised(record: Record) -> Record:
     reason = record.get("failed")
     reason = without_time(record) if reason is None else reason
     if reason is None:
-        kept = {name: value for name, value in record.items() if name != "failed" and is_finite(value)}
-        kept["speedup"] = {
-            name: ratio for name, ratio in record["speedup"].items() if all(map(is_finite, ratio.values()))
-        }
+        kept = finite({name: value for name, value in record.items() if name not in ("failed", "speedup", "telemetry")})
+        ratios = {name: finite(ratio) for name, ratio in record["speedup"].items()}
+        kept["speedup"] = {name: ratio for name, ratio in ratios.items() if {"least", "median"} <= ratio.keys()}
+        if record.get("telemetry"):
+            kept["telemetry"] = finite(record["telemetry"])
         return kept
     rest = {name: value for name, value in record.items() if name not in (*TIMES, "speedup")}
     return rest | {"failed": " ".join(str(reason).split()) or "no reason given"}
 
 
+def finite(facts: Mapping[str, Any]) -> Record:
+    """The same without what is, or has in it, a number that is not finite."""
+    return {name: value for name, value in facts.items() if is_finite(value)}
+
+
 def is_finite(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
 

@@ -20,7 +20,7 @@ YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32", "sdpa copie
 
 SPREAD_NOTE = (
     "(n%): the spread, the interquartile range of the rounds over their median, marked ! above 5%; a rate has that of "
-    "its time."
+    "its time. A round averages as many calls as fill 5 ms, and at least one."
 )
 RATIO_NOTE = "A ratio has a spread where the ratios inside the rounds were kept, and else none of its own."
 NOTES = [

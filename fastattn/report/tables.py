@@ -10,6 +10,8 @@ from .rivals import spread_notes as on_spread
 from .table import EMPTY, Table, number
 from .throughput import throughput_tables
 
+ONE_MEASUREMENT = "One measurement each, over all of its cases: the spreads are in the cases' own tables."
+
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Every table that a result has rows for."""
@@ -39,17 +41,17 @@ def summary_table(result: dict[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = []
     for entry in result["fastattn"].get("summary") or ():
         relation = entry["relation"].replace(">=", "≥").replace("<=", "≤")
-        asked = EMPTY if entry["asked"] is None else f"{relation} {entry['asked']:g}"
-        if entry["measured"] is None:
+        asked = EMPTY if entry.get("asked") is None else f"{relation} {entry['asked']:g}"
+        if entry.get("measured") is None:
             rows.append((entry["what"], entry["unit"], asked, "not measured", EMPTY, EMPTY))
             continue
         worst, eager = entry.get("worst"), entry.get("eager")
         remark = f"worst {number(worst['value'])}: {worst['case']}" if worst else EMPTY
         remark = f"eager: {number(eager)}" if eager is not None else remark
         measured = number(entry["measured"]) + ("" if entry.get("met", True) else " (missed)")
-        rows.append((entry["what"], entry["unit"], asked, measured, number(entry[other]), remark))
+        rows.append((entry["what"], entry["unit"], asked, measured, number(entry.get(other)), remark))
     columns = ("what", "unit", "asked", "measured", f"by {other}", "remark")
-    return Table("Asked and measured", columns, rows, [protocol(result)])
+    return Table("Asked and measured", columns, rows, [protocol(result), ONE_MEASUREMENT])
 
 
 def module_table(result: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """A report in all its formats: report.md, report.tex, report.html, csv/ and plots/."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from .table import Table, to_markdown
 from .tables import tables
 
 TITLE = "Measured results"
+LIST = "files.txt"  # the files that a report has written, which the next one may remove
+OF_A_REPORT = re.compile(r"(csv|plots)/[a-z0-9-]+\.(csv|png|svg)")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def content(results: Mapping[str, dict[str, Any]]) -> Content:
 
 def write_report(results: Mapping[str, dict[str, Any]], directory: str | Path) -> list[Path]:
     """Write the report of results (as `load` returns them) by label into a directory, made if it is missing, and return
-    the paths of its files: report.md, report.tex, report.html, csv/ and plots/.
+    the paths of its files: report.md, report.tex, report.html, csv/, plots/, and files.txt, the list of them. What an
+    earlier report wrote there, by its own list, is removed; other files stay.
 
     Raises OSError where the directory cannot be written, ImportError without matplotlib.
     """
@@ -69,9 +73,19 @@ def write_report(results: Mapping[str, dict[str, Any]], directory: str | Path) -
     files |= {f"csv/{name}.csv": to_csv(table) for name, table in zip(names, shown.tables, strict=True)}
     files |= {f"plots/{plot.name}.png": plot.png for plot in shown.plots}
     files |= {f"plots/{plot.name}.svg": plot.svg for plot in shown.plots}
-    for name, text in files.items():
+    files[LIST] = "".join(f"{name}\n" for name in files)
+    for name in earlier(directory):
+        (directory / name).unlink(missing_ok=True)
+    for name, text in reversed(files.items()):  # the list first: a report cut short is known to the next
         (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return [directory / name for name in files]
+
+
+def earlier(directory: Path) -> list[str]:
+    """The files in csv/ and plots/ that a report before this one lists as its own."""
+    path = directory / LIST
+    names = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [name for name in names if OF_A_REPORT.fullmatch(name) and (directory / name).is_file()]
 
 
 def images(drawn: Sequence[Plot]) -> dict[str, str]:
