@@ -50,10 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", type=words, metavar="NAME[,NAME...]", help="these networks alone")
     made.add_argument("--attentions", type=words, metavar="NAME[,NAME...]", help="these attentions alone")
     made.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="let torch.compile take part in every row, or in none (default: in every row; with --quick in those "
-        "without attention and with this package's own)",
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="let torch.compile take part"
     )
     made.add_argument(
         "--quick",
@@ -102,8 +99,7 @@ def chosen_protocol(options: argparse.Namespace) -> Protocol:
     batches = options.batch or (QUICK_BATCH if options.quick else BATCH[device],)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device])
     setting = Setting(device, DTYPES[options.dtype], options.format, batches, options.size)
-    compiled = {True: "all", False: "none", None: "own" if options.quick else "all"}[options.compile]
-    return Protocol(setting, repeats, compiled)
+    return Protocol(setting, repeats, options.compile)
 
 
 def check_packages(table: str) -> None:

@@ -17,7 +17,6 @@ PROTOCOL = {  # how a protocol's entries read; others as they are named
 }
 COMPILED = {
     "all": "torch.compile in every row",
-    "own": "torch.compile in rows without attention and with this package's own",
     "none": "without torch.compile",
 }
 
