@@ -418,7 +418,7 @@ def all_records() -> list[dict]:
             found.append({"suite": "traffic", "operation": "scsa", "shape": [1, *stage], "format": layout, **moved})
     for stage, work in itertools.product(STAGES, ("inference", "training")):
         found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
-    return found + cfsam_records() + lga_records() + interaction_records() + trainings()
+    return found + cfsam_records() + lga_records() + interaction_records() + trainings() + measured_tools()
 
 
 def cfsam_records() -> list[dict]:
@@ -473,6 +473,17 @@ def trainings() -> list[dict]:
             facts = {"operation": attention, "backend": backend, "losses": [2.0, run[0]], "accuracy": run[1]}
             found.append(usual | facts)
     return found
+
+
+def measured_tools() -> list[dict]:
+    overhead = {"suite": "tools", "operation": "overhead", "measured": 0.5}
+    report = {"suite": "tools", "operation": "report", "rows": 500, "measured": 25.0}
+    return [overhead, report, report | {"rows": 20, "measured": 1.0}]
+
+
+def test_the_tools_part_of_the_summary() -> None:
+    rows = [row for row in summary(all_records()) if row["what"].startswith(("Harness", "Report"))]
+    assert [(row["asked"], row["measured"], row["met"]) for row in rows] == [(2.0, 0.5, True), (20.0, 25.0, False)]
 
 
 def test_summary_of_a_whole_run() -> None:

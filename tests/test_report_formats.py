@@ -272,15 +272,11 @@ def test_facts_name_machine_versions_commit_and_protocol(result: dict) -> None:
         pytest.param({"warm_up": 2}, "2 calls to warm up", id="calls that warm up"),
         pytest.param({"tf32": "convolutions"}, "TF32 in convolutions", id="TF32"),
         pytest.param({"compiled": "all"}, "torch.compile in every row", id="all compiled"),
-        pytest.param(
-            {"compiled": "own"},
-            "torch.compile in rows without attention and with this package's own",
-            id="own compiled",
-        ),
         pytest.param({"compiled": "none"}, "without torch.compile", id="none compiled"),
         pytest.param({"compiled": "some"}, "torch.compile in some rows", id="compiled by another version"),
         pytest.param({"{later}": [1, 2]}, "{later} 1, 2", id="unknown"),
         pytest.param({"sizes": None, "repeats": 5}, "5 repeats", id="null"),
+        pytest.param({"sizes": [], "repeats": 5}, "5 repeats", id="modules have no size"),
     ],
 )
 def test_a_protocols_entries_are_readable(entry: dict, text: str) -> None:

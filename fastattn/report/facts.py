@@ -64,7 +64,8 @@ def how_timed(result: Mapping[str, Any]) -> str:
 
 def protocol_facts(result: Mapping[str, Any]) -> list[str]:
     """The protocol of `bench`, entry by entry."""
-    entries = {name: value for name, value in (result["fastattn"].get("protocol") or {}).items() if value is not None}
+    known = result["fastattn"].get("protocol") or {}
+    entries = {name: value for name, value in known.items() if value not in (None, [])}
     if "compiled" in entries:
         entries["compiled"] = COMPILED.get(entries["compiled"], f"torch.compile in {entries['compiled']} rows")
     return [PROTOCOL.get(name, "{name} {}").format(listed(value), name=name) for name, value in entries.items()]
