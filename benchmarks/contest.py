@@ -9,18 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastattn.bench.accuracy import assert_accurate
+from fastattn.bench.accuracy import assert_accurate, relative_error
 from fastattn.bench.devices import Cpu
 from fastattn.bench.interleave import Ratio, Rival, Timing, interleave, speedup
 
 from .limit import TimeUp, time_limit
 
 COMPILERS = ("compile", "max-autotune")  # how the names of torch.compile's rivals begin
-
-
-def relative_error(found: Tensor, truth: Tensor) -> float:
-    """||found - truth|| / ||truth||."""
-    return float((found.double() - truth).norm() / truth.norm())
 
 
 @dataclass(frozen=True)

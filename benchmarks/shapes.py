@@ -8,7 +8,16 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from fastattn.bench.sizes import ACP_SIZES, CAT_SIZES, LGA_SIZES, SSD_LEVELS, STAGES
+from fastattn.bench.sizes import (
+    ACP_SIZES,
+    CAT_SIZES,
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    LGA_SIZES,
+    MEMORY_FORMATS,
+    SSD_LEVELS,
+    STAGES,
+)
 from fastattn.reference.lga import CONTRACTIONS
 
 Shape = tuple[int, int, int, int]
@@ -24,8 +33,6 @@ GPU_COPY_SHAPE: Shape = (256, 64, 56, 56)  # x and out together exceed the L2
 GPU_SMOKE_SHAPE: Shape = (2, 16, 14, 14)
 
 FORWARD, TRAINING = WORKS = ("forward", "forward + backward")
-CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
-MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 GPU_DTYPES = (torch.bfloat16, torch.float32)
 LAUNCHES, GRAPH = "launches", "graph"  # how work reaches a GPU
 

@@ -44,5 +44,10 @@ def assert_accurate(
         raise AssertionError("; ".join(wrong))
 
 
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """||found - truth|| / ||truth||."""
+    return float((found.double() - truth).norm() / truth.norm())
+
+
 def _rms(tensor: Tensor) -> float:
     return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0

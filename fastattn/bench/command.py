@@ -17,7 +17,8 @@ from ..report import ResultError, load, tables, to_text
 from .memory import keep_freed_memory
 from .resume import GrowingResult
 from .run import Protocol, identity, implementations, measure, threads
-from .tables import FORMATS, QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, narrowed
+from .sizes import CONTIGUOUS, MEMORY_FORMATS
+from .tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, narrowed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NETWORKS = ("timm", "torchvision")
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--size", type=numbers, metavar="N[,N...]", help="sides of the images (default: the paper's)")
     made.add_argument("--repeats", type=positive, metavar="N", help="rounds (default: 100, on a CPU 10)")
     made.add_argument("--dtype", choices=DTYPES, default="float32")
-    made.add_argument("--format", choices=FORMATS, default="contiguous", help="memory format of images and weights")
+    made.add_argument("--format", choices=MEMORY_FORMATS, default=CONTIGUOUS, help="of images and weights in memory")
     made.add_argument("--threads", type=positive, metavar="N", help="PyTorch's threads (default: its own)")
     made.add_argument("--models", type=words, metavar="NAME[,NAME...]", help="these networks alone")
     made.add_argument("--attentions", type=words, metavar="NAME[,NAME...]", help="these attentions alone")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends import BACKENDS, Call, unsupported_reasons
 from ..ops.flops import multiply_adds
-from .accuracy import assert_accurate
+from .accuracy import assert_accurate, relative_error
 from .devices import Cpu, device
 from .interleave import WARM_CALLS, Rival, Timing, interleave, speedup
 from .networks import answers, inference
@@ -187,11 +187,6 @@ def truths(subject: Subject) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     exact = deepcopy(subject.module).double()
     with inference("reference"):
         return answers(exact, *nested(lambda x: x.double(), few)), answers(subject.module, *few)
-
-
-def relative_error(found: Tensor, truth: Tensor) -> float:
-    """||found - truth|| / ||truth||."""
-    return float((found.double() - truth).norm() / truth.norm())
 
 
 def steady(rival: Rival, hardware: Cpu, batch: int) -> Record:

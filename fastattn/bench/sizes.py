@@ -1,4 +1,9 @@
-"""The sizes that the papers' networks give the modules, for every benchmark."""
+"""The sizes that the papers' networks give the modules, and the memory formats by name, for every benchmark."""
+
+import torch
+
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
+MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 
 # (C, H, W) where SCSA sits in the four stages of ResNet-50 at 224 x 224.
 STAGES = ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))

@@ -16,12 +16,10 @@ from ..models.ablations import SCSA_ABLATIONS, is_fast
 from ..models.rivals import RIVALS
 from .networks import Detector, prepare
 from .photographs import noise, photographs
-from .sizes import ACP_SIZES, CAT_SIZES, LGA_SIZES, SSD_LEVELS, STAGES
+from .sizes import ACP_SIZES, CAT_SIZES, CONTIGUOUS, LGA_SIZES, MEMORY_FORMATS, SSD_LEVELS, STAGES
 
 NONE = "none"
 CLASSES = 21  # of SSD300 on VOC, the background included
-CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
-FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 QUICK_BACKBONES = ("resnet50", "mobilenetv2_100")
 QUICK_ATTENTIONS = (NONE, "se", "eca", "cbam", "ca", "scsa")
 COMPARED = tuple(name for name in RIVALS if name != "mhsa")  # which attends over 112 x 112 pixels in some
@@ -44,8 +42,8 @@ class Setting:
         """A module, or a tensor, where and as the run wants it; in the memory format what is a map or has maps."""
         thing = thing.to(self.device, self.dtype)
         if isinstance(thing, Tensor):
-            return thing.contiguous(memory_format=FORMATS[self.format]) if thing.dim() == 4 else thing
-        return thing.to(memory_format=FORMATS[self.format])
+            return thing.contiguous(memory_format=MEMORY_FORMATS[self.format]) if thing.dim() == 4 else thing
+        return thing.to(memory_format=MEMORY_FORMATS[self.format])
 
 
 @dataclass(frozen=True)
