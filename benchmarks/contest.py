@@ -118,15 +118,20 @@ class Contest:
         rounds = max(1, min(rounds, effort.pedantic_rounds))
         with rival.context():
             benchmark.pedantic(rival.call, rounds=rounds, iterations=timing.calls, warmup_rounds=int(rounds > 1))
-        benchmark.extra_info.update(
-            suite=suite,
-            rival=name,
-            least_ms=timing.least * 1e3,
-            median_ms=timing.median * 1e3,
-            quartiles_ms=[quartile * 1e3 for quartile in timing.quartiles],
-            rounds=len(timing.rounds),
-            calls_per_round=timing.calls,
-            relative_error=self.errors[name],
-            speedup={over: ratio.facts() for over, ratio in self.speedups(name).items()},
-        )
-        benchmark.extra_info.update(self.facts(name))
+        benchmark.extra_info.update(self.record(name, suite))
+
+    def record(self, name: str, suite: str) -> dict[str, object]:
+        """What the result file says about a rival."""
+        timing = self.timings[name]
+        return {
+            "suite": suite,
+            "rival": name,
+            "least_ms": timing.least * 1e3,
+            "median_ms": timing.median * 1e3,
+            "quartiles_ms": [quartile * 1e3 for quartile in timing.quartiles],
+            "rounds": len(timing.rounds),
+            "calls_per_round": timing.calls,
+            "relative_error": self.errors[name],
+            "speedup": {over: ratio.facts() for over, ratio in self.speedups(name).items()},
+            **self.facts(name),
+        }

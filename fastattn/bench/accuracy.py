@@ -1,6 +1,8 @@
 """The one assertion on numbers: errors against float64, measured by eager's own."""
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +16,26 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.
 ZERO = 1e-11
 
 
-def assert_accurate(
+class Error(NamedTuple):
+    """A tensor's relative error, what it may be, and eager's own."""
+
+    error: float
+    allowed: float
+    eager: float
+
+    @property
+    def share(self) -> float:
+        """Of what is allowed; more than 1 is wrong, and infinite where the error is no number."""
+        return self.error / self.allowed if self.error == self.error else math.inf
+
+    def __str__(self) -> str:
+        return f"error {self.error:.2e}, allowed {self.allowed:.2e}, eager's {self.eager:.2e}"
+
+
+def errors(
     got: Mapping[str, Tensor], truth: Mapping[str, Tensor], *eager: Mapping[str, Tensor], room: float = 1.0
-) -> None:
-    """Assert that every tensor's relative error against the float64 truth is within its dtype's tolerance.
+) -> dict[str, Error]:
+    """Return every tensor's relative error against the float64 truth beside its dtype's tolerance.
 
     Eager's own error is the largest of several runs that differ in the order of their sums alone. `room` is how many
     times the tolerance a rival may have whose rounding is not this package's.
@@ -26,10 +44,10 @@ def assert_accurate(
     """
     assert got.keys() == truth.keys() == eager[0].keys()
     rms = {name: _rms(tensor) for name, tensor in truth.items()}
-    wrong = []
+    found = {}
     for name, exact in truth.items():
         neighbours = max(
-            [value for other, value in rms.items() if (other == "out") == (name == "out")], default=0.0
+            [value for other, value in rms.items() if is_output(other) == is_output(name)], default=0.0
         )
         scale = rms[name] if rms[name] > ZERO * neighbours else (neighbours or 1.0)
         dtype = got[name].dtype
@@ -38,8 +56,21 @@ def assert_accurate(
         error, *eager_errors = (_rms(run[name].double() - exact) / scale for run in (got, *eager))
         eager_error = max(eager_errors)
         limit = room * max(FLOOR[dtype], TIMES_EAGER[dtype] * eager_error)
-        if not error <= limit:
-            wrong.append(f"{name}: error {error:.2e}, allowed {limit:.2e}, eager's {eager_error:.2e}")
+        found[name] = Error(error, limit, eager_error)
+    return found
+
+
+def is_output(name: str) -> bool:
+    """Whether a tensor is an output, `out` or `out 0`, and not a gradient."""
+    return name.partition(" ")[0] == "out"
+
+
+def assert_accurate(
+    got: Mapping[str, Tensor], truth: Mapping[str, Tensor], *eager: Mapping[str, Tensor], room: float = 1.0
+) -> None:
+    """Assert that every tensor's relative error against the float64 truth is within its tolerance: see `errors`."""
+    found = errors(got, truth, *eager, room=room)
+    wrong = [f"{name}: {error}" for name, error in found.items() if not error.share <= 1]
     if wrong:  # also where assertions are switched off: benchmarks rely on it
         raise AssertionError("; ".join(wrong))
 

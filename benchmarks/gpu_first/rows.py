@@ -1,0 +1,116 @@
+"""What a run does, row by row, in the order of its worth, and how long each phase may take."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+
+from ..shapes import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    FORWARD,
+    GPU_BATCH,
+    STAGES,
+    TRAINING,
+    WORKS,
+    AcpCase,
+    AttentionCase,
+    Case,
+    CatCase,
+    LgaCase,
+    ModelCase,
+    PyramidCase,
+    name_of,
+)
+
+PHASES = {"look": 20.0, "right": 150.0, "fast": 190.0, "why": 90.0}  # seconds
+SIDE_BY_SIDE = {"look": 1, "right": 12, "fast": 1, "why": 12}  # processes
+FORMATS = CONTIGUOUS, CHANNELS_LAST
+DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to find out: `task` is a function of the module of that name, `arguments` are its own."""
+
+    phase: str
+    task: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 60.0  # after which it is given up
+
+    def line(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def parse(line: str) -> "Row":
+        return Row(**json.loads(line))
+
+
+def rows(phase: str) -> list[Row]:
+    return list({"look": look, "right": right, "fast": fast, "why": why}[phase]())
+
+
+def look() -> Iterator[Row]:
+    yield Row("look", "look", "machine", seconds=30)
+
+
+def right() -> Iterator[Row]:
+    """Every operation, then what surrounds a call, then, since the compiler takes its time, what `fast` will compile."""
+    from . import right, special
+
+    for dtype, layout in product(DTYPES, FORMATS):
+        for name in right.MODULES:
+            maps = len(right.MODULES[name].shapes[0]) == 4
+            main = dtype != "float16" or name in right.NARROW
+            if main and (maps or layout == CONTIGUOUS):
+                arguments = {"module": name, "dtype": dtype, "layout": layout}
+                yield Row("right", "right", f"{name} {dtype} {layout}", arguments, 90)
+    for name in special.CHECKS:
+        yield Row("right", "special", name, {"check": name}, 90)
+    for name in contests():
+        if name.startswith(("scsa", "lga", "acp", "cat")):
+            yield Row("right", "warm", f"compile {name}", {"contest": name}, 90)
+
+
+def fast() -> Iterator[Row]:
+    for name in contests():
+        yield Row("fast", "fast", name, {"contest": name})
+
+
+def why() -> Iterator[Row]:
+    from . import right
+
+    for stage in STAGES:
+        channels, height, _ = stage
+        yield Row("why", "counters", f"counters {channels} x {height} x {height}", {"shape": [GPU_BATCH, *stage]}, 80)
+    for tool, name in product(("memcheck", "racecheck"), right.SMALL):
+        yield Row("why", "sanitize", f"{tool} {name}", {"tool": tool, "module": name}, 80)
+
+
+def contests() -> dict[str, Any]:
+    """The cases that are timed, by name: SCSA's stages in both batches, networks, then one shape of the others."""
+    half = torch.bfloat16
+    scsa = [Case((GPU_BATCH, *stage), half, CONTIGUOUS, work) for work, stage in product(WORKS, STAGES)]
+    networks = [
+        ModelCase(model, GPU_BATCH, layout, dtype)
+        for model in ("resnet50", "mobilenetv2_100")
+        for layout, dtype in ((CHANNELS_LAST, half), (CONTIGUOUS, torch.float32))
+    ]
+    others = [
+        AttentionCase(GPU_BATCH, 1940, 2, FORWARD, dtype=half),
+        AttentionCase(GPU_BATCH, 1940, 2, TRAINING, dtype=half),
+        *(LgaCase(GPU_BATCH, 128, 8, 20, work=work, dtype=half) for work in WORKS),
+        *(AcpCase(GPU_BATCH, 96, 56, work=work, dtype=half) for work in WORKS),
+        *(CatCase(GPU_BATCH, 3136, 64, 192, work, half) for work in WORKS),
+        PyramidCase(GPU_BATCH, work=FORWARD, dtype=half),
+    ]
+    more = [Case((256, *stage), half, CONTIGUOUS, work) for work, stage in product(WORKS, STAGES)]
+    more += [Case((GPU_BATCH, *stage), half, CHANNELS_LAST, work) for work, stage in product(WORKS, STAGES)]
+    more += [Case((GPU_BATCH, *stage), torch.float32, CONTIGUOUS, work) for work, stage in product(WORKS, STAGES)]
+    kinds = {Case: "scsa", ModelCase: "model", AttentionCase: "attention", PyramidCase: "cfsam", LgaCase: "lga"}
+    kinds |= {AcpCase: "acp", CatCase: "cat"}
+    return {f"{kinds[type(case)]} {case}": case for case in [*scsa, *networks, *others, *more]}

@@ -1,0 +1,89 @@
+"""The table and the JSON at the end of a run."""
+
+import time
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from fastattn.bench.machine import describe
+from fastattn.bench.resume import commit
+from fastattn.report import SCHEMA, Table, to_text
+
+from ..figures import gpu_summary
+from .rows import PHASES
+
+Found = dict[str, Any]  # a row and its result
+RIVALS = "eager", "compile", "copy", "plain"
+
+
+def records(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """What the contests measured, as a result file has it."""
+    return [
+        {"name": f"{one['name']} {record['rival']}-{record.get('launch', '')}", "extra_info": record}
+        for one in found
+        for record in one.get("records", ())
+    ]
+
+
+def result(found: Sequence[Found], device: str) -> dict[str, Any]:
+    """A result of schema 2, with the rows that are no contests beside it."""
+    benchmarks = records(found)
+    return {
+        "machine_info": describe(memory_kept=False),
+        "commit_info": commit(),
+        "datetime": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "benchmarks": benchmarks,
+        "fastattn": {
+            "schema": SCHEMA,
+            "selection": "default" if device == "cuda" else "smoke",
+            "device": device,
+            "summary": gpu_summary([benchmark["extra_info"] for benchmark in benchmarks]),
+        },
+        "gpu_first": [{key: value for key, value in one.items() if key != "records"} for one in found],
+    }
+
+
+def phases(found: Sequence[Found], seconds: dict[str, float]) -> Table:
+    """How many rows of each phase hold."""
+    rows = []
+    for phase in PHASES:
+        mine = [one for one in found if one["phase"] == phase]
+        late = sum(one.get("failed") == "time" for one in mine)
+        good = sum(bool(one["ok"]) for one in mine)
+        spent = f"{seconds.get(phase, 0.0):.0f}"
+        rows.append((phase, str(len(mine)), str(good), str(len(mine) - good - late), str(late), spent))
+    return Table("Rows", ("phase", "rows", "hold", "fail", "no time", "seconds"), rows)
+
+
+def failures(found: Sequence[Found]) -> Table:
+    """What does not hold, each in a line."""
+    rows = []
+    for one in found:
+        if not one["ok"] and one.get("failed") != "time":
+            keys = [key for key in ("wrong", "moving", "failed", "differ", "worst", "said", "dtypes") if key in one]
+            text = "; ".join(f"{key}: {one[key]}" for key in keys) or str({k: v for k, v in one.items() if k != "records"})
+            rows.append((one["phase"], one["name"], text.strip().replace("\n", " ")[-300:]))
+    return Table("Failures", ("phase", "row", "what"), rows)
+
+
+def speeds(found: Sequence[Found]) -> Table:
+    """Milliseconds, and how many times faster the package is than each rival."""
+    rows, ratios = [], {}
+    for one in found:
+        for record in one.get("records", ()):
+            label, _, launch = record["rival"].partition("-") if "launch" not in record else (record["rival"], "", record["launch"])
+            if label in RIVALS:
+                continue
+            beside = {over: value["median"] for over, value in record["speedup"].items()}
+            for over, value in beside.items():
+                ratios.setdefault((one["name"].split()[0], record["dtype"], record["work"], launch, over), []).append(value)
+            cells = [f"{beside[over]:.2f}" if over in beside else "-" for over in RIVALS]
+            rows.append((one["name"], f"{label} {launch}", f"{record['median_ms']:.4f}", *cells))
+    for (kind, *how, over), values in ratios.items():
+        rows.append((f"mean: {kind} {' '.join(how)}", f"over {over}", f"{prod(values) ** (1 / len(values)):.2f}", *"----"))
+    return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
+
+
+def text(found: Sequence[Found], seconds: dict[str, float]) -> str:
+    tables = speeds(found), failures(found), phases(found, seconds)
+    return "\n\n".join(to_text(table) for table in tables if table.rows)

@@ -1,0 +1,91 @@
+"""What bounds SCSA's kernels, by the hardware's counters, and whether a sanitizer finds a fault in any kernel."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..shapes import TRAINING, Case
+from .right import REPEATS, build, run
+
+METRICS = {
+    "gpu__time_duration.sum": "ns",
+    "dram__bytes_read.sum": "dram_read",
+    "dram__bytes_write.sum": "dram_written",
+    "lts__t_bytes.sum": "l2_bytes",
+    "smsp__inst_executed.sum": "warp_instructions",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy_pct",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue_pct",
+}
+NCU = "--clock-control", "none", "--profile-from-start", "off", "--print-units", "base", "--csv"
+
+
+def tool(name: str) -> str:
+    """Where one of CUDA's tools is; RuntimeError where it is not."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
+    if found is None:
+        raise RuntimeError(f"{name} is not installed")
+    return found
+
+
+def alone(task: str, *arguments: str) -> list[str]:
+    """The command of a task that a tool watches."""
+    return [sys.executable, "-m", "benchmarks.gpu_first.why", task, *arguments]
+
+
+def counters(shape: Sequence[int]) -> dict[str, Any]:
+    """Of each kernel of one training step of SCSA in bfloat16, contiguous."""
+    command = [tool("ncu"), *NCU, "--metrics", ",".join(METRICS), *alone("step", *map(str, shape))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=75)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
+    if done.returncode or not lines:
+        return {"ok": False, "said": (done.stdout + done.stderr)[-1500:]}
+    kernels: dict[str, dict[str, Any]] = {}
+    for line in csv.DictReader(lines):
+        if name := METRICS.get(line["Metric Name"]):
+            kernel = kernels.setdefault(f"{line['ID']} {line['Kernel Name']}", {"grid": line["Grid Size"]})
+            kernel[name] = float(line["Metric Value"].replace(",", ""))
+    return {"ok": True, "kernels": kernels}
+
+
+def sanitize(tool: str, module: str) -> dict[str, Any]:
+    """Whether memcheck or racecheck finds a fault in a module's kernels."""
+    find = globals()["tool"]
+    command = [find("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *alone("small", module)]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=75, env=environment)
+    said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
+    return {"ok": done.returncode == 0, "said": said[-1:] if done.returncode == 0 else said[-20:] + [done.stderr[-800:]]}
+
+
+def step(*shape: str) -> None:
+    """One training step between the profiler's marks."""
+    from ..scsa import scsa_scene
+
+    batch, channels, height, width = map(int, shape)
+    scene = scsa_scene(Case((batch, channels, height, width), torch.bfloat16, work=TRAINING), "cuda")
+    call = scene.call(scene.module)
+    for _ in range(REPEATS):
+        call()
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaProfilerStart()
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaProfilerStop()
+
+
+def small(module: str) -> None:
+    """Forward and backward of a module's kernels."""
+    built, inputs = build(module, torch.float32, "contiguous")
+    run(built, [x[:1].contiguous() for x in inputs], "triton")
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    os.environ["FASTATTN_TEST_DEVICE"] = "cuda"
+    {"step": step, "small": small}[sys.argv[1]](*sys.argv[2:])
