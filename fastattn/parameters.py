@@ -38,5 +38,7 @@ def sizes(spatial: bool, channel: bool, channels: int, numels: Sequence[int]) ->
 
 def unflatten(flat: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     """Return the parts of a flat gradient in the shapes and dtypes of the parameters."""
-    parts = flat.split([p.numel() for p in params])
-    return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, params, strict=True)]
+    parts = flat.split_with_sizes(list(map(_numel, params)))
+    vectors = [part if p.dim() == 1 else part.view(p.shape) for part, p in zip(parts, params, strict=True)]
+    dtype = flat.dtype
+    return [part if p.dtype is dtype else part.to(p.dtype) for part, p in zip(vectors, params, strict=True)]
