@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import pool, summary
-from .rows import PHASES, SIDE_BY_SIDE, Row, rows
+from .rows import PHASES, SIDE_BY_SIDE, WHOLE, Row, rows
 
 RESERVE = 10.0  # seconds for the end
 CACHE = Path("build/precompiled-sm90.tar.gz")
@@ -19,7 +19,7 @@ CACHE = Path("build/precompiled-sm90.tar.gz")
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_first", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/gpu-first"), help="where results fall")
-    parser.add_argument("--seconds", type=float, default=480.0, help="of the whole run (default: 480)")
+    parser.add_argument("--seconds", type=float, default=WHOLE, help=f"of the whole run (default: {WHOLE:.0f})")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
         until = began
         for phase, limit in PHASES.items():
-            until = min(until + limit, began + options.seconds - RESERVE)
+            until = min(until + limit * options.seconds / WHOLE, began + options.seconds - RESERVE)
             if phase in options.phases:
                 start = time.monotonic()
                 processes = min(SIDE_BY_SIDE[phase], options.processes or SIDE_BY_SIDE[phase])

@@ -28,7 +28,7 @@ class Worker:
 
     def start(self, seconds: float) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu_first.worker", self.device]
-        environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,

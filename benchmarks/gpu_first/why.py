@@ -41,7 +41,7 @@ def alone(task: str, *arguments: str) -> list[str]:
 def counters(shape: Sequence[int]) -> dict[str, Any]:
     """Of each kernel of one training step of SCSA in bfloat16, contiguous."""
     command = [tool("ncu"), *NCU, "--metrics", ",".join(METRICS), *alone("step", *map(str, shape))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=75)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
     if done.returncode or not lines:
         return {"ok": False, "said": (done.stdout + done.stderr)[-1500:]}
@@ -58,7 +58,7 @@ def sanitize(tool: str, module: str) -> dict[str, Any]:
     find = globals()["tool"]
     command = [find("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *alone("small", module)]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=75, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=95, env=environment)
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     return {"ok": done.returncode == 0, "said": said[-1:] if done.returncode == 0 else said[-20:] + [done.stderr[-800:]]}
 

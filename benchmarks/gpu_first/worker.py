@@ -16,19 +16,20 @@ BROKEN = "CUDA error", "Triton Error [CUDA]", "an illegal memory access", "CUDNN
 
 
 def prepare(device: str) -> None:
-    """Full precision, memory that holds NaN until it is written."""
+    """Full precision, on a device that the shared builders know."""
     os.environ["FASTATTN_TEST_DEVICE"] = device
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-    if device == "cuda":
-        torch.cuda.init()
 
 
 def poison(wanted: bool) -> None:
+    """Let new memory hold NaN, so that an element that is not written shows."""
     import torch
 
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch asks for it; read when CUDA starts
     torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 
