@@ -93,9 +93,9 @@ def backward_plan(
     readers = -(-height // encoding[0]) * -(-width // encoding[1])  # most that one of the encoding's pixels has
     extent = encoding[0] * encoding[1]
     if channels_last:
-        block, terms, places = tiles.fit(2048, min(channels, 64), min(batch * readers, 8), extent)
+        block, terms, places = tiles.fit(2048, min(channels, 64), min(readers, 8), extent)
     else:
-        places, terms, block = tiles.fit(2048, min(extent, 64), min(batch * readers, 8), channels)
+        places, terms, block = tiles.fit(2048, min(extent, 64), min(readers, 8), channels)
     programs = -(-channels // block) * -(-extent // places)
     parts = min(batch, max(1, 2 * processors(device) // programs))
     second = Launch(

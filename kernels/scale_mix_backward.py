@@ -40,22 +40,22 @@ def sum_of_readers(
     first_w, end_w = readers(j, W, MW)
     columns = tl.cdiv(W, MW)
     area = tl.cdiv(H, MH) * columns  # the most readers in a sample
-    total = tl.zeros([BC, BQ], tl.float32)
-    for t0 in range(0, samples * area, BT):
-        t = t0 + tl.arange(0, BT)
-        b = t // area
-        h = first_h[:, None] + (t % area // columns)[None, :]  # [BQ, BT]
-        w = first_w[:, None] + (t % columns)[None, :]
-        read = known[:, None] & (b < samples)[None, :] & (h < end_h[:, None]) & (w < end_w[:, None])
-        at = pixels(c[:, None, None], h[None, :, :], w[None, :, :], D, H, W, NHWC)
-        inside = (c < D)[:, None, None] & read[None, :, :]
-        if not SHARED:
-            at += (b.to(tl.int64) * (D * H * W))[None, None, :]
-        tile = tl.load(grad_z + at, mask=inside, other=0.0).to(tl.float32)
-        if SHARED:
-            tile *= tl.load(share + (h * W + w), mask=read, other=0.0)[None, :, :]
-        total += tl.sum(tile, axis=2)
-    return total
+    # reduced behind the loops: Triton 3.6 mixes pixels up where it takes such a sum of three axes out of a loop itself
+    total = tl.zeros([BC, BQ, BT], tl.float32)
+    for b in range(samples):
+        for t0 in range(0, area, BT):
+            t = t0 + tl.arange(0, BT)
+            h = first_h[:, None] + (t // columns)[None, :]  # [BQ, BT]; beyond the area no row is read
+            w = first_w[:, None] + (t % columns)[None, :]
+            read = known[:, None] & (h < end_h[:, None]) & (w < end_w[:, None])
+            at = pixels(c[:, None, None], h[None, :, :], w[None, :, :], D, H, W, NHWC)
+            inside = (c < D)[:, None, None] & read[None, :, :]
+            tile = tl.load(grad_z + at, mask=inside, other=0.0).to(tl.float32)
+            if SHARED:
+                tile *= tl.load(share + (h * W + w), mask=read, other=0.0)[None, :, :]
+            total += tile
+        grad_z += D * H * W
+    return tl.sum(total, axis=2)
 
 
 @triton.jit
