@@ -27,8 +27,9 @@ from .token_gather import chosen
 
 LEVELS = 4  # smaller maps that a launch takes
 MAPS = tuple(f"map_{i}" for i in range(LEVELS))
-# of float32: the pixels of a program, with up to 192 channels, those of a product at a time, and stages
-BLOCKS = {False: (128, 32, 3), True: (64, 16, 2)}
+# of float32: the pixels of a program, with up to 192 channels, those of a product at a time, and stages. float32 has so
+# few that no product is a warpgroup's: Triton 3.6 lets one of two overwrite what the other still multiplies
+BLOCKS = {False: (128, 32, 3), True: (32, 16, 2)}
 SIZES = ("C", "H", "W", "HL", "WL", "XB", "PREFIX", *(f"{name}{i}" for i in range(LEVELS) for name in "HWQ"))
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
