@@ -132,7 +132,7 @@ def outputs(found: Mapping[str, Tensor]) -> list[Tensor]:
 def right(module: str, dtype: str, layout: str) -> dict[str, Any]:
     """How near to the truth one module is, and whether it is the same thrice."""
     built, inputs = build(module, DTYPES[dtype], layout)
-    outs = outputs(run(built, inputs, "reference"))
+    outs = [out / 64 for out in outputs(run(built, inputs, "reference"))]  # whose sums float16 can hold
     runs = [run(built, inputs, "triton", outs) for _ in range(REPEATS)]
     truth = run(deepcopy(built).double(), [x.double() for x in inputs], "reference", [out.double() for out in outs])
     others = [[laid(x, other) for x in inputs] for other in FORMATS]  # where eager sums in another order

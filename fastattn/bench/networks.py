@@ -23,7 +23,7 @@ def prepare(model: nn.Module, x: Tensor) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        norm.weight.data.copy_(torch.empty(norm.weight.shape).uniform_(0.5, 1.5, generator=generator))
         norm.momentum = 1.0
     if norms:
         with inference("reference"):
