@@ -20,7 +20,7 @@ from typing import Any
 
 FOLDER = Path("build/triton-90")
 MOST = 40 << 20  # bytes of an archive
-KEPT = (".cubin", ".json", ".so")  # of a kernel in Triton's cache; what lies between source and machine code is not read
+KEPT = (".cubin", ".json", ".so")  # what a launch reads of Triton's cache
 
 
 def pack(folder: Path, archive: Path) -> int:

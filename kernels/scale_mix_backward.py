@@ -42,7 +42,7 @@ def sum_of_readers(
     area = tl.cdiv(H, MH) * columns  # the most readers in a sample
     # reduced behind the loops: Triton 3.6 mixes pixels up where it takes such a sum of three axes out of a loop itself
     total = tl.zeros([BC, BQ, BT], tl.float32)
-    for b in range(samples):
+    for _ in range(samples):
         for t0 in range(0, area, BT):
             t = t0 + tl.arange(0, BT)
             h = first_h[:, None] + (t // columns)[None, :]  # [BQ, BT]; beyond the area no row is read

@@ -22,14 +22,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=WHOLE, help=f"of the whole run (default: {WHOLE:.0f})")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse")
+    parser.add_argument("--rehearse", action="store_true", help="a few little rows on the CPU, some of which fail")
     parser.add_argument("--processes", type=int, help="at most so many side by side")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"kernels compiled before (default: {CACHE})")
     return parser.parse_args(arguments)
 
 
-def chosen(phase: str, only: Sequence[str]) -> list[Row]:
-    return [row for row in rows(phase) if any(part in row.name for part in only)]
+def chosen(phase: str, options: argparse.Namespace) -> list[Row]:
+    return [row for row in rows(phase, rehearse=options.rehearse) if any(part in row.name for part in options.only)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    device = "cpu" if options.rehearse else "cuda"
+    if options.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
     if options.cache.is_file():
         from ..precompile import unpack
 
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
             print(json.dumps(one), file=file)
             rest = {key: value for key, value in what.items() if key not in ("records", "machine", "kernels")}
             said = json.dumps(rest) if not what["ok"] or row.phase == "look" else what.get("worst", "")
-            print(f"{time.monotonic() - began:5.0f} s {'ok  ' if what['ok'] else 'FAIL'} {row.name}: {said[:400]}", flush=True)
+            state = "ok  " if what["ok"] else "FAIL"
+            print(f"{time.monotonic() - began:5.0f} s {state} {row.name}: {said[:400]}", flush=True)
 
         until = began
         for phase, limit in PHASES.items():
@@ -59,10 +63,10 @@ def main(arguments: Sequence[str]) -> int:
             if phase in options.phases:
                 start = time.monotonic()
                 processes = min(SIDE_BY_SIDE[phase], options.processes or SIDE_BY_SIDE[phase])
-                mine = chosen(phase, options.only)
-                pool.run(mine, options.device, processes, until, options.out / "logs" / phase, note)
+                mine = chosen(phase, options)
+                pool.run(mine, device, processes, until, options.out / "logs" / phase, note)
                 seconds[phase] = time.monotonic() - start
-    result = summary.result(found, options.device)
+    result = summary.result(found, device)
     (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     table = summary.text(found, seconds)
     (options.out / "table.txt").write_text(table + "\n", encoding="utf-8")

@@ -38,7 +38,8 @@ class Worker:
 
     def read(self, seconds: float) -> str:
         """The next line; TimeoutError where it does not come in time, EOFError where the process ended."""
-        assert self.process and self.process.stdout
+        assert self.process is not None
+        assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             if not selector.select(max(0.0, seconds)):
@@ -58,7 +59,7 @@ class Worker:
             if self.process is None:
                 self.start(min(START, seconds))
                 seconds -= time.monotonic() - began
-            assert self.process and self.process.stdin
+            assert self.process is not None
             print(row.line(), file=self.process.stdin, flush=True)
             found = json.loads(self.read(min(row.seconds, seconds)))
         except (OSError, EOFError, ValueError) as error:

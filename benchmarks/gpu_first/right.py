@@ -49,9 +49,7 @@ MODULES = {
         lambda: fastattn.CFSAM([32, 64, 32], dim=64, num_heads=4),
         [(2, 32, 19, 19), (2, 64, 10, 10), (2, 32, 3, 3)],
     ),
-    "cfsam-heads": Module(
-        lambda: fastattn.CFSAM([64, 64], dim=256, num_heads=8), [(2, 64, 38, 38), (2, 64, 19, 19)]
-    ),
+    "cfsam-heads": Module(lambda: fastattn.CFSAM([64, 64], dim=256, num_heads=8), [(2, 64, 38, 38), (2, 64, 19, 19)]),
     "cfsam-parts": Module(
         lambda: fastattn.CFSAM([8, 12, 8], dim=128, num_heads=1, num_parts=5, depth=2, conv_bias=True),
         [(2, 8, 7, 6), (2, 12, 4, 3), (2, 8, 1, 1)],
@@ -65,6 +63,10 @@ MODULES = {
     "cat-3136": Module(lambda: fastattn.ConceptualAttention(96, 64), [(2, 3136, 96)]),
     "cat-odd": Module(lambda: fastattn.ConceptualAttention(136, 70), [(2, 83, 136)]),
 }
+TINY = {  # to rehearse with
+    "tiny scsa": Module(lambda: fastattn.SCSA(8), [(2, 8, 7, 8)]),
+    "tiny cat": Module(lambda: fastattn.ConceptualAttention(8, 3), [(1, 9, 8)]),
+}
 # in float16 too
 NARROW = "scsa-56", "scsa-7", "scsa-odd", "smsa", "pcsa", "lga-128", "cfsam-heads", "acp-56", "cat-197"
 # every kernel, in little: under the sanitizer
@@ -77,7 +79,7 @@ def build(name: str, dtype: torch.dtype, layout: str) -> tuple[nn.Module, list[T
     ACP's are so coarse that convolutions do not round: where two pixels of a window differ by a rounding, their
     gradient may go to either.
     """
-    found = MODULES[name]
+    found = (MODULES | TINY)[name]
     module: Any = randomize(found.make())
     inputs = [drawn(shape, seed) for seed, shape in enumerate(found.shapes, 1)]
     device = inputs[0].device

@@ -13,6 +13,8 @@ from ..shapes import (
     CONTIGUOUS,
     FORWARD,
     GPU_BATCH,
+    GPU_SMOKE_SHAPE,
+    SMOKE_CAT,
     STAGES,
     TRAINING,
     WORKS,
@@ -52,15 +54,35 @@ class Row:
         return Row(**json.loads(line))
 
 
-def rows(phase: str) -> list[Row]:
-    return list({"look": look, "right": right, "fast": fast, "why": why}[phase]())
+def rows(phase: str, *, rehearse: bool = False) -> list[Row]:
+    """The rows of a phase; or a few little ones of every kind, of which some fail as rows may on a GPU."""
+    return list((rehearsal if rehearse else {"look": look, "right": right, "fast": fast, "why": why}[phase])(phase))
 
 
-def look() -> Iterator[Row]:
-    yield Row("look", "look", "machine", seconds=30)
+def rehearsal(phase: str) -> Iterator[Row]:
+    from . import right
+
+    if phase == "look":
+        yield from look(phase)
+    elif phase == "right":
+        for name in right.TINY:
+            yield Row(phase, "right", name, {"module": name, "dtype": "float32", "layout": CONTIGUOUS}, 300)
+        yield Row(phase, "raises", "a row that raises")
+        yield Row(phase, "dies", "a row whose process dies")
+        yield Row(phase, "hangs", "a row that hangs", seconds=2)
+    elif phase == "fast":
+        for name in TINY:
+            yield Row(phase, "warm", f"compile {name}", {"contest": name}, 300)
+            yield Row(phase, "fast", name, {"contest": name}, 300)
+    else:
+        yield Row(phase, "counters", "counters", {"shape": list(GPU_SMOKE_SHAPE)})
 
 
-def right() -> Iterator[Row]:
+def look(phase: str) -> Iterator[Row]:
+    yield Row(phase, "look", "machine", seconds=30)
+
+
+def right(phase: str) -> Iterator[Row]:
     """Every operation, then what surrounds a call, then, since the compiler takes its time, what `fast` will compile."""
     from . import right, special
 
@@ -70,29 +92,31 @@ def right() -> Iterator[Row]:
             main = dtype != "float16" or name in right.NARROW
             if main and (maps or layout == CONTIGUOUS):
                 arguments = {"module": name, "dtype": dtype, "layout": layout}
-                yield Row("right", "right", f"{name} {dtype} {layout}", arguments, 90)
+                yield Row(phase, "right", f"{name} {dtype} {layout}", arguments, 90)
     for name in special.CHECKS:
-        yield Row("right", "special", name, {"check": name}, 90)
+        yield Row(phase, "special", name, {"check": name}, 90)
     for name in contests():
         if name.startswith(("scsa", "lga", "acp", "cat")):
-            yield Row("right", "warm", f"compile {name}", {"contest": name}, 90)
+            yield Row(phase, "warm", f"compile {name}", {"contest": name}, 90)
 
 
-def fast() -> Iterator[Row]:
+def fast(phase: str) -> Iterator[Row]:
     """Contests, and after those that matter most the counters of SCSA's kernels, which want the GPU for themselves."""
-    timed = [Row("fast", "fast", name, {"contest": name}) for name in contests()]
-    counted = [
-        Row("fast", "counters", f"counters {channels} x {height} x {width}", {"shape": [GPU_BATCH, channels, height, width]})
-        for channels, height, width in STAGES
-    ]
+    timed = [Row(phase, "fast", name, {"contest": name}) for name in contests()]
+    counted = [Row(phase, "counters", f"counters {stage}", {"shape": [GPU_BATCH, *stage]}) for stage in STAGES]
     yield from [*timed[:MOST], *counted, *timed[MOST:]]
 
 
-def why() -> Iterator[Row]:
+def why(phase: str) -> Iterator[Row]:
     from . import right
 
     for tool, name in product(("memcheck", "racecheck"), right.SMALL):
-        yield Row("why", "sanitize", f"{tool} {name}", {"tool": tool, "module": name}, 100)
+        yield Row(phase, "sanitize", f"{tool} {name}", {"tool": tool, "module": name}, 100)
+
+
+TINY: dict[str, Any] = {  # contests to rehearse with
+    "tiny cat": CatCase(1, *SMOKE_CAT),
+}
 
 
 def contests() -> dict[str, Any]:

@@ -31,9 +31,8 @@ def library() -> Path:
     others = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", wanted)) - set(re.findall(r"\bcu[A-Z]\w+(?=\()", source)))
     (folder / "standin.c").write_text(source + "".join(f"int {name}(void) {{ return 0; }}\n" for name in others))
     built = folder / "libcuda.so.1"
-    compiler = os.environ.get("CC", "cc")
-    arguments = ["-shared", "-fPIC", "-O1", "-Wno-unused", "-Wl,-soname,libcuda.so.1", "-o", built, folder / "standin.c"]
-    subprocess.run([compiler, *arguments], check=True)
+    options = "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1"
+    subprocess.run([os.environ.get("CC", "cc"), *options, "-o", built, folder / "standin.c"], check=True)
     ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL)
     return built
 

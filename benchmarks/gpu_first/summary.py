@@ -61,26 +61,29 @@ def failures(found: Sequence[Found]) -> Table:
     for one in found:
         if not one["ok"] and one.get("failed") != "time":
             keys = [key for key in ("wrong", "moving", "failed", "differ", "worst", "said", "dtypes") if key in one]
-            text = "; ".join(f"{key}: {one[key]}" for key in keys) or str({k: v for k, v in one.items() if k != "records"})
+            text = "; ".join(f"{key}: {one[key]}" for key in keys) or "not ok"
             rows.append((one["phase"], one["name"], text.strip().replace("\n", " ")[-300:]))
     return Table("Failures", ("phase", "row", "what"), rows)
 
 
 def speeds(found: Sequence[Found]) -> Table:
     """Milliseconds, and how many times faster the package is than each rival."""
-    rows, ratios = [], {}
+    rows: list[tuple[str, ...]] = []
+    ratios: dict[tuple[str, ...], list[float]] = {}
     for one in found:
         for record in one.get("records", ()):
-            label, _, launch = record["rival"].partition("-") if "launch" not in record else (record["rival"], "", record["launch"])
+            label, launch = record["rival"], record["launch"]
             if label in RIVALS:
                 continue
             beside = {over: value["median"] for over, value in record["speedup"].items()}
+            kind = one["name"].split()[0], record["dtype"], record["work"], launch
             for over, value in beside.items():
-                ratios.setdefault((one["name"].split()[0], record["dtype"], record["work"], launch, over), []).append(value)
+                ratios.setdefault((*kind, over), []).append(value)
             cells = [f"{beside[over]:.2f}" if over in beside else "-" for over in RIVALS]
             rows.append((one["name"], f"{label} {launch}", f"{record['median_ms']:.4f}", *cells))
     for (kind, *how, over), values in ratios.items():
-        rows.append((f"mean: {kind} {' '.join(how)}", f"over {over}", f"{prod(values) ** (1 / len(values)):.2f}", *"----"))
+        mean = prod(values) ** (1 / len(values))
+        rows.append((f"mean: {kind} {' '.join(how)}", f"over {over}", f"{mean:.2f}", *"----"))
     return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def sanitize(tool: str, module: str) -> dict[str, Any]:
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     if done.returncode == 9 and tool == "racecheck" and not races(said):
         return {"ok": True, "said": [said[-1], "all of them replicas of one value, written by one instruction"]}
-    return {"ok": done.returncode == 0, "said": said[-1:] if done.returncode == 0 else said[-20:] + [done.stderr[-800:]]}
+    if done.returncode == 0:
+        return {"ok": True, "said": said[-1:]}
+    return {"ok": False, "said": [*said[-20:], done.stderr[-800:]]}
 
 
 def races(said: Sequence[str]) -> list[str]:
@@ -73,7 +76,7 @@ def races(said: Sequence[str]) -> list[str]:
     changed: an instruction is not in a race with itself.
     """
     found, reported = [], re.compile(r"(Read|Write) access at (\S+) in")
-    for first, second in zip(said, said[1:], strict=False):
+    for first, second in pairwise(said):
         both = reported.search(first), reported.search(second)
         if "Race reported" in first and not (both[0] and both[1] and both[0].groups() == both[1].groups()):
             found.append(first)

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 from .rows import Row
 
-MODULES = {"warm": "fast", "counters": "why", "sanitize": "why"}  # where a task is not the module of its own name
+# where a task is not the module of its own name
+MODULES = {"warm": "fast", "counters": "why", "sanitize": "why"} | dict.fromkeys(("raises", "dies", "hangs"), "failing")
 TEXT = 3000  # characters of an error
 BROKEN = "CUDA error", "Triton Error [CUDA]", "an illegal memory access", "CUDNN_STATUS", "CUBLAS_STATUS"
 
