@@ -200,17 +200,19 @@ class Plan:
         return {"BC": bc, "BR": br, "BW": bw}
 
     def _window_tile(self, most: int = tiles.TILE, small: bool = False) -> dict[str, int]:
-        """Return the tile of a pass by windows: by rows, or [BC, BR, BJ, BV]."""
-        tile = self._row_tile(self.window[0], most, small)
+        """Return the tile of a pass by windows: [BC, BI * BR, BW], whose columns are gathered, or [BC, BR, BJ, BV]."""
+        tile = self._row_tile(self.height, most, small)
+        bi = min(tile["BR"], tiles.power(-(-self.height // self.window[0])))
         per_block = -(-min(self.columns, self.width) // self.window[1])
         bv, bj = tiles.power(self.window[1]), tiles.power(per_block)
+        tile |= {"BI": bi, "BR": tile["BR"] // bi}
         if self.channels_last or self.max:
             channels = self._segment() if small else self._channels_per_block()
             most = max(most, bv * bj)
             bv, bj, bc, br = tiles.fit(most, bv, bj, channels, self.window[0])
             if small:
                 bc *= min(most // (bv * bj * bc * br), tiles.power(self.channels) // bc) or 1
-            tile |= {"BC": bc, "BR": br}
+            tile |= {"BC": bc, "BI": 1, "BR": br}
         return {**tile, "BJ": bj, "BV": bv}
 
     def _gate_tile(self, length: int, most: int = tiles.TILE) -> tuple[int, int, int]:
@@ -277,7 +279,8 @@ class Plan:
         """Return the blocks that both small kernels share, with tiles within a limit."""
         windows = self._window_tile(most, small=True)
         bi, bj = tiles.attention_rows(self.channels, self.head, most)
-        blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BR": windows["BR"], "BJ": windows["BJ"], "BV": windows["BV"]}
+        blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BI": windows["BI"], "WINDOW_BR": windows["BR"]}
+        blocks |= {"BJ": windows["BJ"], "BV": windows["BV"]}
         blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj}
         blocks |= {"BW": tiles.power(self.width), "BH": tiles.power(self.height)}
         group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
