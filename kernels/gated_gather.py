@@ -10,6 +10,7 @@ Tiles as in `gated_pool`. The rows below the last whole window follow as one mor
 import triton
 import triton.language as tl
 
+from .gated_pool import window_sums
 from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, saved_axes, scratch_axes, scratch_channels
 
 
@@ -17,46 +18,45 @@ from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, sav
 def gather_by_rows(
     grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, w0, C, H, W, WH, WW, NI, NJ,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, WINDOWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Gather the block's columns, over all rows; without WINDOWS no p."""
     c = c0 + tl.arange(0, BC)
     w = w0 + tl.arange(0, BW)
+    row = tl.arange(0, BI * BR)
     columns = (c < C)[:, None] & ((w < W) & (w < w0 + COLUMNS))[None, :]  # [BC, BW]
     at_w = on_axis(c[:, None], w[None, :], C, W, NHWC)
-    window = w // WW
-    first = w0 // WW
-    last = tl.minimum(NJ, first + tl.cdiv(COLUMNS, WW))
+    j = w0 // WW + tl.arange(0, BJ)
+    windows = j < tl.minimum(NJ, w0 // WW + tl.cdiv(COLUMNS, WW))
     if SPATIAL:
         weight_w = tl.load(a_w + at_w, mask=columns, other=0.0)
-    total_w = tl.zeros([BC, BR, BW], tl.float32)
-    for i in range(tl.cdiv(H, WH)):
-        sums = tl.zeros([BC, BW], tl.float32)
+    total_w = tl.zeros([BC, BI * BR, BW], tl.float32)
+    for i0 in range(0, tl.cdiv(H, WH), BI):
+        sums = tl.zeros([BC, BI * BR, BW], tl.float32)
         for r0 in range(0, WH, BR):
-            r = r0 + tl.arange(0, BR)
-            h = i * WH + r
-            rows = (c < C)[:, None] & ((r < WH) & (h < H))[None, :]  # [BC, BR]
+            r = r0 + row % BR
+            h = (i0 + row // BR) * WH + r
+            rows = (c < C)[:, None] & ((r < WH) & (h < H))[None, :]  # [BC, BI * BR]
             inside = columns[:, None, :] & rows[:, :, None]
             offsets = pixels(c[:, None, None], h[None, :, None], w[None, None, :], C, H, W, NHWC)
-            tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BR, BW]
+            tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BI * BR, BW]
             gradient = tl.load(grad_out + offsets, mask=inside, other=0.0).to(tl.float32)
             if SPATIAL:
                 at_h = on_axis(c[:, None], h[None, :], C, H, NHWC)
-                by_row = tile * tl.load(a_h + at_h, mask=rows, other=0.0)[:, :, None]
-                by_column = tile * weight_w[:, None, :]
-                total_w += gradient * by_row
-                tl.store(r_h + at_h, tl.sum(gradient * by_column, axis=2), mask=rows)
+                weight_h = tl.load(a_h + at_h, mask=rows, other=0.0)[:, :, None]
+                total_w += gradient * tile * weight_h
+                tl.store(r_h + at_h, tl.sum(gradient * tile * weight_w[:, None, :], axis=2), mask=rows)
                 if WINDOWS:
-                    sums += tl.sum(by_row, axis=1)
-                    if i < NI:
-                        for j in range(first, last):
-                            part = tl.sum(tl.where((window == j)[None, None, :], by_column, 0.0), axis=2)
-                            tl.store(p_h + j * C * H + at_h, part, mask=rows)
+                    sums += tile * weight_h
+                    parts = window_sums(tile * weight_w[:, None, :], WW, BJ, BV)  # [BC, BI * BR, BJ]
+                    pooled = (rows & (h < NI * WH)[None, :])[:, :, None] & windows[None, None, :]
+                    tl.store(p_h + j[None, None, :] * C * H + at_h[:, :, None], parts, mask=pooled)
             else:
                 total_w += gradient * tile
         if SPATIAL and WINDOWS:
-            if i < NI:
-                tl.store(p_w + i * C * W + at_w, sums, mask=columns)
+            sums = tl.sum(tl.reshape(sums, [BC, BI, BR, BW]), axis=2)
+            i = (i0 + tl.arange(0, BI))[None, :, None]
+            tl.store(p_w + i * C * W + at_w[:, None, :], sums, mask=columns[:, None, :] & (i < NI))
     total = tl.sum(total_w, axis=1)  # [BC, BW]
     if SPATIAL:
         tl.store(r_w + at_w, total, mask=columns)
@@ -111,7 +111,7 @@ def gather_by_windows(
 def gated_gathers(
     grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, part, C, H, W, WH, WW, NI, NJ,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, WINDOWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Gather one block of channels and columns, the way that suits the format."""
     if NHWC and WINDOWS:
@@ -125,7 +125,7 @@ def gated_gathers(
     else:
         gather_by_rows(
             grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, part * COLUMNS, C, H, W, WH, WW, NI, NJ,
-            NHWC, SPATIAL, WINDOWS, COLUMNS, BC, BR, BW,
+            NHWC, SPATIAL, WINDOWS, COLUMNS, BC, BI, BR, BW, BJ, BV,
         )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def gated_gather_kernel(
     grad_out, x, saved, scratch, C, H, W, WH, WW, NI, NJ, PARTS, SAVED, SCRATCH,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, WINDOWS: tl.constexpr, MAX: tl.constexpr,
     ALIGN: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
     C, W = aligned(C, W, NHWC, ALIGN)
@@ -147,5 +147,5 @@ def gated_gather_kernel(
     gated_gathers(
         sample(grad_out, b, C * H * W), sample(x, b, C * H * W), a_h, a_w, r_h + part * C * H, r_w, p_h, p_w,
         dg + part * C, c0, part, C, H, W, WH, WW, NI, NJ,
-        NHWC, SPATIAL, WINDOWS, COLUMNS, BC, BR, BW, BJ, BV,
+        NHWC, SPATIAL, WINDOWS, COLUMNS, BC, BI, BR, BW, BJ, BV,
     )  # fmt: skip

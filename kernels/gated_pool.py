@@ -1,8 +1,9 @@
 """Pooling of x * a_h * a_w by windows, without storing the product.
 
-Contiguous rows are read whole, and the columns of a window found by a mask; in channels_last, where any pixel is
-aligned, a tile is [BC, BR, BJ, BV]: channels, rows, windows, columns of a window. Maxima are found by the second
-way in both formats.
+Contiguous rows are read whole. A tile [BC, BI * BR, BW] holds as many rows of BI rows of windows at once, so that what
+is read next is added element by element, and only the sums are gathered from columns into windows. In channels_last,
+where any pixel is aligned, a tile is [BC, BR, BJ, BV]: channels, rows, windows, columns of a window. Maxima are found
+by the second way in both formats.
 """
 
 import triton
@@ -12,39 +13,54 @@ from .layout import aligned, channel_block, kernel, on_axis, pixels, sample, sav
 
 
 @triton.jit
+def window_sums(tile, WW, BJ: tl.constexpr, BV: tl.constexpr):
+    """Sum the columns of each window of a tile [BC, BI, BW] that begins with a window: [BC, BI, BJ]."""
+    BW: tl.constexpr = tile.shape[2]
+    if BJ == 1:
+        return tl.sum(tl.where((tl.arange(0, BW) < WW)[None, None, :], tile, 0.0), axis=2, keep_dims=True)
+    place = tl.arange(0, BJ * BV)
+    column = tl.minimum(place // BV * WW + place % BV, BW - 1)  # beyond a window's own, any
+    index = column[None, None, :] + tl.zeros([tile.shape[0], tile.shape[1], BJ * BV], tl.int32)
+    columns = tl.where((place % BV < WW)[None, None, :], tl.gather(tile, index, axis=2), 0.0)
+    return tl.sum(tl.reshape(columns, [tile.shape[0], tile.shape[1], BJ, BV]), axis=3)
+
+
+@triton.jit
 def pool_by_rows(
     x, a_h, a_w, pooled, c0, w0, C, H, W, WH, WW, NI, NJ,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Average the windows of the block's columns, over all rows."""
     c = c0 + tl.arange(0, BC)
     w = w0 + tl.arange(0, BW)
+    row = tl.arange(0, BI * BR)
+    channels = (c < C)[:, None]
     columns = (w < W) & (w < w0 + COLUMNS)
-    first = w0 // WW
-    last = tl.minimum(NJ, first + tl.cdiv(COLUMNS, WW))
-    window = w // WW
+    j = w0 // WW + tl.arange(0, BJ)
+    windows = j < tl.minimum(NJ, w0 // WW + tl.cdiv(COLUMNS, WW))
     weights = tl.full([BC, BW], 1.0, tl.float32) / (WH * WW)
     if SPATIAL:
         at_w = on_axis(c[:, None], w[None, :], C, W, NHWC)
-        weights *= tl.load(a_w + at_w, mask=(c < C)[:, None] & columns[None, :], other=0.0)
-    for i in range(NI):
-        total = tl.zeros([BC, BW], tl.float32)
+        weights *= tl.load(a_w + at_w, mask=channels & columns[None, :], other=0.0)
+    for i0 in range(0, NI, BI):
+        total = tl.zeros([BC, BI * BR, BW], tl.float32)
         for r0 in range(0, WH, BR):
-            r = r0 + tl.arange(0, BR)
-            h = i * WH + r
-            rows = r < WH
-            inside = (c < C)[:, None, None] & rows[None, :, None] & columns[None, None, :]
+            r = r0 + row % BR
+            h = (i0 + row // BR) * WH + r
+            rows = channels & ((r < WH) & (h < NI * WH))[None, :]  # [BC, BI * BR]
+            inside = rows[:, :, None] & columns[None, None, :]
             offsets = pixels(c[:, None, None], h[None, :, None], w[None, None, :], C, H, W, NHWC)
-            tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BR, BW]
+            tile = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)  # [BC, BI * BR, BW]
             if SPATIAL:
                 at_h = on_axis(c[:, None], h[None, :], C, H, NHWC)
-                tile *= tl.load(a_h + at_h, mask=(c < C)[:, None] & rows[None, :], other=0.0)[:, :, None]
-            total += tl.sum(tile, axis=1)
-        total *= weights
-        for j in range(first, last):
-            value = tl.sum(tl.where((window == j)[None, :], total, 0.0), axis=1)  # [BC]
-            tl.store(pooled + (i * NJ + j) * C + c, value, mask=c < C)
+                tile *= tl.load(a_h + at_h, mask=rows, other=0.0)[:, :, None]
+            total += tile
+        total = tl.sum(tl.reshape(total, [BC, BI, BR, BW]), axis=2) * weights[:, None, :]
+        i = (i0 + tl.arange(0, BI))[:, None]
+        inside = channels[:, :, None] & (i < NI)[None, :, :] & windows[None, None, :]
+        at = ((i * NJ + j[None, :]) * C)[None, :, :] + c[:, None, None]
+        tl.store(pooled + at, window_sums(total, WW, BJ, BV), mask=inside)
 
 
 @triton.jit
@@ -100,7 +116,7 @@ def pool_by_windows(
 def gated_pools(
     x, a_h, a_w, pooled, index, c0, part, C, H, W, WH, WW, NI, NJ,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, MAX: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Pool the windows of one block of channels and columns, the way that suits the format."""
     if NHWC or MAX:
@@ -114,15 +130,16 @@ def gated_pools(
             )  # fmt: skip
     else:
         pool_by_rows(
-            x, a_h, a_w, pooled, c0, part * COLUMNS, C, H, W, WH, WW, NI, NJ, NHWC, SPATIAL, COLUMNS, BC, BR, BW
-        )
+            x, a_h, a_w, pooled, c0, part * COLUMNS, C, H, W, WH, WW, NI, NJ, NHWC, SPATIAL, COLUMNS,
+            BC, BI, BR, BW, BJ, BV,
+        )  # fmt: skip
 
 
 @kernel
 def gated_pool_kernel(
     x, saved, C, H, W, WH, WW, NI, NJ, SAVED,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, MAX: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr,
-    BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
     C, W = aligned(C, W, NHWC, ALIGN)
@@ -132,5 +149,5 @@ def gated_pool_kernel(
     _, _, _, pooled, index = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     gated_pools(
         sample(x, b, C * H * W), a_h, a_w, pooled, index, c0, tl.program_id(1), C, H, W, WH, WW, NI, NJ,
-        NHWC, SPATIAL, MAX, COLUMNS, BC, BR, BW, BJ, BV,
+        NHWC, SPATIAL, MAX, COLUMNS, BC, BI, BR, BW, BJ, BV,
     )  # fmt: skip

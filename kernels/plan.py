@@ -1,6 +1,7 @@
 """Plans: which kernels an operation launches for one signature, with which blocks and workspaces.
 
-Large maps take one launch per pass over x or over vectors, small ones one launch in all.
+Large maps take one launch per pass over x or over vectors, small ones one launch in all where that is predicted to be
+faster. Both leave and expect the same workspaces, so forward and backward are chosen apart.
 """
 
 import inspect
@@ -21,6 +22,7 @@ from . import (
     gated_product,
     gated_product_backward,
     layout,
+    predict,
     small,
     tiles,
     tuning,
@@ -71,7 +73,7 @@ class Plan:
         self.processors = processors(device)
         self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
         pairs = self.channels * self.head if channel else 0
-        self.small = (
+        self.small = (  # one program can take a sample through all stages
             max(self.height, self.width) <= SMALL
             and self.channels * self.height * self.width <= SMALL_SAMPLE
             and pairs <= SMALL_ATTENTION
@@ -107,7 +109,7 @@ class Plan:
         self.dtypes = dict.fromkeys(self.names, param_dtype)
         self.dtypes |= {"x": x_dtype, "grad_x": x_dtype, "out": out_dtype, "grad_out": out_dtype}
         self.dtypes |= {"saved": torch.float32, "scratch": torch.float32, "grad_params": param_dtype}
-        self.forward = (self._small_forward(),) if self.small else self._large_forward()
+        self.forward = self._faster(self._small_forward, self._large_forward())
         self._backward: dict[tuple[bool, bool], tuple[Launch, ...]] = {}
         self.backward = self.part_of_backward(True, True)
 
@@ -115,9 +117,18 @@ class Plan:
         """Return the launches that these gradients need."""
         wanted = need_x, need_params
         if wanted not in self._backward:
-            launches = (self._small_backward(need_x),) if self.small else self._large_backward(need_x)
+            launches = self._faster(lambda: self._small_backward(need_x), self._large_backward(need_x))
             self._backward[wanted] = (*launches, self._batch_sum()) if need_params else launches
         return self._backward[wanted]
+
+    def _faster(self, one: Callable[[], Launch], each: tuple[Launch, ...]) -> tuple[Launch, ...]:
+        """Return the launches of all stages, or the one launch that does the same for a small map."""
+        if not self.small:
+            return each
+        whole, pooled = one(), self.windows[0] * self.windows[1]
+        sizes = self.channels, self.height, self.width, self.head, pooled
+        work = {launch.name: predict.instructions(launch.name, *sizes) for launch in each}
+        return (whole,) if predict.one_launch_is_faster(whole, each, work, self.batch, self.processors) else each
 
     def _choose_columns(self) -> None:
         """Choose the columns of a block of x, fewer where channels and samples alone would not fill a GPU."""
@@ -173,33 +184,35 @@ class Plan:
         )
         return tuning.apply(launch)
 
-    def _row_tile(self, rows: int, most: int = tiles.TILE) -> dict[str, int]:
+    def _row_tile(self, rows: int, most: int = tiles.TILE, small: bool = False) -> dict[str, int]:
         """Return a tile [BC, BR, BW] that covers the block's columns and, at most, so many rows."""
         width = tiles.power(self.columns)
-        if not (self.channels_last or self.small):
+        if not (self.channels_last or small):
             most //= 2
         most = max(most, width)
         if self.channels_last:
-            channels = self._segment() if self.small else self._channels_per_block()
+            channels = self._segment() if small else self._channels_per_block()
             bw, bc, br = tiles.fit(most, width, channels, rows)
-            if self.small:
+            if small:
                 bc *= min(most // (bw * bc * br), tiles.power(self.channels) // bc) or 1
         else:
-            bw, br, bc = tiles.fit(most, width, min(rows, 16 if self.small else 8), self.channels)
+            bw, br, bc = tiles.fit(most, width, min(rows, 16 if small else 8), self.channels)
         return {"BC": bc, "BR": br, "BW": bw}
 
-    def _window_tile(self, most: int = tiles.TILE) -> dict[str, int]:
-        """Return the tile of a pass by windows: by rows, or [BC, BR, BJ, BV]."""
-        tile = self._row_tile(self.window[0], most)
+    def _window_tile(self, most: int = tiles.TILE, small: bool = False) -> dict[str, int]:
+        """Return the tile of a pass by windows: [BC, BI * BR, BW], whose columns are gathered, or [BC, BR, BJ, BV]."""
+        tile = self._row_tile(self.height, most, small)
+        bi = min(tile["BR"], tiles.power(-(-self.height // self.window[0])))
         per_block = -(-min(self.columns, self.width) // self.window[1])
         bv, bj = tiles.power(self.window[1]), tiles.power(per_block)
+        tile |= {"BI": bi, "BR": tile["BR"] // bi}
         if self.channels_last or self.max:
-            channels = self._segment() if self.small else self._channels_per_block()
+            channels = self._segment() if small else self._channels_per_block()
             most = max(most, bv * bj)
             bv, bj, bc, br = tiles.fit(most, bv, bj, channels, self.window[0])
-            if self.small:
+            if small:
                 bc *= min(most // (bv * bj * bc * br), tiles.power(self.channels) // bc) or 1
-            tile |= {"BC": bc, "BR": br}
+            tile |= {"BC": bc, "BI": 1, "BR": br}
         return {**tile, "BJ": bj, "BV": bv}
 
     def _gate_tile(self, length: int, most: int = tiles.TILE) -> tuple[int, int, int]:
@@ -264,9 +277,10 @@ class Plan:
 
     def _small(self, most: int = tiles.TILE) -> dict[str, int]:
         """Return the blocks that both small kernels share, with tiles within a limit."""
-        windows = self._window_tile(most)
+        windows = self._window_tile(most, small=True)
         bi, bj = tiles.attention_rows(self.channels, self.head, most)
-        blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BR": windows["BR"], "BJ": windows["BJ"], "BV": windows["BV"]}
+        blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BI": windows["BI"], "WINDOW_BR": windows["BR"]}
+        blocks |= {"BJ": windows["BJ"], "BV": windows["BV"]}
         blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj}
         blocks |= {"BW": tiles.power(self.width), "BH": tiles.power(self.height)}
         group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
@@ -276,7 +290,7 @@ class Plan:
         return blocks | {"NG": groups, "BG_H": bg_h, "BG_W": bg_w, "TILES_H": tiles_h, "TILES_W": tiles_w}
 
     def _small_forward(self) -> Launch:
-        blocks = self._small() | self._row_tile(self.height)
+        blocks = self._small() | self._row_tile(self.height, small=True)
         step = max(blocks["BC"], blocks["ATTENTION_BI"])
         programs = 1 if not self.channel or self.constants["SOFTMAX"] else max(1, self.processors // self.batch)
         rows = -(-self.channels // (step * programs)) * step
@@ -284,7 +298,7 @@ class Plan:
         return self._launch(small.small_forward_kernel, grid, FORWARD, 16, blocks, rows)
 
     def _small_backward(self, need_x: bool) -> Launch:
-        blocks = self._small(tiles.TILE // 2) | self._row_tile(self.window[0], tiles.TILE // 2)
+        blocks = self._small(tiles.TILE // 2) | self._row_tile(self.window[0], tiles.TILE // 2, small=True)
         return self._launch(small.small_backward_kernel, (self.batch,), BACKWARD, 8, blocks | {"NEED_X": need_x})
 
     def _batch_sum(self) -> Launch:

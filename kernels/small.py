@@ -29,7 +29,8 @@ def small_forward_kernel(
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
-    WINDOW_BC: tl.constexpr, WINDOW_BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    WINDOW_BC: tl.constexpr, WINDOW_BI: tl.constexpr, WINDOW_BR: tl.constexpr,
+    BJ: tl.constexpr, BV: tl.constexpr,
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
     POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +64,7 @@ def small_forward_kernel(
         for c0 in range(0, C, WINDOW_BC):
             gated_pools(
                 x, a_h, a_w, pooled, index, c0, 0, C, H, W, WH, WW, NI, NJ,
-                NHWC, SPATIAL, MAX, BW, WINDOW_BC, WINDOW_BR, BW, BJ, BV,
+                NHWC, SPATIAL, MAX, BW, WINDOW_BC, WINDOW_BI, WINDOW_BR, BW, BJ, BV,
             )  # fmt: skip
         tl.debug_barrier()
         channel_attention(
@@ -88,7 +89,8 @@ def small_backward_kernel(
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr,
-    WINDOW_BC: tl.constexpr, WINDOW_BR: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
+    WINDOW_BC: tl.constexpr, WINDOW_BI: tl.constexpr, WINDOW_BR: tl.constexpr,
+    BJ: tl.constexpr, BV: tl.constexpr,
     BC: tl.constexpr, BR: tl.constexpr,
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +106,7 @@ def small_backward_kernel(
     for c0 in range(0, C, WINDOW_BC):
         gated_gathers(
             grad_out, x, a_h, a_w, r_h, r_w, p_h, p_w, dg, c0, 0, C, H, W, WH, WW, NI, NJ,
-            NHWC, SPATIAL, WINDOWS, BW, WINDOW_BC, WINDOW_BR, BW, BJ, BV,
+            NHWC, SPATIAL, WINDOWS, BW, WINDOW_BC, WINDOW_BI, WINDOW_BR, BW, BJ, BV,
         )  # fmt: skip
     tl.debug_barrier()
     if CHANNEL:

@@ -10,7 +10,7 @@ from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_accurate, check,
 
 pytest.importorskip("triton")
 
-from fastattn.kernels import plan, scsa, tiles, tuning
+from fastattn.kernels import plan, predict, scsa, tiles, tuning
 from fastattn.kernels.launch import Launch
 
 runs = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
@@ -30,6 +30,12 @@ def large(monkeypatch, fresh_plans):
     monkeypatch.setattr(plan, "SMALL", 0)
 
 
+@pytest.fixture
+def one_launch(monkeypatch, fresh_plans):
+    """Serve small maps by one launch, however many channels they have."""
+    monkeypatch.setattr(predict, "START", 1 << 60)
+
+
 def make_plan(module, shape, dtype=torch.float32, memory_format=torch.contiguous_format):
     """Return the plan of a module's call on a GPU with an H200's processors."""
     operation = module.operation
@@ -43,17 +49,66 @@ def make_plan(module, shape, dtype=torch.float32, memory_format=torch.contiguous
     )  # fmt: skip
 
 
+ONE, EACH = (1, 2), (5, 5)  # launches forward and backward
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 @pytest.mark.parametrize(
-    ("channels", "side", "small"),
-    [(64, 56, False), (128, 28, False), (256, 14, True), (512, 7, True), (960, 7, False), (2048, 7, False)],
+    ("shape", "forward", "backward"),
+    [
+        ((32, 64, 56, 56), EACH, EACH),
+        ((32, 128, 28, 28), EACH, EACH),
+        ((32, 256, 14, 14), EACH, EACH),
+        ((32, 512, 7, 7), EACH, EACH),
+        ((1, 512, 7, 7), EACH, EACH),
+        ((32, 2048, 7, 7), EACH, EACH),
+        ((32, 128, 7, 7), ONE, EACH),
+        ((1, 64, 14, 14), ONE, EACH),
+        ((1, 32, 7, 7), ONE, ONE),
+        ((32, 32, 7, 7), ONE, ONE),
+        ((256, 32, 7, 7), ONE, ONE),
+    ],
+    ids=str,
 )
-def test_the_size_chooses_the_strategy(channels, side, small, memory_format):
+def test_the_size_chooses_the_strategy_of_each_pass(shape, forward, backward, memory_format):
+    made = make_plan(fastattn.SCSA(shape[1]), shape, memory_format=memory_format)
+    assert (len(made.forward), len(made.backward)) == (forward[0], backward[1])
+    assert len(made.part_of_backward(True, False)) == len(made.backward) - 1
+    assert len(made.part_of_backward(False, True)) == (2 if backward == ONE else 4)
+
+
+@pytest.mark.usefixtures("one_launch")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize(
+    ("channels", "side", "small"), [(128, 28, False), (256, 14, True), (512, 7, True), (960, 7, False)]
+)
+def test_one_program_takes_maps_up_to_a_size(channels, side, small, memory_format):
     made = make_plan(fastattn.SCSA(channels), (32, channels, side, side), memory_format=memory_format)
     assert made.small == small
-    assert (len(made.forward), len(made.backward)) == ((1, 2) if small else (5, 5))
-    assert len(made.part_of_backward(True, False)) == len(made.backward) - 1
-    assert len(made.part_of_backward(False, True)) == (2 if small else 4)
+    assert (len(made.forward), len(made.backward)) == (ONE if small else EACH)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("shape", [(32, 512, 7, 7), (1, 256, 14, 14), (32, 96, 10, 16)], ids=str)
+def test_both_strategies_agree_on_the_workspaces(shape, memory_format, monkeypatch):
+    """A pass by one launch takes what the launches of another left."""
+    each = make_plan(fastattn.SCSA(shape[1]), shape, memory_format=memory_format)
+    monkeypatch.setattr(predict, "START", 1 << 60)
+    one = make_plan(fastattn.SCSA(shape[1]), shape, memory_format=memory_format)
+    assert len(one.backward) < len(each.backward)
+    assert one.sizes == each.sizes
+
+
+@pytest.mark.parametrize(("channels", "side"), [(256, 14), (512, 7)])
+def test_what_is_foretold_follows_the_work(channels, side):
+    """More processors let many programs win; dearer launches, one."""
+    launches = make_plan(fastattn.SCSA(channels), (32, channels, side, side)).backward[:-1]
+    whole = Launch(Kernel(), lambda _: (32, 1, 1), ("a",), ("a",), {}, {}, 8)
+    work = {launch.name: predict.instructions(launch.name, channels, side, side, channels, 1) for launch in launches}
+    assert all(work.values())
+    compared = [predict.one_launch_is_faster(whole, launches, work, 32, count) for count in (1, 132)]
+    assert compared == [True, False]
+    assert predict.one_launch_is_faster(whole, launches, dict.fromkeys(work, 1.0), 32, 132)
 
 
 @runs
@@ -78,7 +133,24 @@ def test_small_maps_by_the_launches_for_large_ones(name, case, memory_format):
 
 
 @runs
-@pytest.mark.usefixtures("fresh_plans")
+@pytest.mark.usefixtures("one_launch")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("scsa", "144 channels, one pixel left"),
+        ("scsa", "max pooling, heads, bias"),
+        ("scsa", "softmax gates"),
+        ("pcsa", "default"),
+        ("smsa", "default"),
+    ],
+)
+def test_small_maps_by_one_launch(name, case, memory_format):
+    check(*make_case(name, case, memory_format=memory_format))
+
+
+@runs
+@pytest.mark.usefixtures("one_launch")
 @pytest.mark.parametrize("processors", [1, 1000], ids=["one program a sample", "many programs a sample"])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 def test_programs_of_one_sample(memory_format, processors, monkeypatch):
