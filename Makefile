@@ -4,6 +4,7 @@
 #   ARGS="-k mobilenet"     further arguments for pytest
 #   RUN_PYTHON=python3      what make gpu runs, instead of $(VENV): an interpreter that has torch and this package
 #   GPU_DIR=DIR             where make gpu keeps its parts
+#   OUT=DIR                 where make gpu-first leaves its results
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ BENCH_JSON ?= benchmarks/results/latest.json
 ARGS ?=
 RUN_PYTHON ?= $(BIN)/python
 GPU_DIR ?= build/gpu
+OUT ?= build/gpu-first
 
 SHARDS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-cfsam gpu-b
                gpu-bench-interaction gpu-bench-32-tuned gpu-bench-256-tuned
 TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
 
-.PHONY: help setup test bench bench-full gpu gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
+.PHONY: help setup test bench bench-full gpu gpu-first gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
 
 help:
 	@echo "make setup        create $(VENV): torch, this package (editable), everything the other targets need"
@@ -33,6 +35,7 @@ help:
 	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
 	@echo "                  gpu-test $(GPU_BENCHES),"
 	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for the README"
+	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
 	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
 	@echo "make lint         ruff"
 	@echo "make sanitize     run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -83,6 +86,9 @@ gpu: $(GPU_SETUP)
 	    $(MAKE) --no-print-directory $$target || failed="$$failed $$target"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "not all of it went well:$$failed" >&2; exit 1; fi
+
+gpu-first: $(GPU_SETUP)
+	$(RUN_PYTHON) -m benchmarks.gpu_first --out $(OUT) $(ARGS)
 
 gpu-test: $(GPU_SETUP)
 	FASTATTN_TEST_DEVICE=cuda $(TEN_MINUTES) bash tests/run_shards.sh $(RUN_PYTHON) $(SHARDS) $(ARGS)
