@@ -73,6 +73,8 @@ class Plan:
         self.processors = processors(device)
         self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
         pairs = self.channels * self.head if channel else 0
+        pooled = self.windows[0] * self.windows[1]
+        self.pooled_block = 16 if pooled >= 16 else 1  # pooled pixels that attention multiplies at a time
         self.small = (  # one program can take a sample through all stages
             max(self.height, self.width) <= SMALL
             and self.channels * self.height * self.width <= SMALL_SAMPLE
@@ -252,7 +254,8 @@ class Plan:
         whole = kernel is channel_attention.channel_attention_kernel and self.constants["SOFTMAX"]
         rows = self.channels if whole else bi  # a softmax gate needs all channels' logits
         grid = (self.batch, -(-self.channels // rows))
-        return self._launch(kernel, grid, names, tiles.warps(bi * bj), {"BI": bi, "BJ": bj}, rows)
+        blocks = {"BI": bi, "BJ": bj, "BN": self.pooled_block}
+        return self._launch(kernel, grid, names, tiles.warps(bi * bj), blocks, rows)
 
     def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
         launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, self._window_tile(tiles.TILE // 2))]
@@ -281,7 +284,7 @@ class Plan:
         bi, bj = tiles.attention_rows(self.channels, self.head, most)
         blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BI": windows["BI"], "WINDOW_BR": windows["BR"]}
         blocks |= {"BJ": windows["BJ"], "BV": windows["BV"]}
-        blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj}
+        blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj, "ATTENTION_BN": self.pooled_block}
         blocks |= {"BW": tiles.power(self.width), "BH": tiles.power(self.height)}
         group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
         groups = tiles.fit(most, group, 4)[1]
