@@ -31,7 +31,7 @@ from ..shapes import (
 PHASES = {"look": 20.0, "right": 150.0, "fast": 200.0, "why": 100.0}  # seconds of a run of eight minutes
 WHOLE = 480.0
 SIDE_BY_SIDE = {"look": 1, "right": 15, "fast": 1, "why": 15}  # processes; most of the time compilers work
-MOST = 12  # contests that matter most: SCSA at batch 32, networks
+MOST = 21  # contests that matter most: SCSA at batch 32, networks, one shape of each other module
 FORMATS = CONTIGUOUS, CHANNELS_LAST
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
