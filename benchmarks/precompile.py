@@ -96,7 +96,7 @@ def launch_contest(name: str) -> None:
 
 
 def launch_model(case: Any) -> None:
-    """The attentions of a network on maps of its sizes, found by a forward pass on the meta device."""
+    """The attentions of a network on maps of its sizes, found by a forward pass of one image."""
     import torch
 
     import fastattn
@@ -104,21 +104,22 @@ def launch_model(case: Any) -> None:
 
     from .shapes import MEMORY_FORMATS
 
-    model = models.create(case.model, attention=case.attention).to("meta").eval()
-    shapes: dict[tuple[int, ...], Any] = {}
+    model = models.create(case.model, attention=case.attention).eval()
+    found: dict[tuple[int, ...], Any] = {}
 
     def note(module: Any, inputs: Any) -> None:
-        shapes[tuple(inputs[0].shape)] = module
+        found[tuple(inputs[0].shape[1:])] = module
 
     handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, fastattn.SCSA)]
-    with torch.no_grad(), fastattn.use_backend("reference"):
-        model(torch.empty(case.batch, 3, case.side, case.side, device="meta"))
-    for handle in handles:
-        handle.remove()
-    for shape, module in shapes.items():
-        x = torch.zeros(shape, dtype=case.dtype).contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
-        with torch.no_grad(), fastattn.use_backend("triton"):
-            module.to_empty(device="cpu").to(case.dtype)(x)
+    with torch.no_grad():
+        with fastattn.use_backend("reference"):
+            model(torch.zeros(1, 3, case.side, case.side))
+        for handle in handles:
+            handle.remove()
+        for shape, module in found.items():
+            x = torch.zeros((case.batch, *shape), dtype=case.dtype)
+            with fastattn.use_backend("triton"):
+                module.to(case.dtype)(x.contiguous(memory_format=MEMORY_FORMATS[case.memory_format]))
 
 
 def compile_some(names: Sequence[str], arch: int, folder: str) -> dict[str, Any]:
