@@ -1,7 +1,8 @@
 """Channel attention reduced to its gate: rows of C x C are formed from the pooled map, used and forgotten.
 
 A tile is [BI, BJ]: the block's own channels against all channels of their heads. It holds whole rows, so neither
-the softmax nor the gradients need a second sweep or another program's result.
+the softmax nor the gradients need a second sweep or another program's result. Where there are many pooled pixels, BN
+of them at a time are summed by products of matrices, in full float32; else BN is 1 and each is added by itself.
 
 Gradients are made of value_j - output_i, which cancels where a row is nearly one-hot. So the output is kept as the
 value at the row's largest score and what the others add to it: (value_j - top_i) - rest_i is exact to rounding. So is
@@ -53,10 +54,35 @@ def same_head(i, j, C, D):
 
 
 @triton.jit
+def centred(pooled, c, n0, mean, C, N, BN: tl.constexpr):
+    """Pooled values of channels c at the BN pixels from n0 on, less their mean, and which there are: [c, BN]."""
+    n = n0 + tl.arange(0, BN)
+    inside = (c < C)[:, None] & (n < N)[None, :]
+    return tl.where(inside, tl.load(pooled + n[None, :] * C + c[:, None], mask=inside, other=0.0) - mean, 0.0), inside
+
+
+@triton.jit
+def linear(y, factor, offset, inside):
+    """Queries or keys of centred values [c, BN], 0 where there are none."""
+    return tl.where(inside, y * factor[:, None] + offset[:, None], 0.0)
+
+
+@triton.jit
+def weighted_sums(weights, values):
+    """Products of weights [BI, BJ] with values [BJ, BN], in parts: of whole rows a thread would hold too much."""
+    BI: tl.constexpr = weights.shape[0]
+    BK: tl.constexpr = 16
+    PARTS: tl.constexpr = weights.shape[1] // BK
+    weights = tl.permute(tl.reshape(weights, [BI, PARTS, BK]), (1, 0, 2))
+    values = tl.reshape(values, [PARTS, BK, values.shape[1]])
+    return tl.sum(tl.dot(weights, values, input_precision="ieee"), axis=0)
+
+
+@triton.jit
 def attention_gates(
     pooled, gate, rows, mean, scale,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D,
-    BIAS: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    BIAS: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Sigmoid of attention's output for the channels from i0 on, and what backward needs of these rows."""
     i = i0 + tl.arange(0, BI)
@@ -66,11 +92,18 @@ def attention_gates(
     v_factor, v_offset = projection(norm_weight, norm_bias, v_weight, v_bias, j, j < C, scale, BIAS)
     scores = tl.zeros([BI, BJ], tl.float32)
     total = tl.zeros([BJ], tl.float32)
-    for n in range(N):
-        y_i = tl.load(pooled + n * C + i, mask=i < C, other=0.0) - mean
-        y_j = tl.load(pooled + n * C + j, mask=j < C, other=0.0) - mean
-        scores += (y_i * q_factor + q_offset)[:, None] * (y_j * k_factor + k_offset)[None, :]
-        total += y_j
+    for n in range(0, N, BN):
+        if BN == 1:
+            y_i = tl.load(pooled + n * C + i, mask=i < C, other=0.0) - mean
+            y_j = tl.load(pooled + n * C + j, mask=j < C, other=0.0) - mean
+            scores += (y_i * q_factor + q_offset)[:, None] * (y_j * k_factor + k_offset)[None, :]
+            total += y_j
+        else:
+            y_i, own = centred(pooled, i, n, mean, C, N, BN)
+            y_j, other = centred(pooled, j, n, mean, C, N, BN)
+            key = tl.trans(linear(y_j, k_factor, k_offset, other))
+            scores = tl.dot(linear(y_i, q_factor, q_offset, own), key, scores, input_precision="ieee")
+            total += tl.sum(y_j, axis=1)
     value = total / N * v_factor + v_offset
     scores = tl.where(same_head(i, j, C, D), scores * temperature(D), float("-inf"))
     top = tl.max(scores, axis=1)
@@ -116,8 +149,8 @@ def softmax_gates(gate, rows, C, BLOCK: tl.constexpr):
 def channel_attention(
     statistics, pooled, gate, rows,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
-    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
-    POOLED_BLOCK: tl.constexpr,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gates of the channels i0 to i1 of a sample; of all of them with a softmax."""
     mean, scale = pooled_statistics(pooled, C * N, POOLED_BLOCK)
@@ -126,7 +159,8 @@ def channel_attention(
     for i in range(i0, i1, BI):
         attention_gates(
             pooled, gate, rows, mean, scale,
-            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, BIAS, BI, BJ,
+            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D,
+            BIAS, BI, BJ, BN,
         )  # fmt: skip
     if SOFTMAX:
         tl.debug_barrier()
@@ -138,7 +172,7 @@ def channel_attention_kernel(
     saved, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
     C, H, W, NI, NJ, D, SAVED, ROWS,
     SPATIAL: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
-    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
@@ -147,7 +181,7 @@ def channel_attention_kernel(
     channel_attention(
         statistics, pooled, gate, rows,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BLOCK, POOLED_BLOCK,
+        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BN, BLOCK, POOLED_BLOCK,
     )  # fmt: skip
 
 
@@ -186,7 +220,7 @@ def row_vectors(rows, c, inside, C):
 def attention_gradients(
     pooled, gate, rows, dg, dy, grads, mean, scale, shift,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D, PARTS,
-    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normalised pooled map for the channels from i0 on, as queries, keys and values.
 
@@ -202,12 +236,21 @@ def attention_gradients(
     by_row = tl.zeros([BI, BJ], tl.float32)
     by_column = tl.zeros([BI, BJ], tl.float32)
     total_i = tl.zeros([BI], tl.float32)
-    for n in range(N):
-        y_i = tl.load(pooled + n * C + i, mask=own, other=0.0) - mean
-        y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
-        by_row += (y_i * q_i + q_i0)[:, None] * (y_j * k_j + k_j0)[None, :]
-        by_column += (y_i * k_i + k_i0)[:, None] * (y_j * q_j + q_j0)[None, :]
-        total_i += y_i
+    for n in range(0, N, BN):
+        if BN == 1:
+            y_i = tl.load(pooled + n * C + i, mask=own, other=0.0) - mean
+            y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
+            by_row += (y_i * q_i + q_i0)[:, None] * (y_j * k_j + k_j0)[None, :]
+            by_column += (y_i * k_i + k_i0)[:, None] * (y_j * q_j + q_j0)[None, :]
+            total_i += y_i
+        else:
+            y_i, inside_i = centred(pooled, i, n, mean, C, N, BN)
+            y_j, inside_j = centred(pooled, j, n, mean, C, N, BN)
+            key_j = tl.trans(linear(y_j, k_j, k_j0, inside_j))
+            query_j = tl.trans(linear(y_j, q_j, q_j0, inside_j))
+            by_row = tl.dot(linear(y_i, q_i, q_i0, inside_i), key_j, by_row, input_precision="ieee")
+            by_column = tl.dot(linear(y_i, k_i, k_i0, inside_i), query_j, by_column, input_precision="ieee")
+            total_i += tl.sum(y_i, axis=1)
     g, d_i = gate_gradient(dg, gate, i, own, C, PARTS, shift)
     d_i *= g if SOFTMAX else g * (1.0 - g)
     g, d_j = gate_gradient(dg, gate, j, other, C, PARTS, shift)
@@ -234,20 +277,37 @@ def attention_gradients(
     d_k_w = tl.zeros([BI], tl.float32)
     d_q_b = tl.zeros([BI], tl.float32)
     d_k_b = tl.zeros([BI], tl.float32)
-    for n in range(N):
-        y_i = (tl.load(pooled + n * C + i, mask=own, other=0.0) - mean) * scale
-        y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
-        d_q = tl.sum(by_row * (y_j * k_j + k_j0)[None, :], axis=1)
-        d_k = tl.sum(by_column * (y_j * q_j + q_j0)[None, :], axis=1)
-        gradient = d_q * q_w + d_k * k_w + d_value * v_w
-        tl.store(dy + n * C + i, gradient, mask=own)
-        normalised = y_i * norm_w + norm_b
-        d_q_w += d_q * normalised
-        d_k_w += d_k * normalised
-        d_q_b += d_q
-        d_k_b += d_k
-        d_norm_w += gradient * y_i
-        d_norm_b += gradient
+    for n in range(0, N, BN):
+        if BN == 1:
+            y_i = (tl.load(pooled + n * C + i, mask=own, other=0.0) - mean) * scale
+            y_j = tl.load(pooled + n * C + j, mask=other, other=0.0) - mean
+            d_q = tl.sum(by_row * (y_j * k_j + k_j0)[None, :], axis=1)
+            d_k = tl.sum(by_column * (y_j * q_j + q_j0)[None, :], axis=1)
+            gradient = d_q * q_w + d_k * k_w + d_value * v_w
+            tl.store(dy + n * C + i, gradient, mask=own)
+            normalised = y_i * norm_w + norm_b
+            d_q_w += d_q * normalised
+            d_k_w += d_k * normalised
+            d_q_b += d_q
+            d_k_b += d_k
+            d_norm_w += gradient * y_i
+            d_norm_b += gradient
+        else:
+            y_i, inside_i = centred(pooled, i, n, mean, C, N, BN)
+            y_j, inside_j = centred(pooled, j, n, mean, C, N, BN)
+            d_q = weighted_sums(by_row, linear(y_j, k_j, k_j0, inside_j))  # [BI, BN]
+            d_k = weighted_sums(by_column, linear(y_j, q_j, q_j0, inside_j))
+            gradient = d_q * q_w[:, None] + d_k * k_w[:, None] + (d_value * v_w)[:, None]
+            gradient = tl.where(inside_i, gradient, 0.0)
+            tl.store(dy + (n + tl.arange(0, BN))[None, :] * C + i[:, None], gradient, mask=inside_i)
+            y_i *= scale
+            normalised = tl.where(inside_i, y_i * norm_w[:, None] + norm_b[:, None], 0.0)
+            d_q_w += tl.sum(d_q * normalised, axis=1)
+            d_k_w += tl.sum(d_k * normalised, axis=1)
+            d_q_b += tl.sum(d_q, axis=1)
+            d_k_b += tl.sum(d_k, axis=1)
+            d_norm_w += tl.sum(gradient * y_i, axis=1)
+            d_norm_b += tl.sum(gradient, axis=1)
     mean_i = total_i / N * scale * norm_w + norm_b
     tl.store(grads + i, d_norm_w, mask=own)
     tl.store(grads + C + i, d_norm_b, mask=own)
@@ -264,7 +324,8 @@ def attention_gradients(
 def channel_attention_gradients(
     statistics, pooled, gate, rows, dg, dy, grads,
     norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D, PARTS,
-    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients for the channels i0 to i1 of a sample; `grads` are those of this operation's parameters."""
     mean, scale = tl.load(statistics), tl.load(statistics + 1)
@@ -275,7 +336,7 @@ def channel_attention_gradients(
         attention_gradients(
             pooled, gate, rows, dg, dy, grads, mean, scale, shift,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, PARTS,
-            BIAS, SOFTMAX, BI, BJ,
+            BIAS, SOFTMAX, BI, BJ, BN,
         )  # fmt: skip
 
 
@@ -312,7 +373,7 @@ def channel_attention_backward_kernel(
     saved, scratch, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
     C, H, W, NI, NJ, D, PARTS, SAVED, SCRATCH, ROWS,
     SPATIAL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
-    BI: tl.constexpr, BJ: tl.constexpr, BLOCK: tl.constexpr,
+    BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
     saved = sample(saved, tl.program_id(0), SAVED)
@@ -324,7 +385,7 @@ def channel_attention_backward_kernel(
     channel_attention_gradients(
         statistics, pooled, gate, rows, dg, dy, grads,
         norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BLOCK,
+        i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BN, BLOCK,
     )  # fmt: skip
 
 

@@ -250,10 +250,12 @@ class Plan:
 
     def _attention(self, kernel, names) -> Launch:
         bi, bj = tiles.attention_rows(self.channels, self.head)
+        # either strategy for a small map must form the other's scores to the last bit
+        bn = 1 if self.small else tiles.attention_pixels(self.windows[0] * self.windows[1], bj)
         whole = kernel is channel_attention.channel_attention_kernel and self.constants["SOFTMAX"]
         rows = self.channels if whole else bi  # a softmax gate needs all channels' logits
         grid = (self.batch, -(-self.channels // rows))
-        return self._launch(kernel, grid, names, tiles.warps(bi * bj), {"BI": bi, "BJ": bj}, rows)
+        return self._launch(kernel, grid, names, tiles.warps(bi * bj), {"BI": bi, "BJ": bj, "BN": bn}, rows)
 
     def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
         if self.channels_last:

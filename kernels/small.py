@@ -70,7 +70,7 @@ def small_forward_kernel(
         channel_attention(
             statistics, pooled, gate, rows,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-            first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK, POOLED_BLOCK,
+            first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, 1, BLOCK, POOLED_BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
     for c0 in range(first, last, BC):
@@ -114,7 +114,7 @@ def small_backward_kernel(
         channel_attention_gradients(
             statistics, pooled, gate, rows, dg, dy, grads,
             norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
-            0, C, C, NI * NJ, D, 1, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, BLOCK,
+            0, C, C, NI * NJ, D, 1, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, 1, BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
         if not SPATIAL:
