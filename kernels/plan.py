@@ -221,7 +221,7 @@ class Plan:
         bl, bg = tiles.fit(max(most, tiles.power(length)), length, group)
         return bg, bl, -(-group // bg)
 
-    def _pass(self, kernel: Any, names: Sequence[str], tile: Mapping[str, int], num_warps: int = 0) -> Launch:
+    def _pass(self, kernel: Any, names: Sequence[str], tile: Mapping[str, int]) -> Launch:
         """Launch over blocks of channels and columns of x; more or fewer channels are alternatives."""
         rows = tile.get("BI", 1) * tile["BR"]
         elements = tile["BC"] * rows * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
@@ -231,7 +231,7 @@ class Plan:
             return self.batch * -(-self.channels // constants["BC"]), self.parts, 1
 
         return self._launch(
-            kernel, grid, names, num_warps or tiles.warps(elements), tile, alternatives=[{"BC": bc} for bc in others]
+            kernel, grid, names, tiles.warps(elements), tile, alternatives=[{"BC": bc} for bc in others]
         )
 
     def _large_forward(self) -> tuple[Launch, ...]:
@@ -258,11 +258,10 @@ class Plan:
         return self._launch(kernel, grid, names, tiles.warps(bi * bj), {"BI": bi, "BJ": bj, "BN": bn}, rows)
 
     def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
-        if self.channels_last:
-            tile, warps = self._window_tile(tiles.TILE // 2), 4
-        else:  # as many elements; a thread keeps indices of columns beside them, so fewer of each
-            tile, warps = self._window_tile(), 8
-        launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, tile, warps)]
+        tile = self._window_tile(tiles.TILE // 2)
+        if not self.channels_last and self.constants["ALIGN"] * self.item < 8:  # an address for each load
+            tile["BR"] = max(1, tile["BR"] // 2)
+        launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, tile)]
         if self.channel:
             launches.append(self._attention(channel_attention.channel_attention_backward_kernel, BACKWARD))
         if self.spatial:
