@@ -225,7 +225,8 @@ class Plan:
 
     def _pass(self, kernel: Any, names: Sequence[str], tile: Mapping[str, int]) -> Launch:
         """Launch over blocks of channels and columns of x; more or fewer channels are alternatives."""
-        elements = tile["BC"] * tile["BR"] * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
+        rows = tile.get("BI", 1) * tile["BR"]
+        elements = tile["BC"] * rows * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
         others = [bc for bc in (tile["BC"] // 2, 2 * tile["BC"]) if 1 <= bc <= tiles.power(self.channels)]
 
         def grid(constants: Mapping[str, Any]) -> Grid:
@@ -251,14 +252,18 @@ class Plan:
 
     def _attention(self, kernel, names) -> Launch:
         bi, bj = tiles.attention_rows(self.channels, self.head)
+        # either strategy for a small map must form the other's scores to the last bit
+        bn = 1 if self.small else tiles.attention_pixels(self.windows[0] * self.windows[1], bj)
         whole = kernel is channel_attention.channel_attention_kernel and self.constants["SOFTMAX"]
         rows = self.channels if whole else bi  # a softmax gate needs all channels' logits
         grid = (self.batch, -(-self.channels // rows))
-        blocks = {"BI": bi, "BJ": bj, "BN": self.pooled_block}
-        return self._launch(kernel, grid, names, tiles.warps(bi * bj), blocks, rows)
+        return self._launch(kernel, grid, names, tiles.warps(bi * bj), {"BI": bi, "BJ": bj, "BN": bn}, rows)
 
     def _large_backward(self, need_x: bool) -> tuple[Launch, ...]:
-        launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, self._window_tile(tiles.TILE // 2))]
+        tile = self._window_tile(tiles.TILE // 2)
+        if not self.channels_last and self.constants["ALIGN"] * self.item < 8:  # an address for each load
+            tile["BR"] = max(1, tile["BR"] // 2)
+        launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, tile)]
         if self.channel:
             launches.append(self._attention(channel_attention.channel_attention_backward_kernel, BACKWARD))
         if self.spatial:

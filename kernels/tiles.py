@@ -56,3 +56,11 @@ def attention_rows(channels: int, head: int, limit: int = TILE, most: int = 32) 
         if rows * columns <= limit or rows == 1:
             return rows, columns
         rows //= 2
+
+
+def attention_pixels(pooled: int, columns: int) -> int:
+    """Return how many pooled pixels the attention takes at once: a product's least, or one where they are fewer.
+
+    Beyond 128 columns a product's values would not stay in registers.
+    """
+    return 16 if pooled >= 16 and 16 <= columns <= 128 else 1

@@ -55,7 +55,9 @@ def test_the_same_call_gives_the_same_bits(name, threads):
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 32, 14, 14), (2, 32, 7, 7)], ids=["four pixels left", "one pixel left"]
+    "shape",
+    [(1, 32, 28, 28), (2, 32, 14, 14), (2, 32, 7, 7)],
+    ids=["sixteen pixels left", "four pixels left", "one pixel left"],
 )
 @pytest.mark.parametrize("scale", [30.0, 1e3, 1e6], ids=lambda scale: f"logits times {scale:g}")
 def test_large_logits_need_the_softmax_maximum(shape, scale):

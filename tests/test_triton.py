@@ -221,6 +221,26 @@ def test_a_tile_of_the_attention_covers_its_heads(head, heads):
         assert begin + columns >= end
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "pixels"),
+    [
+        ((32, 64, 56, 56), {}, 16),
+        ((32, 128, 28, 28), {}, 16),
+        ((32, 128, 21, 21), {}, 1),
+        ((32, 256, 28, 28), {}, 1),
+        ((32, 256, 28, 28), {"head_num": 4}, 16),
+        ((32, 8, 56, 56), {}, 1),
+        ((32, 256, 14, 14), {}, 1),
+        ((32, 64, 14, 14), {"window_size": 2}, 1),
+    ],
+    ids=str,
+)
+def test_attention_multiplies_matrices_where_enough_pixels_are_left(shape, options, pixels):
+    made = make_plan(fastattn.SCSA(shape[1], **options), shape)
+    launches = [launch for launch in (*made.forward, *made.backward) if "attention" in launch.name]
+    assert [launch.constants["BN"] for launch in launches] == [pixels] * len(launches)
+
+
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("name", ["scsa", "smsa", "pcsa"])
 def test_names_of_parameters_follow_the_operation(name, qkv_bias):
