@@ -73,8 +73,6 @@ class Plan:
         self.processors = processors(device)
         self.windows = (self.height // self.window[0], self.width // self.window[1]) if channel else (0, 0)
         pairs = self.channels * self.head if channel else 0
-        pooled = self.windows[0] * self.windows[1]
-        self.pooled_block = 16 if pooled >= 16 else 1  # pooled pixels that attention multiplies at a time
         self.small = (  # one program can take a sample through all stages
             max(self.height, self.width) <= SMALL
             and self.channels * self.height * self.width <= SMALL_SAMPLE
@@ -289,7 +287,7 @@ class Plan:
         bi, bj = tiles.attention_rows(self.channels, self.head, most)
         blocks = {"WINDOW_BC": windows["BC"], "WINDOW_BI": windows["BI"], "WINDOW_BR": windows["BR"]}
         blocks |= {"BJ": windows["BJ"], "BV": windows["BV"]}
-        blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj, "ATTENTION_BN": self.pooled_block}
+        blocks |= {"ATTENTION_BI": bi, "ATTENTION_BJ": bj}
         blocks |= {"BW": tiles.power(self.width), "BH": tiles.power(self.height)}
         group = tiles.power(self.channels // 4) * max(blocks["BW"], blocks["BH"])
         groups = tiles.fit(most, group, 4)[1]
