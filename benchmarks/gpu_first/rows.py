@@ -83,7 +83,7 @@ def look(phase: str) -> Iterator[Row]:
 
 
 def right(phase: str) -> Iterator[Row]:
-    """Every operation, then what surrounds a call, then, since the compiler takes its time, what `fast` will compile."""
+    """Every operation, then what surrounds a call, then what `fast` will have compiled, which takes its time."""
     from . import right, special
 
     for dtype, layout in product(DTYPES, FORMATS):

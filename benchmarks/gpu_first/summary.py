@@ -10,6 +10,8 @@ from fastattn.bench.resume import commit
 from fastattn.report import SCHEMA, Table, to_text
 
 from ..figures import gpu_summary
+from ..figures.rows import GPU_FAST, HOW, Record, launched, ratios, row, select
+from ..shapes import CONTIGUOUS, FORWARD, GPU_BATCH, STAGES, TRAINING
 from .rows import PHASES
 
 Found = dict[str, Any]  # a row and its result
@@ -37,10 +39,36 @@ def result(found: Sequence[Found], device: str) -> dict[str, Any]:
             "schema": SCHEMA,
             "selection": "default" if device == "cuda" else "smoke",
             "device": device,
-            "summary": gpu_summary([benchmark["extra_info"] for benchmark in benchmarks]),
+            "summary": figures([benchmark["extra_info"] for benchmark in benchmarks]),
         },
         "gpu_first": [{key: value for key, value in one.items() if key != "records"} for one in found],
     }
+
+
+ASKED = {(FORWARD, "eager"): 6.0, (TRAINING, "eager"): 5.0, (FORWARD, "compile"): 2.5, (TRAINING, "compile"): 2.0}
+SHARES = {"resnet50": 0.97, "mobilenetv2_100": 0.85}
+
+
+def figures(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What was asked of this run, and what else of a whole benchmark's figures it happens to hold."""
+    found = []
+    for launch, mine in launched(records):
+        scsa = [
+            r for r in select(mine, suite="module", rival=GPU_FAST, format=CONTIGUOUS) if r["shape"][0] == GPU_BATCH
+        ]
+        for (work, over), asked in ASKED.items():
+            what = f"SCSA {work}, batch {GPU_BATCH}, four shapes contiguous, {HOW[launch]}, geometric mean"
+            samples = ratios(select(scsa, work=work), over)
+            found.append(row(what, f"times {over}'s speed", ">=", asked, samples, len(STAGES), by="median"))
+        for model, asked in SHARES.items():
+            networks = select(mine, suite="model", model=model)
+            fast, eager = (ratios(select(networks, rival=rival), "plain") for rival in (GPU_FAST, "eager"))
+            what = f"{model} + SCSA, batch {GPU_BATCH}, channels_last, {HOW[launch]}"
+            entry = row(what, "of plain images/s", ">=", asked, fast, 1, by="median")
+            found.append(entry | {"eager": eager[0].median if eager else None})
+    known = {entry["what"] for entry in found}
+    found += [entry for entry in gpu_summary(records) if entry["what"] not in known]
+    return [entry for entry in found if entry["measured"] is not None]
 
 
 def phases(found: Sequence[Found], seconds: dict[str, float]) -> Table:
