@@ -29,9 +29,6 @@ BEGAN = time.monotonic()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastattn benchmarks")
     group.addoption(
-        "--full", action="store_true", help="every shape, batch, dtype and backend (an hour or more)"
-    )
-    group.addoption(
         "--smoke", action="store_true", help="one shape and a few rounds: do the benchmarks still run?"
     )
     group.addoption(

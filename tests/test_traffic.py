@@ -38,7 +38,10 @@ from tests.helpers import draw, make
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
+]
 
 BATCH, SAMPLES = 32, 2
 # times x: forward, backward
