@@ -17,7 +17,7 @@ PATH=$tools:$PATH cmake --build "$build/native"
 
 rm -rf "$tree"
 mkdir -p "$tree"
-cp -r fastattn tests conftest.py pyproject.toml "$tree"
+cp -r benchmarks fastattn tests conftest.py pyproject.toml "$tree"
 rm -f "$tree"/fastattn/_native*
 cp "$build"/native/_native*.so "$tree/fastattn"
 
