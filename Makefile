@@ -2,6 +2,8 @@
 #   PYTHON=python3.12       the interpreter the environment is made with (3.11 or newer)
 #   BENCH_JSON=FILE         where make bench writes its result
 #   ARGS="-k mobilenet"     further arguments for pytest
+#   JOBS=2                  the processes that the tests share
+#   CELLS="oldest newest"   the rows of noxfile.py's table that make test-matrix takes, instead of all
 #   RUN_PYTHON=python3      what make gpu runs, instead of $(VENV): an interpreter that has torch and this package
 #   GPU_DIR=DIR             where make gpu keeps its parts
 #   OUT=DIR                 where make gpu-first leaves its results
@@ -14,7 +16,7 @@ RUN_PYTHON ?= $(BIN)/python
 GPU_DIR ?= build/gpu
 OUT ?= build/gpu-first
 
-SHARDS ?= $(shell nproc 2>/dev/null || echo 2)
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
@@ -25,11 +27,13 @@ GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-cfsam gpu-b
                gpu-bench-interaction gpu-bench-32-tuned gpu-bench-256-tuned
 TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
 
-.PHONY: help setup test bench bench-full gpu gpu-first gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
+.PHONY: help setup test test-full test-matrix bench bench-full gpu gpu-first gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
 
 help:
 	@echo "make setup        create $(VENV): torch, this package (editable), everything the other targets need"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests that an install is trusted on: minutes"
+	@echo "make test-full    run all tests"
+	@echo "make test-matrix  run some on several versions of Python and torch: see noxfile.py"
 	@echo "make bench        run the default benchmarks, write $(BENCH_JSON)"
 	@echo "make bench-full   run every benchmark"
 	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
@@ -65,12 +69,20 @@ $(READY): $(SOURCES)
 	@$(BIN)/python -m fastattn info
 	@touch $(READY)
 
-# Then the Triton kernels under Triton's interpreter, which is chosen before Triton is first imported.
-INTERPRETED := $(addprefix tests/test_,$(addsuffix .py,fast_paths triton traffic ops goldens cfsam token_gather lga depthwise scale_mix gram_attention interaction interaction_kernels))
+# Processes side by side; tests that share what takes long to make share a process too (xdist_group).
+TESTS := -m pytest --numprocesses $(JOBS) --dist loadgroup
 
-test: setup
-	$(BIN)/python -m pytest $(ARGS)
-	TRITON_INTERPRET=1 bash tests/run_shards.sh $(BIN)/python $(SHARDS) $(INTERPRETED) $(ARGS)
+# All tests natively, then those marked triton under Triton's interpreter, which is chosen before Triton is imported and
+# may find none among what ARGS names (5).
+test test-full: setup
+	failed=0; \
+	$(BIN)/python $(TESTS) $(SELECTION) $(ARGS) || failed=1; \
+	TRITON_INTERPRET=1 $(BIN)/python $(TESTS) $(SELECTION) $(ARGS) || [ $$? -eq 5 ] || failed=1; \
+	exit $$failed
+test-full: SELECTION := --full
+
+test-matrix: setup
+	$(BIN)/python -m nox $(if $(CELLS),--session $(CELLS)) $(if $(ARGS),-- $(ARGS))
 
 bench: setup
 	$(BENCH) $(ARGS)
@@ -91,7 +103,7 @@ gpu-first: $(GPU_SETUP)
 	$(RUN_PYTHON) -m benchmarks.gpu_first --out $(OUT) $(ARGS)
 
 gpu-test: $(GPU_SETUP)
-	FASTATTN_TEST_DEVICE=cuda $(TEN_MINUTES) bash tests/run_shards.sh $(RUN_PYTHON) $(SHARDS) $(ARGS)
+	FASTATTN_TEST_DEVICE=cuda $(TEN_MINUTES) $(RUN_PYTHON) $(TESTS) --full $(ARGS)
 
 $(GPU_BENCHES): gpu-bench-%: $(GPU_SETUP)
 	$(TEN_MINUTES) $(RUN_PYTHON) -m pytest benchmarks/bench_gpu.py --benchmark-only \
@@ -110,6 +122,6 @@ sanitize: setup
 	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .benchmarks .hypothesis .mypy_cache .ruff_cache fastattn.egg-info
+	rm -rf $(VENV) .nox build dist .pytest_cache .benchmarks .hypothesis .mypy_cache .ruff_cache fastattn.egg-info
 	rm -f fastattn/_native*.so benchmarks/results/latest.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ import torch
 import fastattn
 from fastattn import backends
 
-from .shapes import CONTIGUOUS, MEMORY_FORMATS, SELECTION, STAGES
+from .shapes import CONTIGUOUS, COUNTED_STAGES, MEMORY_FORMATS, SELECTION, STAGES
 
 pytest.importorskip("triton")
 BATCH = 32
@@ -48,8 +48,8 @@ def test_python_of_a_forward_call(stage, work, benchmark) -> None:
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_traffic(stage, layout, request, benchmark) -> None:
     """Count the bytes of a forward and a backward at float32; the time is the interpreter's, and means nothing."""
-    if request.config.stash[SELECTION] == "smoke" and stage != STAGES[-1]:
-        pytest.skip("one shape is enough smoke")
+    if stage not in {"smoke": STAGES[-1:], "default": COUNTED_STAGES, "full": STAGES}[request.config.stash[SELECTION]]:
+        pytest.skip("counted in a full run")
     shape = "x".join(map(str, stage))
     count(benchmark, "scsa", "--format", layout, "--shape", shape, "--like-batch", str(BATCH))
 

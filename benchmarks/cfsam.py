@@ -176,8 +176,9 @@ def pyramid_scene(case: PyramidCase, device: str = "cpu") -> Scene:
 
 
 def pyramid_rivals(case: PyramidCase, device: Cpu = CPU) -> list[str]:
-    """Who takes part; torch.compile, which takes its time, in the module as a whole."""
-    return [EAGER, *([COMPILE] if case.ablation == FULL else []), *fast_backends(device, "cfsam")]
+    """Who takes part; torch.compile, which takes its time, in the module as a whole where the case wants it."""
+    compiled = case.compiled and case.ablation == FULL
+    return [EAGER, *([COMPILE] if compiled else []), *fast_backends(device, "cfsam")]
 
 
 def pyramid_forward(scene: Scene, name: str) -> Forward:

@@ -17,7 +17,7 @@ from fastattn.bench.memory import keep_freed_memory
 from fastattn.bench.resume import rounded
 from fastattn.report import SCHEMA, tables, to_text
 
-from .contest import SMOKE_EFFORT, Contest, Effort
+from .contest import SHORT_EFFORT, SMOKE_EFFORT, Contest, Effort
 from .figures import gpu_summary, summary
 from .shapes import PART, PARTS, SELECTION, Selection
 
@@ -28,9 +28,6 @@ BEGAN = time.monotonic()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastattn benchmarks")
-    group.addoption(
-        "--full", action="store_true", help="every shape, batch, dtype and backend (an hour or more)"
-    )
     group.addoption(
         "--smoke", action="store_true", help="one shape and a few rounds: do the benchmarks still run?"
     )
@@ -68,8 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def effort(pytestconfig: pytest.Config) -> Effort:
-    chosen = SMOKE_EFFORT if pytestconfig.stash[SELECTION] == "smoke" else Effort()
-    return replace(chosen, until=BEGAN + pytestconfig.getoption("deadline")) if pytestconfig.stash[PART] else chosen
+    selection, part = pytestconfig.stash[SELECTION], pytestconfig.stash[PART]
+    if selection == "default" and not part:
+        return SHORT_EFFORT
+    chosen = SMOKE_EFFORT if selection == "smoke" else Effort()
+    return replace(chosen, until=BEGAN + pytestconfig.getoption("deadline")) if part else chosen
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,9 @@ def lga_scene(case: LgaCase, device: str = "cpu") -> Scene:
 
 
 def lga_rivals(case: LgaCase, device: Cpu = CPU) -> list[str]:
-    """Who takes part; torch.compile, which takes its time, in the paper's contraction."""
-    return [EAGER, *([COMPILE] if case.contraction == PAPER else []), *fast_backends(device, "lga")]
+    """Who takes part; torch.compile, which takes its time, in the paper's contraction where the case wants it."""
+    compiled = case.compiled and case.contraction == PAPER
+    return [EAGER, *([COMPILE] if compiled else []), *fast_backends(device, "lga")]
 
 
 def lga_forward(scene: Scene, name: str) -> Forward:

@@ -55,7 +55,7 @@ def scsa_scene(case: Case, device: str = "cpu") -> Scene:
 
 
 class BackendContest(SceneContest):
-    """Eager, torch.compile of the reference with static shapes, and every fast backend, on one case."""
+    """Eager, torch.compile of the reference with static shapes where the case wants it, and every fast backend."""
 
     def __init__(self, case: Case, effort: Effort):
         super().__init__()
@@ -63,7 +63,8 @@ class BackendContest(SceneContest):
         eager = EagerSCSA(scene.module)
         torch._dynamo.reset()  # the cases before count towards a limit of recompilations
         self.enter(EAGER, scene, eager, EAGER)
-        self.enter(COMPILE, scene, torch.compile(eager, dynamic=False), COMPILE)
+        if case.compiled:
+            self.enter(COMPILE, scene, torch.compile(eager, dynamic=False), COMPILE)
         for backend in fast_backends(self.device):
             self.enter(backend, scene, scene.module, backend)
         self.check_and_run(effort)

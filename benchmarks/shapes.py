@@ -25,6 +25,10 @@ Selection = Literal["smoke", "default", "full"]
 SELECTION = pytest.StashKey[Selection]()  # in pytest's config: what was asked for
 
 FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56, 56))
+# Where torch.compile, which takes half a minute for a training step, runs by default: the largest maps, the smallest.
+COMPILED_SHAPES = FIVE_SHAPES[0], FIVE_SHAPES[3]
+COMPILED_LGA = LGA_SIZES[0], LGA_SIZES[2]
+COUNTED_STAGES = STAGES[:2]  # whose traffic is counted by default
 SMOKE_SHAPES: tuple[Shape, ...] = ((1, 64, 56, 56),)
 COPY_SHAPE: Shape = (8, 256, 56, 56)
 SAVED_SHAPE: Shape = (8, 64, 56, 56)
@@ -65,12 +69,13 @@ PART = pytest.StashKey[str | None]()
 
 @dataclass(frozen=True)
 class Case:
-    """One input of a module and what is done with it."""
+    """One input of a module, what is done with it, and whether torch.compile takes part."""
 
     shape: Shape
     dtype: torch.dtype = torch.float32
     memory_format: str = CONTIGUOUS
     work: str = FORWARD
+    compiled: bool = True
 
     def __str__(self) -> str:
         parts = ["x".join(map(str, self.shape)), name_of(self.dtype), self.memory_format]
@@ -109,7 +114,8 @@ class AttentionCase:
 
 @dataclass(frozen=True)
 class PyramidCase:
-    """The maps of a pyramid's levels (channels, side), what is done with them, and what of CFSAM does it."""
+    """The maps of a pyramid's levels (channels, side), what is done with them, what of CFSAM does it, and whether
+    torch.compile takes part."""
 
     batch: int = 4
     memory_format: str = CONTIGUOUS
@@ -118,6 +124,7 @@ class PyramidCase:
     levels: tuple[tuple[int, int], ...] = SSD_LEVELS
     dim: int = 256
     dtype: torch.dtype = torch.float32
+    compiled: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,7 +143,8 @@ class PyramidCase:
 
 @dataclass(frozen=True)
 class LgaCase:
-    """Maps (batch, dim, side, side), LGA's heads and contraction, and what is done with them."""
+    """Maps (batch, dim, side, side), LGA's heads and contraction, what is done with them, and whether torch.compile
+    takes part."""
 
     batch: int
     dim: int
@@ -146,6 +154,7 @@ class LgaCase:
     work: str = FORWARD
     memory_format: str = CONTIGUOUS
     dtype: torch.dtype = torch.float32
+    compiled: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -259,7 +268,8 @@ def marked(dtype: torch.dtype) -> list[str]:
 def module_cases(selection: Selection) -> Iterator[Case]:
     shapes = {"smoke": SMOKE_SHAPES, "default": FIVE_SHAPES, "full": full_shapes()}[selection]
     dtypes = (torch.float32, torch.bfloat16) if selection == "full" else (torch.float32,)
-    return (Case(*parts) for parts in product(shapes, dtypes, MEMORY_FORMATS, (FORWARD, TRAINING)))
+    order = product(shapes, dtypes, MEMORY_FORMATS, WORKS)
+    return (Case(*parts, compiled=selection != "default" or parts[0] in COMPILED_SHAPES) for parts in order)
 
 
 def copy_cases(selection: Selection) -> Iterator[Case]:
@@ -294,26 +304,25 @@ def ssd_case(levels: str, batch: int, memory_format: str = CONTIGUOUS) -> ModelC
 
 
 def attention_cases(selection: Selection) -> list[AttentionCase]:
-    """Those of SSD300 in several parts, and long ones."""
+    """Those of SSD300 in several parts, and in a full run long ones."""
     if selection == "smoke":
         return [AttentionCase(1, 40, 2, work) for work in WORKS]
-    short = [AttentionCase(work=work) for work in WORKS] + [AttentionCase(1, parts=parts) for parts in (1, 4)]
-    long = [AttentionCase(1, tokens, 4) for tokens in (7760, LONG)]
-    if selection == "full":
-        short = [AttentionCase(batch, 1940, *parts) for batch, *parts in product((1, 4), (1, 2, 4), WORKS)]
-        long = [AttentionCase(1, *parts) for parts in product((7760, LONG), (2, 4), WORKS)]
+    if selection == "default":
+        return [*(AttentionCase(work=work) for work in WORKS), AttentionCase(1, parts=4)]
+    short = [AttentionCase(batch, 1940, *parts) for batch, *parts in product((1, 4), (1, 2, 4), WORKS)]
+    long = [AttentionCase(1, *parts) for parts in product((7760, LONG), (2, 4), WORKS)]
     return short + long
 
 
 def pyramid_cases(selection: Selection) -> list[PyramidCase]:
-    """CFSAM at SSD300's levels, and what its parts cost."""
+    """CFSAM at SSD300's levels, and what its parts cost; by default torch.compile takes part in one case."""
     if selection == "smoke":
         return [PyramidCase(1, work=work, levels=SMOKE_LEVELS, dim=32) for work in WORKS]
     if selection == "full":
         return [PyramidCase(*parts) for parts in product((1, 4), MEMORY_FORMATS, WORKS, ABLATIONS)]
-    ablations = [PyramidCase(1, ablation=ablation) for ablation in ABLATIONS]
-    asked = [PyramidCase(memory_format=layout) for layout in MEMORY_FORMATS]
-    return [*asked, PyramidCase(1, work=TRAINING), *ablations]
+    asked = [PyramidCase(memory_format=layout, compiled=layout == CONTIGUOUS) for layout in MEMORY_FORMATS]
+    ablations = [PyramidCase(1, ablation=ablation, compiled=False) for ablation in ABLATIONS]
+    return [*asked, PyramidCase(1, work=TRAINING, compiled=False), *ablations]
 
 
 def lga_cases(selection: Selection) -> list[LgaCase]:
@@ -322,9 +331,10 @@ def lga_cases(selection: Selection) -> list[LgaCase]:
     if selection == "smoke":
         return [LgaCase(1, *SMOKE_LGA, *how) for how in asked]
     if selection == "default":
-        return [LgaCase(LGA_BATCH, *size, *how) for how, size in product(asked, LGA_SIZES)]
-    order = product((1, LGA_BATCH, 32), LGA_SIZES, CONTRACTIONS, WORKS, MEMORY_FORMATS)
-    return [LgaCase(batch, *size, *how) for batch, size, *how in order]
+        order = product(asked, LGA_SIZES)
+        return [LgaCase(LGA_BATCH, *size, *how, compiled=size in COMPILED_LGA) for how, size in order]
+    every = product((1, LGA_BATCH, 32), LGA_SIZES, CONTRACTIONS, WORKS, MEMORY_FORMATS)
+    return [LgaCase(batch, *size, *how) for batch, size, *how in every]
 
 
 def acp_cases(selection: Selection) -> list[AcpCase]:

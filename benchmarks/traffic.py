@@ -38,6 +38,7 @@ from torch import Tensor, nn
 import fastattn
 from fastattn.report import Table, to_text
 
+from . import interpreter
 from .cfsam import attend, attention_scene, gather_tokens, random_maps
 from .interaction import make
 from .scene import outputs
@@ -227,6 +228,7 @@ def count() -> Iterator[list[Record]]:
 
     watch = _Watch()
     with (
+        interpreter.quick(),
         patch.object(Launch, "__call__", watch.launch(Launch.__call__)),
         patch.object(Builder, "set_grid_idx", watch.program(Builder.set_grid_idx)),
         patch.object(Builder, "create_masked_load", watch.access(["read"], 0, Builder.create_masked_load)),

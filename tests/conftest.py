@@ -1,6 +1,7 @@
 """Fixtures: uninitialised memory is NaN, the backend choice is restored, the extension is there or not."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -12,9 +13,11 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import torch
 
 import fastattn
+from benchmarks import interpreter
 from fastattn import native as loader
 
-from .helpers import DEVICE, FAST, INTERPRETED
+from .helpers import DEVICE, FAST, INTERPRETED, THREADS
+from .summary import pytest_terminal_summary  # noqa: F401 (a hook)
 
 
 def pytest_configure(config):
@@ -23,15 +26,23 @@ def pytest_configure(config):
         pytest.exit("the interpreter of Triton 3.6 needs NumPy older than 2.4: pip install 'numpy<2.4'", 2)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--shard", metavar="I/N", help="run every Nth test from the Ith on: see run_shards.sh")
+def pytest_report_header(config):
+    kept = "" if config.getoption("full") else "without those marked full (--full takes them too)"
+    return f"tests: {'those marked triton, interpreted, ' if INTERPRETED else ''}{kept or 'all'}"
 
 
 def pytest_collection_modifyitems(config, items):
-    if shard := config.getoption("shard"):
-        first, count = map(int, shard.split("/"))
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != first])
-        items[:] = items[first::count]
+    """Leave out what is marked full, without --full, and what is not marked triton, under Triton's interpreter."""
+
+    def chosen(item):
+        if INTERPRETED and not item.get_closest_marker("triton"):
+            return False
+        return config.getoption("full") or not item.get_closest_marker("full")
+
+    if any("::" in argument for argument in config.args):  # who names a test gets it
+        return
+    config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
+    items[:] = filter(chosen, items)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +57,22 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True)
 def same_start(request):
-    """Start every test on one thread, which tiny tensors are fastest on, and on the device; undo set_backend."""
+    """Start every test on as many threads as asked for and on the device; undo set_backend."""
     threads, backend = torch.get_num_threads(), fastattn.get_backend()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     if DEVICE != "cpu" and not request.node.get_closest_marker("cpu"):
         torch.set_default_device(DEVICE)
     yield
     torch.set_default_device(None)
     torch.set_num_threads(threads)
     fastattn.set_backend(backend)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter():
+    """Halve the time of interpreted kernels."""
+    with interpreter.quick() if INTERPRETED else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from fastattn.bench.accuracy import assert_accurate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = os.environ.get("FASTATTN_TEST_DEVICE") or "cpu"
+THREADS = int(os.environ.get("FASTATTN_TEST_THREADS") or 1)  # one is what tiny tensors are fastest on
 FAST = "triton" if INTERPRETED or DEVICE == "cuda" else "native"  # the fast path that the tests are about
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -114,3 +115,15 @@ def check(module: nn.Module, x: Tensor, backend: str = FAST) -> dict[str, Tensor
     got, *others = measure(module, x, backend)
     assert_accurate(got, *others)
     return got
+
+
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], limit: float) -> None:
+    """Assert that what kernels compute is as far as `limit` allows, relative to its norm, from what is expected."""
+    wrong = []
+    for name, tensor in got.items():
+        exact = expected[name].detach().double().cpu()
+        assert tensor.shape == exact.shape, f"{name}: shape {tuple(tensor.shape)}, expected {tuple(exact.shape)}"
+        error = float((tensor.double().cpu() - exact).norm() / max(float(exact.norm()), 1e-3))
+        if not error <= limit:
+            wrong.append(f"{name}: error {error:.2e}, allowed {limit:.2e}")
+    assert not wrong, "; ".join(wrong)

@@ -2,6 +2,7 @@
 records."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from benchmarks.scene import COMPILE, EAGER, setting
 from benchmarks.shapes import (
     ABLATIONS,
     CHANNELS_LAST,
+    COMPILED_SHAPES,
     CONTIGUOUS,
     COPY_SHAPE,
     FIVE_SHAPES,
@@ -251,6 +253,14 @@ def test_module_cases_are_the_five_shapes_in_both_formats() -> None:
     assert len(list(module_cases("full"))) == 12 * 2 * 2 * 2
 
 
+def test_torchs_compiler_takes_part_in_some_cases_by_default_and_in_all_of_a_full_run() -> None:
+    for cases in (module_cases, pyramid_cases, lga_cases, acp_cases, cat_cases):
+        assert {case.compiled for case in cases("default")} == {True, False}
+        assert all(case.compiled for case in cases("full"))
+    compiled = [case for case in module_cases("default") if case.compiled]
+    assert Counter(case.shape for case in compiled) == dict.fromkeys(COMPILED_SHAPES, 2 * 2)
+
+
 SMALL_ATTENTION = AttentionCase(2, 24, 3, TRAINING, heads=2, head_dim=4)
 
 
@@ -353,7 +363,16 @@ def test_compile_takes_part_in_interaction_where_the_case_wants_it() -> None:
         fast = interaction.fast_backends(interaction.CPU, case.operation)
         assert interaction.interaction_rivals(case) == [EAGER, COMPILE, "composed", *fast]
         assert COMPILE not in interaction.interaction_rivals(replace(case, compiled=False))
-    assert {case.compiled for case in acp_cases("full") + cat_cases("full")} == {True}
+
+
+def test_compile_takes_part_in_cfsam_and_lga_where_the_case_wants_it() -> None:
+    pyramid, maps = PyramidCase(1), LgaCase(1, 8, 4, 9)
+    for rivals, case, other in (
+        (cfsam.pyramid_rivals, pyramid, replace(pyramid, ablation="LFE")),
+        (lga.lga_rivals, maps, replace(maps, contraction=RELEASED)),
+    ):
+        assert COMPILE in rivals(case)
+        assert COMPILE not in rivals(replace(case, compiled=False)) + rivals(other)
 
 
 def test_a_model_in_training_has_gradients_and_is_compiled_where_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,15 +546,15 @@ def test_cfsams_part_of_the_summary() -> None:
 
 def test_lgas_part_of_the_summary() -> None:
     rows = [row for row in summary(all_records()) if row["what"].startswith(("LGA forward", "LGA, saved"))]
-    found = [(row["what"].partition(" five")[0], row["asked"], row["measured"], row["met"]) for row in rows]
+    found = [(row["what"].partition(" shapes")[0], row["asked"], row["measured"], row["met"]) for row in rows]
     exactly = pytest.approx
     assert found == [
-        ("LGA forward, paper,", 4.0, exactly(6), True),
-        ("LGA forward, paper,", 2.0, exactly(3), True),
-        ("LGA forward, released,", 5.0, exactly(6), True),
-        ("LGA forward + backward, paper,", 3.0, exactly(6), True),
-        ("LGA forward + backward, paper,", 1.5, exactly(1.25), False),
-        ("LGA, saved for backward, the most of", 3.0, exactly(2 + 80 / 64), False),
+        ("LGA forward, paper, five", 4.0, exactly(6), True),
+        ("LGA forward, paper, two", 2.0, exactly(3), True),
+        ("LGA forward, released, five", 5.0, exactly(6), True),
+        ("LGA forward + backward, paper, five", 3.0, exactly(6), True),
+        ("LGA forward + backward, paper, two", 1.5, exactly(1.25), False),
+        ("LGA, saved for backward, the most of five", 3.0, exactly(2 + 80 / 64), False),
     ]
     larger = [r | {"shape": [32, *r["shape"][1:]]} if r["suite"] == "lga" else r for r in all_records()]
     assert [row["measured"] for row in summary(larger) if row["what"].startswith("LGA forward")] == [None] * 5

@@ -19,6 +19,8 @@ from fastattn.reference.cfsam import Level
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
 
+pytestmark = pytest.mark.triton
+
 SIZES = ((7, 6), (4, 3), (1, 1))  # 55 tokens
 TINY = ((3, 2), (2, 1), (1, 1))  # 9 tokens
 CHANNELS = (8, 12, 8)

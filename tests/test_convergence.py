@@ -9,6 +9,7 @@ from .helpers import DEVICE, INTERPRETED
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(INTERPRETED, reason="a training's worth of interpreted kernels takes hours")
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_losses_and_accuracy_are_the_references(attention: str, fast: str) -> None:

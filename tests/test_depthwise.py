@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
 
 pytest.importorskip("triton")
 
 from benchmarks.traffic import count
 from fastattn.kernels import depthwise
 
-pytestmark = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU"),
+]
 
 NCHW, NHWC = FORMATS
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3}  # of the relative error
@@ -107,16 +110,6 @@ def expect(x, weights, biases, strides, grads):
     grad_x, *grad_params = torch.autograd.grad(outs, [x, *params], [grad.double().cpu() for grad in grads])
     expected = {f"y_{j}": out.detach() for j, out in enumerate(outs)} | {"grad_x": grad_x}
     return expected | {f"grad_{j}": grad.flatten() for j, grad in enumerate(grad_params)}
-
-
-def assert_close(got, expected, limit):
-    assert got.keys() <= expected.keys()
-    errors = {}
-    for name, tensor in got.items():
-        assert tensor.shape == expected[name].shape, name
-        error = torch.linalg.vector_norm(tensor.double().cpu() - expected[name])
-        errors[name] = float(error / max(float(torch.linalg.vector_norm(expected[name])), 1e-3))
-    assert all(error <= limit for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)

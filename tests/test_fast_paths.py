@@ -12,7 +12,7 @@ import torch
 from .cases import CASES, OPERATIONS, make_case
 from .helpers import DTYPES, FAST, FORMATS, check, draw, make, named, run, thin
 
-pytestmark = pytest.mark.usefixtures("fast")
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("fast")]
 # with Triton the parts and the narrow dtypes run on these alone
 FEW = ("default", "bias, heads, odd map", "max pooling, heads, bias", "softmax gates")
 

@@ -15,6 +15,8 @@ import fastattn
 
 from .helpers import FORMATS, assert_accurate, named, run, run_in_other_orders
 
+pytestmark = pytest.mark.triton
+
 FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parent / "goldens")
 MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
 FILES = sorted(path for name in MODULES for path in (FOLDER / name).glob("*.safetensors"))

@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
 
 pytest.importorskip("triton")
 
 from benchmarks.traffic import count
 from fastattn.kernels import gram_attention
 
-pytestmark = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU"),
+]
 
 LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3}  # of the relative error
 CASES = {
@@ -111,12 +114,8 @@ def expect(arguments, grad, dtype=torch.float64):
 def check(limit=LIMITS[torch.float32], **options):
     arguments, grad = make(**options)
     got, expected = run(arguments, grad), expect(arguments, grad)
-    errors = {}
-    for name, tensor in got.items():
-        exact = expected[name].detach()
-        error = torch.linalg.vector_norm(tensor.double().cpu().reshape(exact.shape) - exact)
-        errors[name] = float(error / max(float(torch.linalg.vector_norm(exact)), 1e-3))
-    assert all(error <= limit for error in errors.values()), errors
+    got = {name: tensor.reshape(expected[name].shape) for name, tensor in got.items()}
+    assert_close(got, expected, limit)
 
 
 @pytest.mark.parametrize("case", CASES)

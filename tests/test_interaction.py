@@ -13,6 +13,8 @@ from fastattn import functional
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
 
+pytestmark = pytest.mark.triton
+
 NHWC = torch.channels_last
 # (B, C, H, W, options)
 ACP = {

@@ -16,7 +16,10 @@ from benchmarks.measures import peak_bytes
 from benchmarks.traffic import count
 from fastattn.kernels import acp, cat, conv_pool, pyramid_project
 
-pytestmark = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU"),
+]
 
 NCHW, NHWC = FORMATS
 LIMITS = {torch.float32: 1e-5, torch.float16: 3e-3}  # of the relative error
@@ -51,7 +54,8 @@ def assert_close(got, expected, limit=LIMITS[torch.float32]):
     for name, tensor in expected.items():
         assert got[name].shape == tensor.shape, name
         error = torch.linalg.vector_norm(got[name].double() - tensor.double())
-        assert error <= limit * torch.linalg.vector_norm(tensor.double()), name
+        allowed = limit * torch.linalg.vector_norm(tensor.double())
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 
 
 # (B, C, H, W, size of the kernel, of the window)

@@ -21,7 +21,7 @@ from .helpers import (
     thin,
 )
 
-pytestmark = pytest.mark.usefixtures("few_programs")
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("few_programs")]
 
 # (B, D, heads, H, W, options)
 SMALL = {"local_kernel_sizes": (1, 3), "global_kernel_size": 5, "height": 4, "width": 3, "num_scales": 2}

@@ -323,6 +323,7 @@ def test_backends_agree_with_lga_on_photographs(
     assert_backends_agree(model, images.contiguous(memory_format=memory_format))
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted kernels takes hours")
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet18"])
 def test_training_step_with_lga_is_the_references(name: str, images: torch.Tensor, fast: str) -> None:

@@ -11,6 +11,8 @@ from fastattn import PCSA, SCSA, SMSA, functional
 
 from .helpers import draw, make
 
+pytestmark = pytest.mark.triton
+
 SPATIAL = {
     **{
         f"{name}.weight": (8, 1, k)

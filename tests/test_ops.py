@@ -13,6 +13,8 @@ from fastattn.functional.scsa import _autocast_dtype
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, make, named, run
 
+pytestmark = pytest.mark.triton
+
 OPERATIONS = ("scsa", "smsa", "pcsa")
 OPTIONS = {"scsa": (1, 7, "avg_pool", "sigmoid"), "smsa": ("sigmoid",), "pcsa": (1, 7, "avg_pool", "sigmoid")}
 

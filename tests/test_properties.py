@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from .helpers import DTYPES, FAST, FORMATS, check, draw, make
 
-pytestmark = pytest.mark.usefixtures("fast")
+pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("fast")]
 steady = settings(
     max_examples=12 if FAST == "triton" else 150,
     deadline=None,

@@ -161,6 +161,7 @@ def test_the_parts_make_the_whole():
     assert torch.equal(second(first(x)), whole(x))
 
 
+@pytest.mark.triton
 def test_the_functional_and_the_module_agree(backend):
     module, x = make("scsa", 8, head_num=2, qkv_bias=True, window_size=3), draw(2, 8, 9, 10)
     convs = (module.local_dwc, module.global_dwc_s, module.global_dwc_m, module.global_dwc_l)

@@ -6,14 +6,17 @@ import torch.nn.functional as F
 
 from fastattn.reference.lga import resize_nearest
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
 
 pytest.importorskip("triton")
 
 from benchmarks.traffic import count
 from fastattn.kernels import scale_mix, tiles
 
-pytestmark = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU"),
+]
 
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3}  # of the relative error
 # height, width, options
@@ -107,15 +110,6 @@ def expect(arguments, grad_z):
     z = z + resize_nearest(position_encoding, *size)
     grads = torch.autograd.grad(z, list(inputs.values()), grad_z.double().cpu())
     return {"z": z, "shares": shares} | dict(zip(inputs, grads, strict=True))
-
-
-def assert_close(got, expected, limit):
-    assert got.keys() <= expected.keys()
-    errors = {}
-    for name, tensor in got.items():
-        error = torch.linalg.vector_norm(tensor.double().cpu() - expected[name].detach())
-        errors[name] = float(error / max(float(torch.linalg.vector_norm(expected[name].detach())), 1e-3))
-    assert all(error <= limit for error in errors.values()), errors
 
 
 @pytest.mark.usefixtures("many_blocks")

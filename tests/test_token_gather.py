@@ -4,14 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
 
 pytest.importorskip("triton")
 
 from benchmarks.traffic import count
 from fastattn.kernels import tiles, token_gather
 
-pytestmark = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU"),
+]
 
 EPS = 1e-5
 NHWC = torch.channels_last
@@ -134,15 +137,6 @@ def expect(arguments, gradients):
     used = [(out, grad.double().cpu()) for out, grad in pairs if grad is not None]
     grads = torch.autograd.grad([out for out, _ in used], list(inputs.values()), [grad for _, grad in used])
     return outputs | statistics | dict(zip(inputs, grads, strict=True))
-
-
-def assert_close(got, expected, limit):
-    assert got.keys() <= expected.keys()
-    errors = {}
-    for name, tensor in got.items():
-        error = torch.linalg.vector_norm(tensor.double().cpu() - expected[name].detach())
-        errors[name] = float(error / max(float(torch.linalg.vector_norm(expected[name].detach())), 1e-3))
-    assert all(error <= limit for error in errors.values()), errors
 
 
 @pytest.mark.usefixtures("many_blocks")

@@ -3,6 +3,7 @@
 Needs TRITON_INTERPRET=1 from the start of the process.
 """
 
+import inspect
 import json
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastattn
-from benchmarks import traffic
+from benchmarks import interpreter, traffic
 from benchmarks.machine_code import default_plan, interaction, recorded
 from benchmarks.shapes import (
     ACP_BATCH,
@@ -38,7 +39,10 @@ from tests.helpers import draw, make
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
+]
 
 BATCH, SAMPLES = 32, 2
 # times x: forward, backward
@@ -168,6 +172,23 @@ def test_nothing_is_watched_afterwards() -> None:
     with count():
         assert all(getattr(*method) is not old for method, old in zip(watched, before, strict=True))
     assert [getattr(*method) for method in watched] == before
+
+
+def test_the_quick_interpreter_replaces_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    left: list[str] = []
+    set_grid_idx = InterpreterBuilder.set_grid_idx
+
+    def watch(builder, *place):
+        members = [(package, *member) for package in (tl, tl.tensor, tl.math) for member in inspect.getmembers(package)]
+        left.extend(f"{package.__name__}.{name}" for package, name, value in members if tl.core.is_builtin(value))
+        return set_grid_idx(builder, *place)
+
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", watch)
+    launch(copy_kernel, 1, *tensors(64), {"START": 0, "END": 64}, BLOCK=64)
+    assert interpreter.builtins(tl)
+    assert left == []
 
 
 def test_counting_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

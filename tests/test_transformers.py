@@ -201,6 +201,7 @@ def test_backends_agree_with_interaction_on_a_photograph(
     assert_backends_agree(model, images[:1])
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted kernels takes hours")
 @pytest.mark.parametrize(("name", "widths", "shallow"), TRANSFORMERS)
 def test_training_step_with_interaction_is_the_references(

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from fastattn.kernels import plan, predict, scsa, tiles, tuning
 from fastattn.kernels.launch import Launch
 
+pytestmark = pytest.mark.triton
 runs = pytest.mark.skipif(FAST != "triton", reason="runs kernels: TRITON_INTERPRET=1, or a GPU")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..shapes import (
+    COMPILED_SHAPES,
     CONTIGUOUS,
     COPY_SHAPE,
     FIVE_SHAPES,
@@ -15,7 +16,7 @@ from ..shapes import (
     STAGES,
     TRAINING,
 )
-from .rows import FAST, GPU_FAST, HOW, Record, Sample, describe, describe_shape, launched, ratios, row, select
+from .rows import FAST, GPU_FAST, HOW, NUMBERS, Record, Sample, describe, describe_shape, launched, ratios, row, select
 
 SPEEDUPS = (
     (FORWARD, "eager", 12.0),
@@ -104,9 +105,10 @@ def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[st
 
 
 def speedup_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
-    title = f"SCSA {work}, five shapes in both formats, geometric mean"
-    samples = five_shapes(records, over, suite="module", rival=FAST, work=work, dtype="float32")
-    return row(title, f"times {over}'s speed", ">=", asked, samples, 2 * len(FIVE_SHAPES))
+    shapes = COMPILED_SHAPES if over == "compile" else FIVE_SHAPES
+    title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes in both formats, geometric mean"
+    samples = of_shapes(shapes, records, over, suite="module", rival=FAST, work=work, dtype="float32")
+    return row(title, f"times {over}'s speed", ">=", asked, samples, 2 * len(shapes))
 
 
 def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def share_row(records: Sequence[Record], model: str, layout: str, asked: float) 
 
 def bfloat16_row(records: Sequence[Record]) -> dict[str, Any]:
     title = "SCSA forward in bfloat16, five shapes in both formats, geometric mean"
-    samples = five_shapes(records, "float32", suite="precision", rival="bfloat16")
+    samples = of_shapes(FIVE_SHAPES, records, "float32", suite="precision", rival="bfloat16")
     return row(title, "times float32's speed", ">=", BFLOAT16, samples, 2 * len(FIVE_SHAPES))
 
 
@@ -165,8 +167,9 @@ def traffic_row(records: Sequence[Record], stage: Sequence[int], work: str, aske
     return row(what, "times the size of x", "<=", asked, samples, len(MEMORY_FORMATS))
 
 
-def five_shapes(records: Sequence[Record], over: str, **wanted: object) -> list[Sample]:
-    shapes = [list(shape) for shape in FIVE_SHAPES]
-    return ratios([record for record in select(records, **wanted) if record["shape"] in shapes], over)
+def of_shapes(
+    shapes: Sequence[Sequence[int]], records: Sequence[Record], over: str, **wanted: object
+) -> list[Sample]:
+    return ratios([record for record in select(records, **wanted) if tuple(record["shape"]) in shapes], over)
 
 

@@ -42,7 +42,7 @@ def errors(
     A tensor that is zero in exact arithmetic is compared absolutely, on the scale (greatest root mean square)
     of its neighbours: of the gradients for a gradient.
     """
-    assert got.keys() == truth.keys() == eager[0].keys()
+    assert got.keys() == truth.keys() == eager[0].keys(), f"{[*got]} are not {[*truth]}, eager's {[*eager[0]]}"
     rms = {name: _rms(tensor) for name, tensor in truth.items()}
     found = {}
     for name, exact in truth.items():
@@ -50,9 +50,9 @@ def errors(
             [value for other, value in rms.items() if is_output(other) == is_output(name)], default=0.0
         )
         scale = rms[name] if rms[name] > ZERO * neighbours else (neighbours or 1.0)
-        dtype = got[name].dtype
-        assert got[name].shape == exact.shape, name
-        assert dtype == eager[0][name].dtype, name
+        (shape, dtype), expected = (got[name].shape, got[name].dtype), eager[0][name].dtype
+        assert shape == exact.shape, f"{name}: shape {tuple(shape)}, expected {tuple(exact.shape)}"
+        assert dtype == expected, f"{name}: {dtype}, expected {expected}"
         error, *eager_errors = (_rms(run[name].double() - exact) / scale for run in (got, *eager))
         eager_error = max(eager_errors)
         limit = room * max(FLOOR[dtype], TIMES_EAGER[dtype] * eager_error)
@@ -70,9 +70,9 @@ def assert_accurate(
 ) -> None:
     """Assert that every tensor's relative error against the float64 truth is within its tolerance: see `errors`."""
     found = errors(got, truth, *eager, room=room)
-    wrong = [f"{name}: {error}" for name, error in found.items() if not error.share <= 1]
+    wrong = {f"{name}: {error}": error.share for name, error in found.items() if not error.share <= 1}
     if wrong:  # also where assertions are switched off: benchmarks rely on it
-        raise AssertionError("; ".join(wrong))
+        raise AssertionError("; ".join(sorted(wrong, key=wrong.__getitem__, reverse=True)))  # the worst first
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
