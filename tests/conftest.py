@@ -16,11 +16,13 @@ import fastattn
 from benchmarks import interpreter
 from fastattn import native as loader
 
+from . import helpers
 from .helpers import DEVICE, FAST, INTERPRETED, THREADS
 from .summary import pytest_terminal_summary  # noqa: F401 (a hook)
 
 
 def pytest_configure(config):
+    helpers.FULL = config.getoption("full")
     numpy = tuple(map(int, version("numpy").split(".")[:2])) if INTERPRETED else ()
     if numpy >= (2, 4) and version("triton").startswith("3.6."):
         pytest.exit("the interpreter of Triton 3.6 needs NumPy older than 2.4: pip install 'numpy<2.4'", 2)

@@ -2,7 +2,10 @@
 
 import copy
 import os
+from itertools import product
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
@@ -10,6 +13,7 @@ from torch.backends import mkldnn
 import fastattn
 from fastattn.bench.accuracy import assert_accurate
 
+FULL = False  # whether --full was given: set by conftest.py before it is read
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = os.environ.get("FASTATTN_TEST_DEVICE") or "cpu"
 THREADS = int(os.environ.get("FASTATTN_TEST_THREADS") or 1)  # one is what tiny tensors are fastest on
@@ -25,8 +29,33 @@ def thin(values):
     return values[:1] if FAST == "triton" else values
 
 
+def few(values, count=1):
+    """Return the values for parametrize: the first ones, and the others for a full run alone."""
+    first, others = [*values][:count], [*values][count:]
+    return [*first, *(pytest.param(value, marks=pytest.mark.full) for value in others)]
+
+
+def few_interpreted(values, count=1):
+    """Return the same where kernels are interpreted, which takes seconds, and elsewhere all values."""
+    return few(values, count) if INTERPRETED else [*values]
+
+
+def by_turns(cases):
+    """Return (case, memory format) for parametrize: all pairs, and where kernels are interpreted each case in one
+    format by turns, in the other in a full run."""
+    pairs = product(enumerate(cases), enumerate(FORMATS))
+    return [pytest.param(case, layout, marks=full(INTERPRETED and (i + j) % 2)) for (i, case), (j, layout) in pairs]
+
+
+def full(redundant):
+    """Return the marks of a pytest.param that is for a full run alone where it is redundant."""
+    return [pytest.mark.full] if redundant else []
+
+
 def named(value: object) -> str:
-    """Return a short test id for a dtype, a memory format or anything else."""
+    """Return a short test id for a dtype, a memory format, a file or anything else."""
+    if isinstance(value, Path):
+        return value.stem
     return (
         str(value)
         .removeprefix("torch.")

@@ -17,7 +17,20 @@ from fastattn.ops import cfsam as composition
 from fastattn.ops.partition_attention import aligned, rows
 from fastattn.reference.cfsam import Level
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
+from .helpers import (
+    DEVICE,
+    DTYPES,
+    FAST,
+    FORMATS,
+    INTERPRETED,
+    assert_accurate,
+    by_turns,
+    draw,
+    few,
+    named,
+    randomize,
+    thin,
+)
 
 pytestmark = pytest.mark.triton
 
@@ -176,8 +189,7 @@ def check_module(module, maps):
     return got
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(CASES), ids=named)
 def test_numbers(case, memory_format):
     sizes, options = CASES[case]
     module, maps = make(sizes, memory_format=memory_format, **options)
@@ -408,7 +420,7 @@ def fresh_dynamo():
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("memory_format", thin(FORMATS), ids=named)
+@pytest.mark.parametrize("memory_format", few(thin(FORMATS)), ids=named)
 def test_compile_fullgraph(memory_format, backend):
     module, maps = make(SIZES, num_parts=4, memory_format=memory_format)
     compiled = torch.compile(module, fullgraph=True, backend="inductor" if backend == "native" else "aot_eager")

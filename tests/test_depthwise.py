@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, by_turns, named
 
 pytest.importorskip("triton")
 
@@ -112,8 +112,7 @@ def expect(x, weights, biases, strides, grads):
     return expected | {f"grad_{j}": grad.flatten() for j, grad in enumerate(grad_params)}
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(CASES), ids=named)
 def test_outputs_and_gradients(case, memory_format):
     arguments = make(*CASES[case], memory_format)
     assert_close(run(*arguments), expect(*arguments), LIMITS[torch.float32])

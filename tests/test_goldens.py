@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import fastattn
 
-from .helpers import FORMATS, assert_accurate, named, run, run_in_other_orders
+from .helpers import assert_accurate, by_turns, named, run, run_in_other_orders
 
 pytestmark = pytest.mark.triton
 
@@ -56,8 +56,7 @@ def test_reference_in_float64_is_exact(path):
         assert error <= STORED * exact.norm() or exact.abs().max() < 1e-12 * largest, name
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("path", "memory_format"), by_turns(FILES), ids=named)
 def test_float32(path, memory_format, backend, request):
     if path.parent.name == "lga":
         request.getfixturevalue("few_programs")

@@ -11,7 +11,7 @@ from torch import Tensor
 import fastattn
 from fastattn import functional
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, draw, named, randomize, thin
+from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, assert_accurate, by_turns, draw, named, randomize, thin
 
 pytestmark = pytest.mark.triton
 
@@ -187,8 +187,7 @@ def check(module, inputs) -> dict[str, Tensor]:
     return got
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", [case for case in ACP if case != "larger"])
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(case for case in ACP if case != "larger"), ids=named)
 def test_acp(case, memory_format):
     module, inputs = make_acp(case, memory_format=memory_format)
     got = check(module, inputs)

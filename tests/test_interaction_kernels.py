@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import fastattn
 from fastattn.reference.interaction import aggressive_conv_pooling, conceptual_attention
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, named
+from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, by_turns, named
 
 pytest.importorskip("triton")
 
@@ -98,8 +98,7 @@ def test_blocks_of_cells_in_one_program_or_several(memory_format, number, proces
     check_pool(*BLOCKS[memory_format], memory_format)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", POOLS)
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(POOLS), ids=named)
 def test_pooled_convolutions(case, memory_format):
     check_pool(*POOLS[case], memory_format)
 

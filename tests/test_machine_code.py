@@ -23,15 +23,16 @@ from benchmarks.machine_code import (
     scsa_cases,
 )
 from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, PAPER, RELEASED, STAGES, Case, name_of
-from tests.helpers import DEVICE, INTERPRETED, named
+from tests.helpers import DEVICE, FULL, INTERPRETED, few, full, named
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.xdist_group("machine code")  # what a test compiles, the others ask about
 needs_compiler = pytest.mark.skipif(
     INTERPRETED or DEVICE != "cpu", reason="compiles without a GPU, in minutes that a run on one does not have"
 )
 
-MAIN = 90  # compiled in all shapes, the other architectures in the largest map and the smallest
+MAIN = 90  # compiled in all shapes by a full run, the other architectures there in the largest map and the smallest
 READERS = {"axis_mean_kernel", "gated_pool_kernel", "gated_gather_kernel"}
 WRITERS = {"gated_product_kernel", "input_gradient_kernel"}
 SMALL = {"small_forward_kernel", "small_backward_kernel"}
@@ -39,19 +40,36 @@ FEW = (32, 7, 7)  # channels, which one launch serves
 TWO = (torch.float32, torch.bfloat16)  # float16's code is bfloat16's but for the arithmetic
 LARGE_HEADS = (64, 128)
 OTHERS = tuple(arch for arch in ARCHITECTURES if arch != MAIN)
+FIRST_MAIN = (MAIN, *OTHERS)
+KINDS = [pytest.param(torch.float32, arch, marks=full(arch != MAIN)) for arch in FIRST_MAIN]
+KINDS += [pytest.param(torch.bfloat16, MAIN)]
 SOME = (89, MAIN)  # the architecture with the least shared memory, and another
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """Every launch with its machine code; each distinct kernel is compiled once."""
-    found = [
-        row
-        for arch in ARCHITECTURES
-        for row in rows(scsa_cases(stages=(*STAGES, FEW) if arch == MAIN else (STAGES[0], STAGES[-1])), [arch])
-    ]
+def compile_for(request, found):
+    """Return the launches that this run's tests of a fixture ask about with their machine code; each distinct kernel is
+    compiled once."""
+    tests = [item for item in request.session.items if request.fixturename in item.fixturenames]
+    asked = [test.callspec.params if hasattr(test, "callspec") else {"arch": MAIN} for test in tests]
+
+    def is_asked(row):
+        case = row.case
+        facts = {"arch": row.compilation.arch, "dtype": case.dtype, "layout": case.memory_format}
+        facts["head_dim"] = getattr(case, "head_dim", None)
+        return any(all(facts.get(name, value) == value for name, value in params.items()) for params in asked)
+
+    found = [row for row in found if is_asked(row)]
     codes = compile_all(row.compilation for row in found)
     return [(row, codes[row.compilation]) for row in found]
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    """The launches of SCSA."""
+    ends = STAGES[0], STAGES[-1]
+    stages = {arch: ends for arch in ARCHITECTURES} | {MAIN: (*(STAGES if FULL else ends), FEW)}
+    found = [row for arch in ARCHITECTURES for row in rows(scsa_cases(stages=stages[arch]), [arch])]
+    return compile_for(request, found)
 
 
 def chosen(compiled, arch: int, dtype: torch.dtype, layout: str):
@@ -74,8 +92,8 @@ def aligned(case: Case) -> bool:
 
 everywhere = [
     pytest.mark.parametrize("layout", MEMORY_FORMATS),
-    pytest.mark.parametrize("dtype", DTYPES.values(), ids=named),
-    pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}"),
+    pytest.mark.parametrize("dtype", few(DTYPES.values(), 2), ids=named),
+    pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}"),
 ]
 
 
@@ -114,11 +132,10 @@ def test_no_sum_is_atomic(compiled, arch, dtype, layout) -> None:
 
 
 @pytest.fixture(scope="module")
-def attention():
+def attention(request):
     """The launches of partitioned attention, in SSD300's 1940 tokens and batch 32."""
     found = rows(attention_cases([32]), ARCHITECTURES) + rows(attention_cases(LARGE_HEADS, TWO), SOME)
-    codes = compile_all(row.compilation for row in found)
-    return [(row, codes[row.compilation]) for row in found]
+    return compile_for(request, found)
 
 
 def of_heads(attention, arch: int, dtype: torch.dtype, head_dim: int):
@@ -130,8 +147,8 @@ def of_heads(attention, arch: int, dtype: torch.dtype, head_dim: int):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=named)
-@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("dtype", few(DTYPES.values(), 2), ids=named)
+@pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(attention, arch, dtype) -> None:
     for row, code in of_heads(attention, arch, dtype, 32):
         assert code.spilled == code.stack == 0, place(row)
@@ -143,7 +160,7 @@ def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(at
 @needs_compiler
 @pytest.mark.parametrize("head_dim", LARGE_HEADS)
 @pytest.mark.parametrize("dtype", TWO, ids=named)
-@pytest.mark.parametrize("arch", SOME, ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("arch", few([MAIN, 89]), ids=lambda arch: f"sm_{arch}")
 def test_attention_of_larger_heads_fits(attention, arch, dtype, head_dim) -> None:
     """In float32 it may spill."""
     for row, code in of_heads(attention, arch, dtype, head_dim):
@@ -153,17 +170,16 @@ def test_attention_of_larger_heads_fits(attention, arch, dtype, head_dim) -> Non
 
 
 @pytest.fixture(scope="module")
-def gather():
+def gather(request):
     """The launches of the token gather, at SSD300's levels and batch 32."""
     found = rows(gather_cases(TWO), ARCHITECTURES)
-    codes = compile_all(row.compilation for row in found)
-    return [(row, codes[row.compilation]) for row in found]
+    return compile_for(request, found)
 
 
 @needs_compiler
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("dtype", TWO, ids=named)
-@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_the_token_gather_stays_in_registers_and_moves_128_bits(gather, arch, dtype, layout) -> None:
     """Planes of odd sizes are read and written in what is aligned."""
     ours = chosen(gather, arch, dtype, layout)
@@ -180,21 +196,20 @@ def test_the_token_gather_stays_in_registers_and_moves_128_bits(gather, arch, dt
 
 
 @pytest.fixture(scope="module")
-def lga():
+def lga(request):
     """The launches of LGA at ResNet-18's map and batch 32, the larger dtype on all architectures, and as released."""
     paper, sizes = [PAPER], [(128, 8, 20)]
     found = rows(lga_cases(sizes, [torch.float32], contractions=paper), ARCHITECTURES)
     found += rows(lga_cases(sizes, [torch.bfloat16], contractions=paper), [MAIN])
     found += rows(lga_cases(sizes, [torch.float32], [CONTIGUOUS], [RELEASED]), [MAIN])
-    codes = compile_all(row.compilation for row in found)
-    return [(row, codes[row.compilation]) for row in found]
+    return compile_for(request, found)
 
 
 everywhere_lga_is = [
     pytest.mark.parametrize("layout", MEMORY_FORMATS),
     pytest.mark.parametrize(
         ("dtype", "arch"),
-        [*((torch.float32, arch) for arch in ARCHITECTURES), (torch.bfloat16, MAIN)],
+        KINDS,
         ids=lambda value: f"sm_{value}" if isinstance(value, int) else named(value),
     ),
 ]
@@ -267,14 +282,13 @@ def test_lga_as_released_reads_no_map_for_its_attention(lga) -> None:
 
 
 @pytest.fixture(scope="module")
-def interaction():
+def interaction(request):
     """The launches of ACP at ViT-Tiny's map and of CAT at its finer tokens, in batch 32; the largest of each dtype's
     configurations on all architectures, the others on one."""
     size, tokens = (192, 14), (3136, 64, 192)
     found = rows(acp_cases([size], TWO), [MAIN]) + rows(acp_cases([size], [torch.float32]), OTHERS)
     found += rows(cat_cases([tokens], TWO), ARCHITECTURES)
-    codes = compile_all(row.compilation for row in found)
-    return [(row, codes[row.compilation]) for row in found]
+    return compile_for(request, found)
 
 
 # a word or two of each thread in float32, where ptxas uses all 255 registers or saves some for another block
@@ -301,7 +315,7 @@ def of_operation(interaction, operation: str, arch: int, dtype: torch.dtype, lay
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize(
     ("dtype", "arch"),
-    [*((torch.float32, arch) for arch in ARCHITECTURES), (torch.bfloat16, MAIN)],
+    KINDS,
     ids=lambda value: f"sm_{value}" if isinstance(value, int) else named(value),
 )
 def test_acp_stays_in_registers_and_moves_128_bits_where_channels_are_neighbours(
@@ -322,7 +336,7 @@ def test_acp_stays_in_registers_and_moves_128_bits_where_channels_are_neighbours
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", TWO, ids=named)
-@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_cat_stays_in_registers_and_moves_128_bits(interaction, arch, dtype) -> None:
     codes = of_operation(interaction, "cat", arch, dtype)
     assert len(codes) == 6

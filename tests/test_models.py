@@ -11,7 +11,7 @@ from torch import nn
 import fastattn
 from fastattn.bench.photographs import photographs
 
-from .helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, named, run
+from .helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, few, named, run
 
 pytest.importorskip("timm")
 
@@ -128,9 +128,7 @@ LARGE = pytest.mark.skipif(INTERPRETED, reason="a network's worth of interpreted
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenetv2_050", *(pytest.param(name, marks=LARGE) for name in ("repvgg_a0", SWIN, VIT))]
 )
-@pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
-)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 def test_backends_agree_in_a_whole_model(name: str, memory_format: torch.memory_format) -> None:
     model = with_scales(name, "scsa").eval().to(memory_format=memory_format)
     assert_backends_agree(model, torch.randn(2, 3, 224, 224).contiguous(memory_format=memory_format))
@@ -314,7 +312,7 @@ def images() -> torch.Tensor:
     return photographs(4).to(DEVICE)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnet18"])
 def test_backends_agree_with_lga_on_photographs(
     name: str, memory_format: torch.memory_format, images: torch.Tensor

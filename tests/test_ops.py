@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastattn
 from fastattn.functional.scsa import _autocast_dtype
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, make, named, run
+from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, few, few_interpreted, make, named, run
 
 pytestmark = pytest.mark.triton
 
@@ -40,7 +40,7 @@ INPUTS = {
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("layout", INPUTS)
+@pytest.mark.parametrize("layout", few(INPUTS, 2))
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
@@ -54,7 +54,7 @@ def test_opcheck(name, layout):
         )
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_compile_fullgraph(name, memory_format, backend):
     module, x = make(name, 16), draw(2, 16, 14, 15, memory_format=memory_format)
@@ -159,8 +159,8 @@ def test_copies(name, how, backend):
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=named)
-@pytest.mark.parametrize("dtype", DTYPES, ids=named)
+@pytest.mark.parametrize("to", few([torch.bfloat16, torch.float16]), ids=named)
+@pytest.mark.parametrize("dtype", few_interpreted(DTYPES), ids=named)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_autocast_gives_eagers_dtype(name, dtype, to, compiled):
     module, x = make(name, 16), draw(2, 16, 14, 14, dtype=dtype).requires_grad_()
@@ -193,7 +193,7 @@ def autocast_on_cuda():
 
 @pytest.mark.cpu
 @pytest.mark.skipif(torch.version.cuda is None, reason="fakes CUDA tensors, which needs a build for CUDA")
-@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=named)
+@pytest.mark.parametrize("to", few([torch.bfloat16, torch.float16]), ids=named)
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -8,11 +8,11 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .helpers import DTYPES, FAST, FORMATS, check, draw, make
+from .helpers import DTYPES, FAST, FORMATS, FULL, check, draw, make
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("fast")]
 steady = settings(
-    max_examples=12 if FAST == "triton" else 150,
+    max_examples=12 if FAST == "triton" else 150 if FULL else 40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

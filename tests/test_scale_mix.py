@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fastattn.reference.lga import resize_nearest
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, by_turns, named
 
 pytest.importorskip("triton")
 
@@ -113,8 +113,7 @@ def expect(arguments, grad_z):
 
 
 @pytest.mark.usefixtures("many_blocks")
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(CASES), ids=named)
 def test_outputs_and_gradients(case, memory_format):
     height, width, options = CASES[case]
     inputs = make(height, width, memory_format=memory_format, **options)

@@ -14,7 +14,7 @@ from fastattn.models.ssd import place_in_ssd
 
 detection = pytest.importorskip("torchvision.models.detection")
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.xdist_group("detector")]
 
 NECK = "head.neck.attention."  # what stands before an attention's own names
 CHANNELS = (512, 1024, 512, 256, 256, 256)

@@ -6,7 +6,7 @@ import torch
 import fastattn
 
 from .cases import make_case
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_accurate, check, draw, make, named, run
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_accurate, by_turns, check, draw, few, make, named, run
 
 pytest.importorskip("triton")
 
@@ -114,7 +114,7 @@ def test_what_is_foretold_follows_the_work(channels, side):
 
 @runs
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 @pytest.mark.parametrize(
     ("name", "case"),
     [
@@ -173,8 +173,7 @@ WIDE = {
 
 @runs
 @pytest.mark.usefixtures("fresh_plans")
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize("case", WIDE)
+@pytest.mark.parametrize(("case", "memory_format"), by_turns(WIDE), ids=named)
 def test_blocks_of_columns(case, memory_format):
     *shape, options = WIDE[case]
     check(make("scsa", shape[1], **options), draw(*shape, memory_format=memory_format))
