@@ -58,7 +58,7 @@ def backward(
     count = len(levels) + 1
     matrices = proj_weight.flatten(1).split(proj_weight.shape[0], dim=1)
     matrices = [matrices[l % len(matrices)] for l in range(count)]
-    sums = [resized_sums(grad, size, channels_last, level) for level in levels]
+    sums = resized_sums(grad, size, channels_last, levels)
     sources = [as_map(x, size), *levels]
     layers, projection = [], []
     if need_params:
@@ -66,6 +66,7 @@ def backward(
         pairs = zip([own.to(proj_weight.dtype), *sums], sources, strict=True)
         parts = [_weight_gradient(given, source, channels_last) for given, source in pairs]
         d_weight = torch.cat(parts, dim=1) if proj_weight.shape[1] > proj_weight.shape[0] else sum(parts)
+        # of the gradient itself: sums that were rounded to 16 bits would lose what cancels
         projection = [d_weight.view(proj_weight.shape), own.sum((0, 2, 3)).to(proj_weight.dtype)]
     d_level = _input_gradient(sums[-1], matrices[-1], channels_last)
     grad_x = x.new_empty(0)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import fastattn
 from fastattn.reference.interaction import aggressive_conv_pooling, conceptual_attention
+from fastattn.reference.lga import resize_nearest
 
 from .helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, by_turns, named
 
@@ -28,7 +29,8 @@ LIMITS = {torch.float32: 1e-5, torch.float16: 3e-3}  # of the relative error
 @pytest.fixture
 def processors(monkeypatch):
     """Return what pretends that there are so many multiprocessors."""
-    plans = conv_pool.forward_plan, conv_pool.backward_plan, pyramid_project.project_plan, cat.plan
+    plans = [conv_pool.forward_plan, conv_pool.backward_plan, cat.plan]
+    plans += [pyramid_project.project_plan, pyramid_project.sums_plan]
 
     def forget():
         for plan in plans:
@@ -193,6 +195,20 @@ def test_only_the_gradients_that_are_needed(need):
     assert_close(got, {name: expected[name] for name in got})
 
 
+@pytest.mark.parametrize("number", [1, 132], ids="{} processors".format)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+def test_sums_over_the_pixels_of_a_source_in_one_part_or_several(memory_format, number, processors):
+    """Levels that are not nested, of which the last is as large as the one before it."""
+    processors(number)
+    sizes = (17, 19), (6, 7), (4, 3), (4, 3)
+    grad, *like = (random(8, 2, *size, seed=i, memory_format=memory_format) for i, size in enumerate(sizes))
+    sums = pyramid_project.resized_sums(grad, sizes[0], memory_format is NHWC, like)
+    for level, got in zip(like, sums, strict=True):
+        level = level.double().requires_grad_()
+        expected = torch.autograd.grad(resize_nearest(level, *sizes[0]), level, grad.double())
+        assert_close({"sums": got}, {"sums": expected[0]})
+
+
 def off(t):
     """Return a copy that does not start where 128 bits can be read at a time."""
     storage = t.new_empty(t.numel() + 1)
@@ -288,7 +304,7 @@ def test_launches_bind_parameters_in_the_kernels_order(dtype):
         for memory_format in FORMATS:
             run_acp(*acp_arguments((2, 16, 7, 9), memory_format=memory_format, dtype=dtype))
         run_cat(*cat_arguments(2, 40, 24, 5, dtype))
-    assert len(made) == 2 * (2 + 1 + 2 + 2 + 4) + 6
+    assert len(made) == 2 * (2 + 1 + 1 + 2 + 4) + 6
     for launch, _ in made:
         assert launch.kernel.arg_names == [*launch.tensors, *launch.sizes, *launch.constants], launch.name
 
@@ -338,6 +354,19 @@ def test_traffic_of_acp(channels, side, memory_format, processors):
     assert moved(records, parameters) <= 4.2 * size
     assert records[2].written == {"out": size}
     assert not records[0].written["index"]
+
+
+@counted
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+def test_the_gradient_is_read_once_for_all_levels_that_are_nested(memory_format):
+    grad = random(1, 3, 20, 12, memory_format=memory_format)
+    like = [random(1, 3, *size, memory_format=memory_format) for size in ((10, 6), (5, 3))]
+    with count() as records:
+        pyramid_project.resized_sums(grad, (20, 12), memory_format is NHWC, like)
+    (record,) = records
+    assert record.programs == 5
+    assert record.read == {"grad": grad.nbytes}
+    assert sum(record.written.values()) == sum(level.nbytes for level in like)
 
 
 @counted
