@@ -87,9 +87,12 @@ class Compilation:
     kernel: str
     types: tuple[str, ...]  # of the parameters, in their order
     constants: tuple[tuple[str, Any], ...]
-    warps: int
-    stages: int
+    options: tuple[tuple[str, Any], ...]
     arch: int
+
+    @property
+    def warps(self) -> int:
+        return dict(self.options)["num_warps"]
 
 
 @dataclass(frozen=True)
@@ -206,9 +209,8 @@ def launches(case: AnyCase, work: str, arch: int) -> Iterator[Row]:
         sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
         types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
         constants = tuple(launch.constants.items())
-        compilation = Compilation(
-            launch.kernel.__module__, launch.name, types, constants, launch.num_warps, launch.num_stages, arch
-        )
+        options = tuple(launch.options.items())
+        compilation = Compilation(launch.kernel.__module__, launch.name, types, constants, options, arch)
         yield Row(case, work, launch.grid[0] * launch.grid[1] * launch.grid[2], compilation)
 
 
@@ -278,18 +280,25 @@ def recorded() -> Iterator[list[tuple[Any, list[torch.dtype]]]]:
 
 def compile_all(compilations: Iterable[Compilation], jobs: int | None = None) -> dict[Compilation, Code]:
     """Compile each distinct one once, on all cores."""
+    return by_compilation(compile_one, compilations, jobs)
+
+
+def intermediates(compilations: Iterable[Compilation], jobs: int | None = None) -> dict[Compilation, str]:
+    """What Triton's front end makes of each distinct one, on all cores."""
+    return by_compilation(intermediate, compilations, jobs)
+
+
+def by_compilation(work: Callable[[Compilation], Any], compilations: Iterable[Compilation], jobs: int | None) -> dict:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")
     distinct = list(dict.fromkeys(compilations))
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=context) as pool:
-        return dict(zip(distinct, pool.map(compile_one, distinct), strict=True))
+        return dict(zip(distinct, pool.map(work, distinct), strict=True))
 
 
-def compile_one(compilation: Compilation) -> Code:
-    """Compile one kernel and read its machine code; what goes wrong is said in the result."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def source_of(compilation: Compilation) -> Any:
+    """Return a kernel with its types and constants, as Triton compiles it."""
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(compilation.module), compilation.kernel)
@@ -298,13 +307,56 @@ def compile_one(compilation: Compilation) -> Code:
         (i,): [["tt.divisibility", 16]] for i in pointers if not kernel.params[i].do_not_specialize_on_alignment
     }
     signature = dict(zip(kernel.arg_names, compilation.types, strict=True))
-    source = ASTSource(kernel, signature, dict(compilation.constants), attributes)
-    options = {"num_warps": compilation.warps, "num_stages": compilation.stages, "enable_fp_fusion": True}
+    return ASTSource(kernel, signature, dict(compilation.constants), attributes)
+
+
+def compile_one(compilation: Compilation) -> Code:
+    """Compile one kernel and read its machine code; what goes wrong is said in the result."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("cuda", compilation.arch, 32)
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", compilation.arch, 32), options=options)
+        compiled = triton.compile(source_of(compilation), target=target, options=dict(compilation.options))
         return read(compiled.asm["cubin"], compiled.metadata.shared, compilation)
     except Exception as error:  # reported with the others
         return Code(error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+
+
+def intermediate(compilation: Compilation) -> str:
+    """Return the intermediate code of one kernel as Triton's front end writes it: all that the source says, no more."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    target = GPUTarget("cuda", compilation.arch, 32)
+    backend = make_backend(target)
+    options = backend.parse_options(dict(compilation.options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+    return str(source_of(compilation).make_ir(target, options, functions, modules, context))
+
+
+# what may be done to a value of 16 bits: moved, converted, chosen, multiplied by a product that accumulates in float32
+OF_HALVES = {
+    *("arith.extf", "arith.truncf", "arith.uitofp", "arith.sitofp", "arith.constant", "arith.select", "ub.poison"),
+    *("tt.load", "tt.store", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.trans", "tt.reshape", "tt.gather"),
+    *("tt.func", "tt.call", "tt.return", "scf.if", "scf.for", "scf.while", "scf.condition", "scf.yield"),
+}
+
+
+def half_arithmetic(ir: str) -> list[str]:
+    """Return the operations of intermediate code that compute in bfloat16 or float16."""
+    found = []
+    for line in re.sub(r"!tt\.ptr<b?f16>", "ptr", ir).splitlines():
+        operation = re.search(r"\b(arith|math|scf|tt|ub)\.\w+", line)
+        if re.search(r"b?f16\b", line) and operation:
+            exact = operation[0] == "tt.dot" and re.search(r"-> tensor<[\dx]+xf32>", line)
+            if not exact and operation[0] not in OF_HALVES:
+                found.append(line.strip())
+    return found
 
 
 def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:

@@ -47,6 +47,8 @@ class Launch:
     brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`, of which
     `alternatives` holds other values, for tuning; `grid` follows from the constants. `context` is what
     tuning must keep apart besides: dtypes and device. `num_stages` is how far loads run ahead in a loop of products.
+    `registers` is the most that a thread may take; without it ptxas weighs them against resident blocks, and may spill
+    a few for one block more.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Launch:
         alternatives: Sequence[Mapping[str, int]] = (),
         context: tuple = (),
         num_stages: int = 3,
+        registers: int | None = None,
     ):
         self.kernel, self.tensors, self.sizes = kernel, tuple(tensors), dict(sizes)
         self.grid_of, self.alternatives, self.context = grid, tuple(alternatives), context
-        self.num_stages = num_stages
+        self.num_stages, self.registers = num_stages, registers
         first, *others = map(list(names).index, tensors)
         self._pick = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
         self.configure(constants, num_warps)
@@ -81,6 +84,12 @@ class Launch:
         """The kernel's name."""
         return self.kernel.__name__
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told besides."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
+
     def pick(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the kernel's own tensors out of a call's."""
         return self._pick(arguments)
@@ -94,8 +103,7 @@ class Launch:
 
     def _first(self, arguments: Sequence[Tensor]) -> None:
         compiled = self.kernel[self.grid](
-            *self._pick(arguments), *self.sizes.values(), **self.constants, num_warps=self.num_warps,
-            num_stages=self.num_stages, enable_fp_fusion=True,
-        )  # fmt: skip
+            *self._pick(arguments), *self.sizes.values(), **self.constants, **self.options
+        )
         if compiled is not None:  # None under the interpreter; the specialisation is the plan's key
             self._run = compiled[self.grid]

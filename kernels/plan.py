@@ -163,6 +163,7 @@ class Plan:
     def _launch(
         self, kernel: Any, grid: Sequence[int] | Callable[[Mapping[str, Any]], Grid], names: Sequence[str],
         num_warps: int, constants: Mapping[str, Any], rows: int = 0, alternatives: Sequence[Mapping[str, int]] = (),
+        registers: int | None = None,
     ) -> Launch:  # fmt: skip
         """Bind a kernel's parameters by their names, to what the plan knows or what is given."""
         known: dict[str, Any] = {**self.constants, **constants}
@@ -181,6 +182,7 @@ class Plan:
             num_warps,
             alternatives,
             (self.device, *(self.dtypes[name] for name in tensors)),
+            registers=registers,
         )
         return tuning.apply(launch)
 
@@ -270,7 +272,8 @@ class Plan:
             blocks = {"TILES_H": tiles_h, "TILES_W": tiles_w, "BG_H": bg_h, "BG_W": bg_w, "BH": bh, "BW": bw}
             warps = 8  # many tiles live at once: with fewer it spills
             kernel = axis_gate_backward.axis_gate_backward_kernel
-            launches.append(self._launch(kernel, (self.batch, 4), BACKWARD, warps, blocks))
+            grid = (self.batch, 4)
+            launches.append(self._launch(kernel, grid, BACKWARD, warps, blocks, registers=tiles.REGISTERS))
         else:
             block = min(self.constants["BLOCK"], 128)
             grid = (self.batch, -(-self.channels // block))
@@ -301,7 +304,7 @@ class Plan:
         programs = 1 if not self.channel or self.constants["SOFTMAX"] else max(1, self.processors // self.batch)
         rows = -(-self.channels // (step * programs)) * step
         grid = (self.batch, -(-self.channels // rows))
-        return self._launch(small.small_forward_kernel, grid, FORWARD, 16, blocks, rows)
+        return self._launch(small.small_forward_kernel, grid, FORWARD, 16, blocks, rows, registers=tiles.REGISTERS)
 
     def _small_backward(self, need_x: bool) -> Launch:
         blocks = self._small(tiles.TILE // 2) | self._row_tile(self.window[0], tiles.TILE // 2, small=True)

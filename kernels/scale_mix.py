@@ -85,7 +85,7 @@ def backward_plan(
     context = (device, *dtypes)
     first = Launch(
         scale_mix_backward_kernel, grid, tensors, names, sizes, constants | {"PARAMS": params}, num_warps,
-        context=context,
+        context=context, registers=tiles.REGISTERS,
     )  # fmt: skip
     if not params:
         return (tuning.apply(first),), (0, 0), (0, 0)

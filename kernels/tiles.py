@@ -7,6 +7,7 @@ from math import gcd
 
 TILE = 4096
 COLUMNS = 64  # of x in one block, where windows allow
+REGISTERS = 128  # of a thread, at most, for a multiprocessor to hold 16 warps
 SEGMENT = 64  # bytes of neighbouring channels that a channels_last block reads
 
 

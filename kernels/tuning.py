@@ -58,8 +58,8 @@ def tune(launch: Launch, arguments: Sequence[Tensor], do_bench: Callable | None 
         warps = {launch.num_warps, *others}
         # with all constants in the configurations, Triton's cache on disk tells formats and options apart
         blocks = [{**launch.constants, **block} for block in ({}, *launch.alternatives)]
-        stages = launch.num_stages
-        configs = [triton.Config(block, num_warps=w, num_stages=stages) for block in blocks for w in sorted(warps)]
+        fixed = {"num_stages": launch.num_stages, "maxnreg": launch.registers}
+        configs = [triton.Config(block, num_warps=w, **fixed) for block in blocks for w in sorted(warps)]
         options = {"do_bench": do_bench} if do_bench else {}
         keys = [name for name in _KEYS if name in launch.sizes]
         tuner = triton.autotune(configs, key=keys, cache_results=True, **options)(launch.kernel)

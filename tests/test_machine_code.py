@@ -7,15 +7,22 @@ import torch
 
 from benchmarks import machine_code
 from benchmarks.machine_code import (
+    ACP_SIZES,
     ARCHITECTURES,
+    CAT_SIZES,
     DTYPES,
+    LGA_SIZES,
     Code,
+    Compilation,
     acp_cases,
     attention_cases,
     cat_cases,
     compile_all,
     gather_cases,
+    half_arithmetic,
     instructions,
+    intermediate,
+    intermediates,
     lga_cases,
     main,
     occupancy,
@@ -440,3 +447,38 @@ def test_the_command_prints_a_row_for_each_launch(options, title, lines, capsys:
     assert f"sm_90, {name_of(torch.float16)}, {CONTIGUOUS}, {title}" in printed
     assert sum(line.startswith("backward") for line in printed.splitlines()) == lines
     assert max(map(len, printed.splitlines())) <= 120
+
+
+def half_cases():
+    """Every operation in 16 bits; more formats and shapes compute likewise."""
+    dtypes = [torch.bfloat16, torch.float16] if FULL else [torch.bfloat16]
+    formats = list(MEMORY_FORMATS) if FULL else [CHANNELS_LAST]
+    return [
+        *scsa_cases(stages=(STAGES[0], FEW), dtypes=dtypes, formats=formats),
+        *attention_cases(head_dims=(32,), dtypes=dtypes),
+        *gather_cases(dtypes=dtypes, formats=formats),
+        *lga_cases(sizes=LGA_SIZES[:1], dtypes=dtypes, formats=formats),
+        *acp_cases(sizes=ACP_SIZES[:1], dtypes=dtypes, formats=formats),
+        *cat_cases(sizes=CAT_SIZES[:1], dtypes=dtypes),
+    ]
+
+
+@needs_compiler
+def test_nothing_is_computed_in_16_bits():
+    """Compiled sums of bfloat16 accumulate in bfloat16, and under the interpreter its arithmetic proves nothing."""
+    found = rows(half_cases(), [MAIN])
+    assert {row.compilation.kernel for row in found} > READERS | WRITERS
+    wrong = {c.kernel: half_arithmetic(ir) for c, ir in intermediates(row.compilation for row in found).items()}
+    assert not {kernel: lines for kernel, lines in wrong.items() if lines}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("kernel", "seen"), [("adds_kernel", "arith.addf"), ("sums_kernel", "tt.reduce"), ("widens_kernel", "")]
+)
+def test_what_is_computed_in_16_bits_is_seen(kernel, seen, dtype):
+    options = (("num_warps", 4), ("num_stages", 3), ("enable_fp_fusion", True))
+    made = Compilation("tests.half_kernels", kernel, (f"*{dtype}", "constexpr"), (("N", 64),), options, MAIN)
+    found = half_arithmetic(intermediate(made))
+    assert any(seen in line for line in found) if seen else not found
