@@ -223,7 +223,9 @@ class Plan:
         bl, bg = tiles.fit(max(most, tiles.power(length)), length, group)
         return bg, bl, -(-group // bg)
 
-    def _pass(self, kernel: Any, names: Sequence[str], tile: Mapping[str, int]) -> Launch:
+    def _pass(
+        self, kernel: Any, names: Sequence[str], tile: Mapping[str, int], registers: int | None = None
+    ) -> Launch:
         """Launch over blocks of channels and columns of x; more or fewer channels are alternatives."""
         rows = tile.get("BI", 1) * tile["BR"]
         elements = tile["BC"] * rows * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
@@ -232,8 +234,9 @@ class Plan:
         def grid(constants: Mapping[str, Any]) -> Grid:
             return self.batch * -(-self.channels // constants["BC"]), self.parts, 1
 
+        others = [{"BC": bc} for bc in others]
         return self._launch(
-            kernel, grid, names, tiles.warps(elements), tile, alternatives=[{"BC": bc} for bc in others]
+            kernel, grid, names, tiles.warps(elements), tile, alternatives=others, registers=registers
         )
 
     def _large_forward(self) -> tuple[Launch, ...]:
@@ -247,7 +250,8 @@ class Plan:
         if self.channel:
             launches.append(self._pass(gated_pool.gated_pool_kernel, FORWARD, self._window_tile()))
             launches.append(self._attention(channel_attention.channel_attention_kernel, FORWARD))
-        launches.append(self._pass(gated_product.gated_product_kernel, FORWARD, self._row_tile(self.height)))
+        tile = self._row_tile(self.height)
+        launches.append(self._pass(gated_product.gated_product_kernel, FORWARD, tile, tiles.REGISTERS))
         return tuple(launches)
 
     def _attention(self, kernel, names) -> Launch:
