@@ -10,6 +10,7 @@ import fastattn
 from .helpers import (
     DEVICE,
     DTYPES,
+    FAST,
     FORMATS,
     INTERPRETED,
     assert_accurate,
@@ -46,6 +47,7 @@ CASES = FEW | {
     "kernels of one": (1, 12, 3, 9, 9, {"local_kernel_sizes": (1, 3), "global_kernel_size": 1}),
     "one scale": (1, 12, 3, 9, 9, {"num_scales": 1}),
     "five scales": (1, 12, 3, 18, 17, {"num_scales": 5}),
+    "long rows": (1, 12, 3, 2, 1000, {}),
     "local branch": (2, 12, 4, 9, 9, {"branches": "local"}),
     "global branch": (2, 12, 4, 9, 9, {"branches": "global"}),
     "released": (2, 24, 6, 9, 10, {"contraction": "released"}),
@@ -57,10 +59,10 @@ def make(dim, heads, dtype=torch.float32, seed=0, **options):
     return randomize(fastattn.LocalGlobalAttention(dim, heads, **options), seed).to(DEVICE, dtype)
 
 
-def make_case(case, dtype=torch.float32, memory_format=torch.contiguous_format, seed=0):
+def make_case(case, dtype=torch.float32, memory_format=torch.contiguous_format, seed=0, **changed):
     batch, dim, heads, height, width, options = CASES[case]
     x = draw(batch, dim, height, width, dtype=dtype, memory_format=memory_format, seed=seed + 1)
-    return make(dim, heads, dtype, seed, **options), x
+    return make(dim, heads, dtype, seed, **options | changed), x
 
 
 def check_draws(count, case, **options):
@@ -79,6 +81,13 @@ def test_numbers(case, memory_format, fast):
     got = check_draws(1 if INTERPRETED else 4, case, memory_format=memory_format)
     for name in ("out", "grad_x"):
         assert got[name].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.skipif(FAST != "native", reason="Triton's kernels take seven scales")
+@pytest.mark.parametrize("num_scales", range(3, 16))
+def test_every_number_of_scales(num_scales, fast):
+    """The more of them, the more of z is alike in all pixels, and its errors too, which then add up in the scores."""
+    check_draws(4, "five scales", num_scales=num_scales)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)

@@ -114,13 +114,31 @@ private:
     }
 };
 
-// sums[lane] += the sum of block b over the pixels, row by row
+// sums[lane] += the sum of block b over the pixels
 inline void add_sums(const Map& map, int b, double* sums) {
-    for (int y = 0; y < map.height; ++y) {
-        V s{};
-        for (int x = 0; x < map.width; ++x) s += load(map.at(b, y, x));
-        for (int i = 0; i < L; ++i) sums[i] += s[i];
-    }
+    D low = load(sums), high = load(sums + L / 2);
+    for (int y = 0; y < map.height; ++y)
+        for (int x = 0; x < map.width; ++x) {
+            const float* p = map.at(b, y, x);
+            low += load_wide(p);
+            high += load_wide(p + L / 2);
+        }
+    store(sums, low);
+    store(sums + L / 2, high);
+}
+
+// the sum of block b of one map times that of another, over pixels and channels
+inline double sum_products(const Map& map, const Map& other, int b) {
+    D sum[2] = {};
+    for (int y = 0; y < map.height; ++y)
+        for (int x = 0; x < map.width; ++x) {
+            const float *p = map.at(b, y, x), *q = other.at(b, y, x);
+            for (int half = 0; half < 2; ++half) sum[half] += load_wide(p + half * L / 2) * load_wide(q + half * L / 2);
+        }
+    sum[0] += sum[1];
+    double total = 0;
+    for (int i = 0; i < L / 2; ++i) total += sum[0][i];
+    return total;
 }
 
 // floor(i * in / out) times a step, for every i < out

@@ -8,7 +8,7 @@ namespace fastattn::FASTATTN_ISA {
 constexpr int kTile = L == 16 ? 12 : 6;       // pixels whose results are held in registers, for two blocks of channels
 constexpr int kGramRows = L == 16 ? 8 : 4;    // rows of a Gram matrix that are, for so many blocks of columns:
 constexpr int kGramBlocks = L == 16 ? 3 : 2;
-constexpr int kExact = 128;                   // pixels summed in fp32 before the sum goes on in its own type
+constexpr int kExact = 64;                    // pixels summed in fp32 before the sum goes on in its own type
 
 // f(std::integral_constant<int, n>) for 1 <= n <= N
 template <int N, class F>

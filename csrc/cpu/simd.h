@@ -70,6 +70,22 @@ inline V keep(V v, Full) { return v; }  // keep: zero outside the lanes that tak
 inline int lanes(Full) { return L; }
 inline int lanes(Tail t) { return t.n; }
 
+// ---- double, in half as many lanes
+typedef double D __attribute__((vector_size(4 * L)));
+inline D load(const double* p) { D v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
+inline D load_wide(const float* p) {  // L / 2 of them
+#if defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    float v __attribute__((vector_size(2 * L)));
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, D);
+#endif
+}
+
 // ---- 16-bit lanes, held in the low half of a vector
 #if defined(__AVX512F__)
 typedef __m256i Half;

@@ -34,10 +34,6 @@ struct Slices {
 // The blocks that hold some channels
 inline Range blocks_of(Range channels) { return {channels.begin / L, blocks(channels.end)}; }
 
-typedef double D __attribute__((vector_size(4 * L)));  // L / 2 lanes
-inline D load(const double* p) { D v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
-
 // R rows of `multiply`
 template <int R, class T>
 __attribute__((noinline)) inline void multiply_rows(int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out, int64_t out_row) {
@@ -156,6 +152,13 @@ struct HeadState {
             if (plan.released) sum_values(head, p);
             else attend_head(head, p, scratch);
         }
+    }
+
+    // Sum over the pixels of a head's output times its gradient, from what attend_backward takes
+    double output_product(int head, const double* grad_values, int64_t row, const double* grad_offsets) const {
+        double total = dot(d, grad_offsets, offsets + head * d);
+        for (int r = 0; r < d; ++r) total += dot(d, grad_values + r * row, values + head * square + r * d);
+        return total;
     }
 
     // The gradients of a head from grad_values [d][row], sum over the pixels of the output's gradient times the slice of values, and

@@ -36,14 +36,14 @@ public:
     };
 
     struct Own {
-        Map output, grad_features, grad_x;  // one block
+        Map grad_features, grad_x;  // one block
         double* grad_values;                // [d][row]
         int64_t row;
         double* scratch;
         float* packed;
 
         Own(const LgaPlan& plan, Bump& bump)
-            : output(Map::take(bump, L, plan.height, plan.width)), grad_features(Map::take(bump, L, plan.height, plan.width, plan.padding())),
+            : grad_features(Map::take(bump, L, plan.height, plan.width, plan.padding())),
               grad_x(Map::take(bump, L, plan.height, plan.width, 1)), row(padded(plan.head_dim()) + 2 * L) {
             grad_values = reinterpret_cast<double*>(bump.take(2 * row * plan.head_dim()));
             scratch = reinterpret_cast<double*>(bump.take(HeadState::scratch_size(plan)));
@@ -80,6 +80,8 @@ public:
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) {
             std::fill(s.grad_sums + b * L, s.grad_sums + (b + 1) * L, 0.0);
             add_sums(s.grad_mixed, b, s.grad_sums + b * L);
+            const double through_x = sum_products(s.mixture.x, s.grad_mixed, b);
+            for (double* alpha : grads.alphas) *alpha += through_x;
         }
         for (size_t i = 0; i < params_.convs.size(); ++i) convolution(s, own, team, i, grads);
         const Range outputs = part(dim, team);
@@ -107,14 +109,14 @@ private:
         const Range slices = part(heads.slices.queries(), team);
         for (int slice = slices.begin; slice < slices.end; ++slice) heads.attend(slice, s.features, conv.heads, own.scratch);
         team.sync();
-        double alpha = 0;
-        for (int b = blocks_here.begin; b < blocks_here.end; ++b) alpha += mix(s, own, conv, b);
-        *grads.alphas[conv.branch] += alpha / static_cast<double>(plan_.branches[conv.branch].size());
+        for (int b = blocks_here.begin; b < blocks_here.end; ++b) add_output(heads, s.features, b, *conv.share, s.mixed, own.packed);
         const Range heads_here = part(plan_.num_heads, team);
         for (int head = heads_here.begin; head < heads_here.end; ++head) {
             const Range channels = heads.slices.channels(heads.slices.value(head), heads.slices.value(head));
             std::fill(own.grad_values, own.grad_values + heads.d * own.row, 0.0);
             gram(s.grad_mixed, heads.slices.channels(head, head), s.features, blocks_of(channels), own.grad_values, own.row);
+            const double output = heads.output_product(head, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d);
+            *grads.alphas[conv.branch] += output / static_cast<double>(plan_.branches[conv.branch].size());
             heads.attend_backward(head, conv.heads, *conv.share, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d,
                                   grad.heads, own.scratch);
         }
@@ -128,26 +130,6 @@ private:
             add_sums(g, 0, grad.depthwise.bias + b * L);
         }
         team.sync();  // before the next convolution overwrites the features
-    }
-
-    // Adds a block of the attention's output to `mixed`; returns the sum of (output + x) times the gradient
-    INLINE_BODY double mix(const State& s, const Own& own, const ConvParams& conv, int b) const {
-        const Packed packed = pack_values(s.heads, b, 1, own.packed);
-        const Map out = own.output.flat();
-        product(s.features.flat(), packed.channels, packed.weights, packed.bias, out, {0, 1}, {0, 1}, {0, out.width}, false);
-        const V share = splat(static_cast<float>(*conv.share));
-        double total = 0;
-        for (int y = 0; y < plan_.height; ++y) {
-            V row{};
-            for (int x = 0; x < plan_.width; ++x) {
-                const V o = load(own.output.at(0, y, x));
-                float* mixed = s.mixed.at(b, y, x);
-                store(mixed, load(mixed) + share * o);
-                row += (o + load(s.mixture.x.at(b, y, x))) * load(s.grad_mixed.at(b, y, x));
-            }
-            total += sum(row);
-        }
-        return total;
     }
 
     // The gradient of a block of features

@@ -18,7 +18,7 @@ inline void convolve(const Map& z, const DepthwiseParams& p, int b, const Map& f
     double sums[L] = {};
     add_sums(features, b, sums);
     V mean;
-    for (int i = 0; i < L; ++i) means[b * L + i] = mean[i] = static_cast<float>(sums[i] / static_cast<double>(features.pixels()));
+    for (int i = 0; i < L; ++i) mean[i] = static_cast<float>(means[b * L + i] = sums[i] / static_cast<double>(features.pixels()));
     for (float* p = features.at(b); p < features.at(b) + features.block(); p += L) store(p, load(p) - mean);
 }
 
@@ -39,17 +39,24 @@ struct Packed {
 // Heads, or slices, that have channels in a block
 inline Range of_block(int b, int dim, int d) { return {b * L / d, (std::min(dim, (b + 1) * L) - 1) / d + 1}; }
 
-// values and offsets, times a factor, as the matrix from the features to an output block
-inline Packed pack_values(const HeadState& s, int b, double factor, float* memory) {
+// values and offsets, times a convolution's share, as the matrix from the features to an output block
+inline Packed pack_values(const HeadState& s, int b, double share, float* memory) {
     const int dim = s.plan.dim, d = s.d;
     const Range heads = of_block(b, dim, d);
     const Packed packed(s.slices.channels(s.slices.value(heads.begin), s.slices.value(heads.end - 1)), memory);
     for (int c = b * L; c < std::min(dim, (b + 1) * L); ++c) {
         const int slice = s.slices.value(c / d) * d;
-        packed.bias[c - b * L] = static_cast<float>(factor * s.offsets[c]);
-        for (int i = 0; i < d; ++i) packed.at(slice + i, c - b * L) = static_cast<float>(factor * s.values[int64_t{c} * d + i]);
+        packed.bias[c - b * L] = static_cast<float>(share * s.offsets[c]);
+        for (int i = 0; i < d; ++i) packed.at(slice + i, c - b * L) = static_cast<float>(share * s.values[int64_t{c} * d + i]);
     }
     return packed;
+}
+
+// block of `mixed` += share of the attention's output
+inline void add_output(const HeadState& s, const Map& features, int b, double share, const Map& mixed, float* memory) {
+    const Packed packed = pack_values(s, b, share, memory);
+    const Map in = features.flat();
+    product(in, packed.channels, packed.weights, packed.bias, mixed.flat().one(b), {0, 1}, {0, 1}, {0, in.width}, true);
 }
 
 // The three matrices to the gradient of a block of features: by values from the output's gradient, by queries and keys from the features

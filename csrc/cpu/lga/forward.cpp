@@ -62,11 +62,7 @@ public:
             const Range slices = part(s.heads.slices.queries(), team);
             for (int slice = slices.begin; slice < slices.end; ++slice) s.heads.attend(slice, s.features, conv.heads, reinterpret_cast<double*>(own));
             team.sync();
-            for (int b = mine.begin; b < mine.end; ++b) {
-                const Packed packed = pack_values(s.heads, b, *conv.share, own);
-                product(s.features.flat(), packed.channels, packed.weights, packed.bias, s.mixed.flat().one(b), {0, 1}, {0, 1},
-                        {0, s.features.flat().width}, true);
-            }
+            for (int b = mine.begin; b < mine.end; ++b) add_output(s.heads, s.features, b, *conv.share, s.mixed, own);
             team.sync();
         }
         const Range pixels = part(plan_.pixels(), team);

@@ -75,9 +75,9 @@ struct Mixture {
             const float *from = x.at(b, y, 0), *codes = encoding.row(b, y), *share = shares + plane + int64_t{y} * plan.width;
             float* to = z.at(b, y, 0);
             for (int c = 0; c < plan.width; ++c) {
-                V s = load(from + c * L) + load(codes + encoding.columns[c]);
+                V s{};  // by itself, as it is the smaller part
                 for (int i = 0; i < plan.num_scales; ++i) s += share[i * plane + c] * load(rows[i] + coarse[i].columns[c]);
-                store(to + c * L, s);
+                store(to + c * L, load(from + c * L) + load(codes + encoding.columns[c]) + s);
             }
         }
     }
