@@ -430,7 +430,10 @@ def test_compile_fullgraph(memory_format, backend):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_dynamic_shapes(backend):
+def test_compile_dynamic_shapes(backend, request):
+    if backend == "triton" and torch.__version__.startswith("2.14."):
+        reason = "torch 2.14's Dynamo asserts that no symbolic number enters an autograd function from outside"
+        request.applymarker(pytest.mark.xfail(reason=reason, raises=Exception))
     module = make(SIZES, num_parts=3)[0]
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, sizes in ((2, SIZES), (3, ((8, 5), (3, 3), (2, 1)))):
