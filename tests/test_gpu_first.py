@@ -63,6 +63,7 @@ def test_rows_are_known_by_their_names():
     assert {*right.NARROW, *right.SMALL, *special.CAPTURED} <= set(right.MODULES)
 
 
+@pytest.mark.triton
 def test_what_is_wrong_is_seen(monkeypatch):
     """A gradient that is off by a thousandth, and one that moves."""
     calls = 0
