@@ -2,7 +2,6 @@
 
 import os
 from contextlib import nullcontext
-from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -72,8 +71,11 @@ def same_start(request):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_interpreter():
-    """Halve the time of interpreted kernels."""
-    with interpreter.quick() if INTERPRETED else nullcontext():
+    """Halve the time of interpreted kernels; a full run alone looks whether an integer overflows."""
+    if not INTERPRETED:
+        yield
+        return
+    with interpreter.quick(), interpreter.bfloat16(), nullcontext() if helpers.FULL else interpreter.unchecked():
         yield
 
 
@@ -87,8 +89,6 @@ def few_programs(monkeypatch):
     if not INTERPRETED:
         yield
         return
-    from triton.runtime.interpreter import interpreter_builder as builder
-
     from fastattn.kernels import depthwise, gram_attention, scale_mix, tiles
 
     plans = (
@@ -103,10 +103,10 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(gram_attention, "BLOCKS", blocks)
     for module in (scale_mix, gram_attention):
         monkeypatch.setattr(module, "processors", lambda device: 1)
-    monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
     for plan in plans:
         plan.cache_clear()
-    yield
+    with interpreter.unchecked():
+        yield
     for plan in plans:
         plan.cache_clear()
 

@@ -402,8 +402,6 @@ def test_memory_of_cat_does_not_grow_with_tokens_times_concepts(processors):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
 def test_wider_tokens_than_parameters(dtype):
     """As under autocast: products are formed in the parameters' dtype, and the residual is as wide as the tokens."""
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
     x, *params = cat_arguments(1, 20, 16, 5)
     narrow = [p.to(dtype) for p in params]
     exact = run_cat_directly(x, *(p.float() for p in narrow))["out"]

@@ -93,8 +93,8 @@ def test_every_number_of_scales(num_scales, fast):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
 @pytest.mark.parametrize("case", thin(["small kernels", "small kernels, released"]))
 def test_narrow_dtypes(case, dtype, fast):
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("the interpreter multiplies the bit patterns of bfloat16")
+    if INTERPRETED and (case, dtype) == ("small kernels", torch.bfloat16):
+        pytest.skip("of 480 numbers of 8 bits eager's error is chance, and more are interpreted in minutes")
     check_draws(4, case, dtype=dtype)
 
 
