@@ -71,9 +71,10 @@ def bfloat16() -> Iterator[None]:
         return handle(narrow(cast(self, source, tl.float32).data), tl.bfloat16)
 
     def create_fp_to_fp(self, source, target, rounding):
-        plain = {source.dtype.scalar, target.scalar} == {tl.float32, tl.bfloat16}
         towards_zero = rounding == interpreter._ir.ROUNDING_MODE.RTZ
-        return cast_impl(self, source, target) if plain and not towards_zero else fp_to_fp(self, source, target, rounding)
+        if {source.dtype.scalar, target.scalar} != {tl.float32, tl.bfloat16} or towards_zero:
+            return fp_to_fp(self, source, target, rounding)
+        return cast_impl(self, source, target)
 
     with patch.multiple(builder, create_dot=create_dot, cast_impl=cast_impl, create_fp_to_fp=create_fp_to_fp):
         yield

@@ -40,16 +40,24 @@ def few_interpreted(values, count=1):
     return few(values, count) if INTERPRETED else [*values]
 
 
-def by_turns(cases):
+def by_turns(cases, redundant=None):
     """Return (case, memory format) for parametrize: all pairs, and where kernels are interpreted each case in one
-    format by turns, in the other in a full run."""
+    format by turns, in the other in a full run; in which alone are cases that are redundant."""
+    redundant = redundant or [False] * len(cases)
     pairs = product(enumerate(cases), enumerate(FORMATS))
-    return [pytest.param(case, layout, marks=full(INTERPRETED and (i + j) % 2)) for (i, case), (j, layout) in pairs]
+    return [
+        pytest.param(case, layout, marks=full(redundant[i] or (INTERPRETED and (i + j) % 2)))
+        for (i, case), (j, layout) in pairs
+    ]
 
 
 def full(redundant):
     """Return the marks of a pytest.param that is for a full run alone where it is redundant."""
     return [pytest.mark.full] if redundant else []
+
+
+# the fixture's values where a test compiles a module: the reference, over which that takes longest, in a full run
+by_fast_first = pytest.mark.parametrize("backend", few([FAST] if INTERPRETED else [FAST, "reference"]), indirect=True)
 
 
 def named(value: object) -> str:

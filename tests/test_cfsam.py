@@ -24,6 +24,7 @@ from .helpers import (
     FORMATS,
     INTERPRETED,
     assert_accurate,
+    by_fast_first,
     by_turns,
     draw,
     few,
@@ -423,6 +424,7 @@ def test_compile_fullgraph(memory_format, backend):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+@by_fast_first
 def test_compile_dynamic_shapes(backend, request):
     if backend == "triton" and torch.__version__.startswith("2.14."):
         reason = "torch 2.14's Dynamo asserts that no symbolic number enters an autograd function from outside"
@@ -436,6 +438,7 @@ def test_compile_dynamic_shapes(backend, request):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
+@by_fast_first
 def test_compile_the_functional(backend):
     compiled = torch.compile(lambda q, k, v: partition_attention(q, k, v, 2, 2), fullgraph=True, backend="aot_eager",
                              dynamic=True)  # fmt: skip

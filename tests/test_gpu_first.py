@@ -26,6 +26,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=ROOT, env=found, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.full
 def test_a_rehearsal_loses_only_the_rows_that_fail(tmp_path):
     done = run("benchmarks.gpu_first", "--rehearse", "--seconds", "900", "--processes", "2", "--out", str(tmp_path))
     found = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -115,6 +116,7 @@ def test_archives_know_where_they_are_unpacked(tmp_path):
     assert group == {name: str(there / "KEY" / name) for name in ("k.cubin", "k.json")}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shared library")
 def test_the_launch_path_finds_what_was_compiled_beforehand(tmp_path):
     """Also where it was unpacked somewhere else: every kernel is found, none is compiled."""

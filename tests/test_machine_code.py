@@ -11,7 +11,6 @@ from benchmarks.machine_code import (
     ACP_SIZES,
     ARCHITECTURES,
     CAT_SIZES,
-    DTYPES,
     LGA_SIZES,
     Code,
     Compilation,
@@ -31,7 +30,7 @@ from benchmarks.machine_code import (
     scsa_cases,
 )
 from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, PAPER, RELEASED, STAGES, Case, name_of
-from tests.helpers import DEVICE, FULL, INTERPRETED, few, full, named
+from tests.helpers import DEVICE, FULL, INTERPRETED, few, named
 
 pytest.importorskip("triton")
 
@@ -49,8 +48,9 @@ TWO = (torch.float32, torch.bfloat16)  # float16's code is bfloat16's but for th
 LARGE_HEADS = (64, 128)
 OTHERS = tuple(arch for arch in ARCHITECTURES if arch != MAIN)
 FIRST_MAIN = (MAIN, *OTHERS)
-KINDS = [pytest.param(torch.float32, arch, marks=full(arch != MAIN)) for arch in FIRST_MAIN]
-KINDS += [pytest.param(torch.bfloat16, MAIN)]
+KINDS = few([(torch.bfloat16, MAIN), *((torch.float32, arch) for arch in FIRST_MAIN)])
+TYPES = few((torch.bfloat16, torch.float32, torch.float16))
+LAYOUTS = few((CHANNELS_LAST, CONTIGUOUS))
 SOME = (89, MAIN)  # the architecture with the least shared memory, and another
 
 
@@ -75,7 +75,7 @@ def compile_for(request, found):
 def compiled(request):
     """The launches of SCSA."""
     ends = STAGES[0], STAGES[-1]
-    stages = dict.fromkeys(ARCHITECTURES, ends) | {MAIN: (*(STAGES if FULL else ends), FEW)}
+    stages = dict.fromkeys(ARCHITECTURES, ends) | {MAIN: (*(STAGES if FULL else STAGES[:1]), FEW)}
     found = [row for arch in ARCHITECTURES for row in rows(scsa_cases(stages=stages[arch]), [arch])]
     return compile_for(request, found)
 
@@ -105,7 +105,7 @@ def fills(row) -> bool:
 
 everywhere = [
     pytest.mark.parametrize("layout", MEMORY_FORMATS),
-    pytest.mark.parametrize("dtype", few(DTYPES.values(), 2), ids=named),
+    pytest.mark.parametrize("dtype", TYPES, ids=named),
     pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}"),
 ]
 
@@ -160,7 +160,7 @@ def of_heads(attention, arch: int, dtype: torch.dtype, head_dim: int):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", few(DTYPES.values(), 2), ids=named)
+@pytest.mark.parametrize("dtype", TYPES, ids=named)
 @pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(attention, arch, dtype) -> None:
     for row, code in of_heads(attention, arch, dtype, 32):
@@ -171,9 +171,10 @@ def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(at
 
 
 @needs_compiler
+@pytest.mark.full
 @pytest.mark.parametrize("head_dim", LARGE_HEADS)
 @pytest.mark.parametrize("dtype", TWO, ids=named)
-@pytest.mark.parametrize("arch", few([MAIN, 89]), ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("arch", [MAIN, 89], ids=lambda arch: f"sm_{arch}")
 def test_attention_of_larger_heads_fits(attention, arch, dtype, head_dim) -> None:
     """In float32 it may spill."""
     for row, code in of_heads(attention, arch, dtype, head_dim):
@@ -190,8 +191,8 @@ def gather(request):
 
 
 @needs_compiler
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
-@pytest.mark.parametrize("dtype", TWO, ids=named)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=named)
 @pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_the_token_gather_stays_in_registers_and_moves_128_bits(gather, arch, dtype, layout) -> None:
     """Planes of odd sizes are read and written in what is aligned."""
@@ -219,7 +220,7 @@ def lga(request):
 
 
 everywhere_lga_is = [
-    pytest.mark.parametrize("layout", MEMORY_FORMATS),
+    pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize(
         ("dtype", "arch"),
         KINDS,
@@ -279,6 +280,7 @@ def test_lga_moves_128_bits_at_a_time_where_maps_are_aligned(lga, arch, dtype, l
 
 
 @needs_compiler
+@pytest.mark.full
 def test_lga_as_released_reads_no_map_for_its_attention(lga) -> None:
     released, paper = (
         next(
@@ -325,7 +327,7 @@ def of_operation(interaction, operation: str, arch: int, dtype: torch.dtype, lay
 
 
 @needs_compiler
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("dtype", "arch"),
     KINDS,
@@ -348,7 +350,7 @@ def test_acp_stays_in_registers_and_moves_128_bits_where_channels_are_neighbours
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", TWO, ids=named)
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=named)
 @pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_cat_stays_in_registers_and_moves_128_bits(interaction, arch, dtype) -> None:
     codes = of_operation(interaction, "cat", arch, dtype)

@@ -11,7 +11,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastattn
 from fastattn.functional.scsa import _autocast_dtype
 
-from .helpers import DEVICE, DTYPES, FAST, FORMATS, MODULES, draw, few, few_interpreted, make, named, run
+from .helpers import (
+    DEVICE,
+    DTYPES,
+    FAST,
+    FORMATS,
+    INTERPRETED,
+    MODULES,
+    by_fast_first,
+    draw,
+    few,
+    few_interpreted,
+    make,
+    named,
+    run,
+)
 
 pytestmark = pytest.mark.triton
 
@@ -40,8 +54,8 @@ INPUTS = {
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("layout", few(INPUTS, 2))
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("layout", few(INPUTS, 1 if INTERPRETED else 2))
+@pytest.mark.parametrize("name", few_interpreted(OPERATIONS))
 def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
     params, options = flat(module), OPTIONS[name]
@@ -69,6 +83,7 @@ def test_compile_fullgraph(name, memory_format, backend):
         torch.testing.assert_close(other, tensor, rtol=1e-4, atol=1e-4)
 
 
+@by_fast_first
 def test_compile_without_gradients(backend):
     module, x = make("scsa", 16), draw(2, 16, 14, 14)
     compiled = torch.compile(module, fullgraph=True)
@@ -76,6 +91,7 @@ def test_compile_without_gradients(backend):
         torch.testing.assert_close(compiled(x), module(x))
 
 
+@by_fast_first
 def test_compile_dynamic_shapes(backend):
     module = make("scsa", 16)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -84,6 +100,7 @@ def test_compile_dynamic_shapes(backend):
         torch.testing.assert_close(compiled(x), module(x))
 
 
+@by_fast_first
 def test_compile_the_functional(backend):
     x, norm, qkv = draw(2, 16, 14, 14), (torch.ones(16), torch.zeros(16)), [torch.ones(16, 1, 1, 1)] * 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, named
+from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_close, few, named
 
 pytest.importorskip("triton")
 
@@ -190,7 +190,7 @@ def test_the_same_bits_twice(case):
 
 @pytest.mark.usefixtures("fresh_plans")
 @pytest.mark.skipif(not INTERPRETED, reason="counts what the interpreter does")
-@pytest.mark.parametrize("length", [1940, 1946], ids=["as long", "resized for 7 parts"])
+@pytest.mark.parametrize("length", few([1946, 1940]), ids=lambda length: f"of {length}")
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 def test_each_byte_moves_once(memory_format, length):
     """One launch each way; the backward pass may add its rows of parameter gradients."""

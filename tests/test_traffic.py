@@ -34,7 +34,7 @@ from benchmarks.shapes import (
     PyramidCase,
 )
 from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure, planned_like
-from tests.helpers import draw, make
+from tests.helpers import draw, few, make
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -436,7 +436,7 @@ ACP_WITH_THE_MATRIX_FOR_EACH_TILE = {56: 7.6, 14: 24.8}
 ACP_IN_THREE_PARTS, ACP_MAPS_IN_ONE_PART = 7.2, 4.1
 
 
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", few(MEMORY_FORMATS[::-1]))
 @pytest.mark.parametrize(
     ("dim", "side"), [pytest.param(32, 56, id="32x56x56"), pytest.param(192, 14, id="192x14x14")]
 )
@@ -457,6 +457,7 @@ def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, la
     assert moved.times_x <= ACP_WITH_THE_MATRIX_FOR_EACH_TILE[side], describe(moved)
 
 
+@pytest.mark.full
 def test_acp_reads_few_small_maps_again_so_that_multiprocessors_have_work() -> None:
     case, parts = AcpCase(1, 192, 14), 3
     moved = traffic.interaction(case, ACP_BATCH, backward=False)["forward"]
