@@ -10,6 +10,7 @@ brings both tools.
 import argparse
 import functools
 import importlib
+import math
 import multiprocessing
 import os
 import re
@@ -60,7 +61,9 @@ TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "f
 
 ComposedCase = AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase
 AnyCase = Case | ComposedCase
-Launches = dict[str, list[tuple[Any, list[torch.dtype]]]]  # pass -> launches, each with the dtypes of its tensors
+# pass -> launches, each with the dtypes of its tensors and the bytes of those that it reads or writes: of SCSA's, the maps
+Launches = dict[str, list[tuple[Any, list[torch.dtype], int]]]
+MAPS = {"x", "out", "grad_out", "grad_x"}  # of SCSA
 
 REGISTERS = 1 << 16  # of one multiprocessor
 REGISTER_UNIT, SHARED_UNIT, SHARED_RESERVED = 256, 128, 1024  # per warp; bytes; bytes of every block
@@ -118,6 +121,8 @@ class Row:
     work: str
     programs: int
     compilation: Compilation
+    sizes: tuple[int, ...] = ()  # that the kernel is given
+    moved: int = 0  # bytes, each tensor's once
 
 
 def scsa_cases(
@@ -204,20 +209,24 @@ def default_plan(case: Case) -> Any:
 def launches(case: AnyCase, work: str, arch: int) -> Iterator[Row]:
     """The launches of one pass."""
     made = scsa_launches(case) if isinstance(case, Case) else composed_launches(case)
-    for launch, dtypes in made[work]:
+    for launch, dtypes, moved in made[work]:
         pointers = [f"*{TRITON_NAMES[dtype]}" for dtype in dtypes]
         sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
         types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
         constants = tuple(launch.constants.items())
         options = tuple(launch.options.items())
         compilation = Compilation(launch.kernel.__module__, launch.name, types, constants, options, arch)
-        yield Row(case, work, launch.grid[0] * launch.grid[1] * launch.grid[2], compilation)
+        programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        yield Row(case, work, programs, compilation, tuple(launch.sizes.values()), moved)
 
 
 def scsa_launches(case: Case) -> Launches:
-    plan = default_plan(case)
+    plan, size = default_plan(case), math.prod(case.shape) * case.dtype.itemsize
     return {
-        work: [(launch, [plan.dtypes[name] for name in launch.tensors]) for launch in getattr(plan, work)]
+        work: [
+            (launch, [plan.dtypes[name] for name in launch.tensors], size * len(MAPS & {*launch.tensors}))
+            for launch in getattr(plan, work)
+        ]
         for work in WORKS
     }
 
@@ -240,7 +249,7 @@ def composed_launches(case: ComposedCase) -> Launches:
         outs = outputs(forward(*inputs))
     with recorded() as backwards:
         torch.autograd.grad(outs, inputs, [torch.empty_like(out) for out in outs])
-    again = {launch.name for launch, _ in forwards}  # LGA's backward begins with its forward
+    again = {launch.name for launch, *_ in forwards}  # LGA's backward begins with its forward
     return {"forward": forwards, "backward": [made for made in backwards if made[0].name not in again]}
 
 
@@ -265,14 +274,16 @@ def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[Any, list[torch.dtype]]]]:
-    """Launch nothing; note what would be launched, and the dtypes of its tensors."""
+def recorded() -> Iterator[list[tuple[Any, list[torch.dtype], int]]]:
+    """Launch nothing; note what would be launched, the dtypes of its tensors and their bytes."""
     from fastattn.kernels.launch import Launch
 
-    made: list[tuple[Any, list[torch.dtype]]] = []
+    made: list[tuple[Any, list[torch.dtype], int]] = []
 
     def note(launch: Launch, arguments: Sequence[torch.Tensor]) -> None:
-        made.append((launch, [tensor.dtype for tensor in launch.pick(arguments)]))
+        tensors = launch.pick(arguments)
+        distinct = {id(tensor): tensor.nbytes for tensor in tensors}  # a place that is left over holds another's
+        made.append((launch, [tensor.dtype for tensor in tensors], sum(distinct.values())))
 
     with patch.object(Launch, "__call__", note):
         yield made
@@ -310,15 +321,20 @@ def source_of(compilation: Compilation) -> Any:
     return ASTSource(kernel, signature, dict(compilation.constants), attributes)
 
 
-def compile_one(compilation: Compilation) -> Code:
-    """Compile one kernel and read its machine code; what goes wrong is said in the result."""
+def compiled(compilation: Compilation) -> Any:
+    """Compile one kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     target = GPUTarget("cuda", compilation.arch, 32)
+    return triton.compile(source_of(compilation), target=target, options=dict(compilation.options))
+
+
+def compile_one(compilation: Compilation) -> Code:
+    """Compile one kernel and read its machine code; what goes wrong is said in the result."""
     try:
-        compiled = triton.compile(source_of(compilation), target=target, options=dict(compilation.options))
-        return read(compiled.asm["cubin"], compiled.metadata.shared, compilation)
+        kernel = compiled(compilation)
+        return read(kernel.asm["cubin"], kernel.metadata.shared, compilation)
     except Exception as error:  # reported with the others
         return Code(error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
@@ -366,9 +382,8 @@ def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
-        assembly = said([knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name])
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    counts = instructions(assembly)
+    counts = instructions(assembly_of(cubin))
     return Code(
         registers=resources["REG"],
         stack=resources["STACK"],
@@ -379,6 +394,15 @@ def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
         stores=counts["STG"],
         atomics=sum(map(Counter.total, (counts["ATOM"], counts["ATOMG"], counts["RED"], counts["REDG"]))),
     )
+
+
+def assembly_of(cubin: bytes) -> str:
+    """Disassemble one kernel."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        return said([knobs.nvidia.nvdisasm.path, "-c", "-ndf", file.name])
 
 
 def said(command: Sequence[str]) -> str:

@@ -305,7 +305,7 @@ def test_launches_bind_parameters_in_the_kernels_order(dtype):
             run_acp(*acp_arguments((2, 16, 7, 9), memory_format=memory_format, dtype=dtype))
         run_cat(*cat_arguments(2, 40, 24, 5, dtype))
     assert len(made) == 2 * (2 + 1 + 1 + 2 + 4) + 6
-    for launch, _ in made:
+    for launch, *_ in made:
         assert launch.kernel.arg_names == [*launch.tensors, *launch.sizes, *launch.constants], launch.name
 
 

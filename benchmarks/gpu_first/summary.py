@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
+
 from fastattn.bench.machine import describe
 from fastattn.bench.resume import commit
 from fastattn.report import SCHEMA, Table, to_text
 
+from .. import predictions
 from ..figures import gpu_summary
 from ..figures.rows import GPU_FAST, HOW, Record, launched, ratios, row, select
 from ..shapes import CONTIGUOUS, FORWARD, GPU_BATCH, STAGES, TRAINING
@@ -115,6 +118,14 @@ def speeds(found: Sequence[Found]) -> Table:
     return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
 
 
+def predicted(found: Sequence[Found]) -> Table:
+    """What was measured in graphs beside what was predicted without a GPU."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    measured = predictions.graphs({"benchmarks": records(found)})
+    made = {name: launches for name, launches in predictions.stored().items() if name in measured}
+    return predictions.table(made, measured, predictions.nearest(device) or "H200")
+
+
 def text(found: Sequence[Found], seconds: dict[str, float]) -> str:
-    tables = speeds(found), failures(found), phases(found, seconds)
+    tables = speeds(found), predicted(found), failures(found), phases(found, seconds)
     return "\n\n".join(to_text(table) for table in tables if table.rows)
