@@ -374,7 +374,7 @@ def issued(row: Row) -> int:
 
 @functools.cache
 def work(row: Row) -> tuple[int, int]:
-    """How many instructions a warp of a launch's first program issues, and the products that tensor cores form of them."""
+    """How many instructions a warp of a launch's first program issues, and the products that tensor cores form."""
     pointers = sum(kind.startswith("*") for kind in row.compilation.types)
     words = [0, 0] * pointers + list(row.sizes)
     constants = {PARAMETERS + 4 * place: word % WORD for place, word in enumerate(words)}

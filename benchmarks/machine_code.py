@@ -61,7 +61,7 @@ TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "f
 
 ComposedCase = AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase
 AnyCase = Case | ComposedCase
-# pass -> launches, each with the dtypes of its tensors and the bytes of those that it reads or writes: of SCSA's, the maps
+# pass -> launches, each with the dtypes of its tensors and the bytes that it moves at least: of SCSA, those of the maps
 Launches = dict[str, list[tuple[Any, list[torch.dtype], int]]]
 MAPS = {"x", "out", "grad_out", "grad_x"}  # of SCSA
 

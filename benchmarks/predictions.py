@@ -3,7 +3,8 @@
 A launch takes the longest of three times, and its start: the bytes of its tensors, each moved once, at the bandwidth of
 a copy; what the busiest processor issues, counted in the machine code for sm_90, at four instructions of warps in a
 cycle; the products that its tensor cores form, at their peak. None of the three is reached in practice, so a
-measurement is longer: the table says which of them to look at, and by how much.
+measurement is longer: the table says which of them to look at, and by how much. Where the machine code's integers do
+not tell how often a loop is run, the bytes alone count.
 """
 
 import argparse
@@ -43,7 +44,10 @@ def launched(case: Any) -> Iterator[Row]:
 
 def predict(row: Row) -> dict[str, Any]:
     """What a launch does, and its seconds on each GPU."""
-    instructions, products = work(row)
+    try:
+        instructions, products = work(row)
+    except RuntimeError:  # a loop whose end the integers do not tell
+        instructions, products = 0, 0
     share = row.compilation.warps * -(-row.programs // PROCESSORS)  # warps of the busiest processor
     issues, multiplies = instructions * share / ISSUES, products * share / PRODUCTS
     seconds = {
@@ -109,7 +113,7 @@ def stored() -> dict[str, list[dict[str, Any]]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"compile, count and write {FILE.name}, which takes minutes")
+    parser.add_argument("--write", action="store_true", help=f"compile, count, write {FILE.name}: minutes")
     parser.add_argument("--measured", type=Path, help="a result file, for what was measured")
     options = parser.parse_args(arguments)
     if options.write:

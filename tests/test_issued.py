@@ -12,9 +12,11 @@ from tests.helpers import DEVICE, INTERPRETED
 
 pytest.importorskip("triton")
 
-needs_compiler = pytest.mark.skipif(
-    INTERPRETED or DEVICE != "cpu", reason="compiles without a GPU, in minutes that a run on one does not have"
-)
+
+def needs_compiler(test):
+    reason = "compiles without a GPU, in minutes that a run on one does not have"
+    return pytest.mark.full(pytest.mark.skipif(INTERPRETED or DEVICE != "cpu", reason=reason)(test))
+
 
 LOOP = """
         /*0000*/                   MOV R2, c[0x0][0x210] ;
