@@ -43,6 +43,7 @@ def few_interpreted(values, count=1):
 def by_turns(cases, redundant=None):
     """Return (case, memory format) for parametrize: all pairs, and where kernels are interpreted each case in one
     format by turns, in the other in a full run; in which alone are cases that are redundant."""
+    cases = [*cases]
     redundant = redundant or [False] * len(cases)
     pairs = product(enumerate(cases), enumerate(FORMATS))
     return [

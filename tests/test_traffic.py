@@ -436,7 +436,7 @@ ACP_WITH_THE_MATRIX_FOR_EACH_TILE = {56: 7.6, 14: 24.8}
 ACP_IN_THREE_PARTS, ACP_MAPS_IN_ONE_PART = 7.2, 4.1
 
 
-@pytest.mark.parametrize("layout", few(MEMORY_FORMATS[::-1]))
+@pytest.mark.parametrize("layout", few(sorted(MEMORY_FORMATS)))
 @pytest.mark.parametrize(
     ("dim", "side"), [pytest.param(32, 56, id="32x56x56"), pytest.param(192, 14, id="192x14x14")]
 )
