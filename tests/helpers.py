@@ -57,6 +57,9 @@ def full(redundant):
     return [pytest.mark.full] if redundant else []
 
 
+# a test that takes long where kernels are interpreted: it is for a full run there
+slow_interpreted = pytest.mark.full if INTERPRETED else lambda test: test
+
 # the fixture's values where a test compiles a module: the reference, over which that takes longest, in a full run
 by_fast_first = pytest.mark.parametrize("backend", few([FAST] if INTERPRETED else [FAST, "reference"]), indirect=True)
 

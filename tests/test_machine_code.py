@@ -104,7 +104,7 @@ def fills(row) -> bool:
 
 
 everywhere = [
-    pytest.mark.parametrize("layout", MEMORY_FORMATS),
+    pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", TYPES, ids=named),
     pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}"),
 ]

@@ -266,7 +266,7 @@ def test_two_samples_can_stand_for_a_batch(stage, layout, request: pytest.Fixtur
 
 @pytest.mark.usefixtures("tiles_of_a_batch")
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
-@pytest.mark.parametrize("stage", BUDGETS, ids=str)
+@pytest.mark.parametrize("stage", few(BUDGETS), ids=str)
 def test_scsa_keeps_its_budget(stage, layout) -> None:
     x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
     module = make("scsa", stage[0])
@@ -384,7 +384,7 @@ def keeps(moved: Traffic, budget) -> bool:
     return all(least - 1e-6 <= found[name] <= most + 1e-6 for name, (least, most) in least_most.items())
 
 
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", few(MEMORY_FORMATS))
 def test_lga_reads_each_map_once_and_never_has_queries_keys_and_values(layout, monkeypatch) -> None:
     """Backward, which takes longer, in one format."""
     for operation in ("depthwise", "scale_mix", "gram_attention"):  # show the mode what operators do inside
