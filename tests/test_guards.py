@@ -4,6 +4,8 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -137,3 +139,82 @@ def test_a_parameter_that_wraps_others(name):
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", ["scsa", "lga", "acp", "cat"])
+def test_forward_mode_keeps_the_tangent(name):
+    """Through the reference."""
+    from torch.autograd import forward_ad
+
+    module, x = make(name)
+    module.requires_grad_(False)
+    tangent = torch.randn_like(x)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(module(forward_ad.make_dual(x, tangent))).tangent
+    assert found is not None
+    leaf, along = x.clone().requires_grad_(), torch.randn_like(found)
+    (grad,) = torch.autograd.grad(module(leaf), leaf, along)
+    torch.testing.assert_close((found * along).sum(), (tangent * grad).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_lga_resets_its_own_parameters():
+    with torch.device("meta"):
+        module = fastattn.LocalGlobalAttention(8, 4)
+    module.to_empty(device=DEVICE)
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    for child in module.modules():
+        if hasattr(child, "reset_parameters"):
+            child.reset_parameters()
+    assert not [name for name, parameter in module.named_parameters() if parameter.isnan().any()]
+    assert module.learnable_alpha_local == module.learnable_alpha_global == 0.5
+
+
+def test_a_checkpoint_of_another_module_was_made_for_no_lga():
+    module, _ = make("lga")
+    with pytest.raises(RuntimeError, match=r"module\.out_conv") as raised:
+        module.load_state_dict({f"module.{name}": value for name, value in module.state_dict().items()})
+    assert "made for" not in str(raised.value)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path without the extension")
+def test_cat_without_the_extension_is_checkpointed(monkeypatch):
+    from torch.utils.checkpoint import checkpoint
+
+    module, x = make("cat")
+    monkeypatch.setattr("fastattn.ops.interaction.status", lambda: ("not built", ""))
+    grads = []
+    for run in (module, lambda x: checkpoint(module, x, use_reentrant=False)):
+        leaf = x.clone().requires_grad_()
+        with fastattn.use_backend("native"):
+            run(leaf).square().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_an_extension_that_does_not_load_is_warned_of_once(monkeypatch):
+    from fastattn import native
+
+    monkeypatch.setattr(native, "_load", lambda: (None, "failed to load", "cut short"))
+    monkeypatch.setattr(native, "_warned", False)
+    with pytest.warns(UserWarning, match="cut short"):
+        native.warn_once()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        native.warn_once()
+
+
+def test_threads_have_their_own_grids():
+    """Of one ViT on images of several sizes."""
+    from fastattn.models.tokens import Grid
+
+    class PatchEmbed:
+        grid_size = (14, 14)
+
+    grid = Grid(PatchEmbed())
+    grid.see(None, (), torch.empty(1, 4, 8, 2))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: grid.size).result() == (14, 14)
+    assert grid.size == (4, 8)
+    assert copy.deepcopy(grid).size == (14, 14)

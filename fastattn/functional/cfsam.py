@@ -12,7 +12,7 @@ from ..ops import cfsam as composition
 from ..ops.partition_attention import partition_attention as attend
 from ..parameters import check_devices
 from ..reference.cfsam import Block, Level
-from .checks import check_heads
+from .checks import check_heads, transformed
 
 
 def partition_attention(
@@ -28,7 +28,7 @@ def partition_attention(
     device, autocast = q.device.type, torch.is_autocast_enabled(q.device.type)
     name = choose(
         backend or get_backend(), "partition_attention", device, q.dtype, q.dtype, autocast,
-        head_dim=_known(q.shape[2] // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(q.shape[2] // num_heads), transformed=transformed(),
     )  # fmt: skip
     if autocast and q.dtype is not torch.float64:  # products have autocast's dtype
         q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
@@ -60,7 +60,7 @@ def cfsam(
     dtypes = _dtype(maps, x.dtype), _dtype(weights, x.dtype)
     name = choose(
         backend or get_backend(), "cfsam", device, *dtypes, autocast,
-        head_dim=_known(dim // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(dim // num_heads), transformed=transformed(),
     )  # fmt: skip
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)

@@ -120,7 +120,7 @@ class _Composed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, score, value, out, forth, back, means, concepts, values = ctx.saved_tensors
+        saved = x, score, value, out, forth, back, means, concepts, values = ctx.saved_tensors  # once: may recompute
         d_values = back.mT @ grad  # [B, K, C]
         d_concepts = d_values @ out
         d_means = d_concepts @ value
@@ -132,4 +132,4 @@ class _Composed(torch.autograd.Function):
         d_score, d_value, d_out = (a.flatten(0, 1).T @ b.flatten(0, 1) for a, b in tokens)
         found = (d_x, d_score, d_value, d_concepts.sum((0, 1)), d_out, grad.sum((0, 1)))
         found = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
-        return tuple(once(found, grad, *ctx.saved_tensors))
+        return tuple(once(found, grad, *saved))
