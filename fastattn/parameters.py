@@ -1,12 +1,13 @@
 """An operation's flat parameters: their sizes, the one dtype that the fast paths take, and their gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fast paths
-_is_contiguous, _numel = Tensor.is_contiguous, Tensor.numel  # fast under map
+_is_contiguous, _numel, _data_ptr = Tensor.is_contiguous, Tensor.numel, Tensor.data_ptr  # fast under map
+_device = Tensor.device.__get__  # type: ignore[attr-defined]
 
 
 def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
@@ -17,11 +18,29 @@ def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
 
 
 def prepare(x: Tensor, params: Sequence[Tensor]) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...]]:
-    """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements."""
+    """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements.
+
+    RuntimeError unless x and all of them have memory, on one device.
+    """
+    check_memory(x, *params)
     dtype = common_dtype(x, params)
     if [p.dtype for p in params].count(dtype) != len(params) or not all(map(_is_contiguous, params)):
         params = [p.to(dtype).contiguous() for p in params]
     return dtype, params, tuple(map(_numel, params))
+
+
+def check_devices(device: torch.device, others: Collection[torch.device]) -> None:
+    """RuntimeError unless x's device is the only one."""
+    if any(other != device for other in others):
+        found = ", ".join(sorted({str(other) for other in others}))
+        raise RuntimeError(f"all tensors must be on one device, but x is on {device} and the parameters are on {found}")
+
+
+def check_memory(x: Tensor, *others: Tensor) -> None:
+    """RuntimeError unless the tensors are on x's device and have memory, as what takes raw pointers needs."""
+    check_devices(x.device, {*map(_device, others)})
+    if 0 in map(_data_ptr, (x, *others)) and any(t.data_ptr() == 0 and t.numel() for t in (x, *others)):
+        raise RuntimeError("a tensor has no memory: its storage was freed, or it is the zero that autograd makes")
 
 
 def sizes(spatial: bool, channel: bool, channels: int, numels: Sequence[int]) -> tuple[tuple[int, ...], bool]:

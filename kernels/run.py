@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..parameters import check_memory
 from . import tuning
 from .launch import Launch
 
@@ -13,7 +14,8 @@ _HERE = contextlib.nullcontext()
 
 
 def run(launches: Sequence[Launch], arguments: tuple[Tensor, ...]) -> None:
-    """Launch on the device of the tensors, whichever is current."""
+    """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several."""
+    check_memory(*arguments)
     device = arguments[0].device
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else _HERE:

@@ -10,8 +10,9 @@ from .. import reference
 from ..backends import HEAD_DIMS, choose, get_backend
 from ..ops import cfsam as composition
 from ..ops.partition_attention import partition_attention as attend
+from ..parameters import check_devices
 from ..reference.cfsam import Block, Level
-from .checks import check_heads
+from .checks import check_heads, transformed
 
 
 def partition_attention(
@@ -27,7 +28,7 @@ def partition_attention(
     device, autocast = q.device.type, torch.is_autocast_enabled(q.device.type)
     name = choose(
         backend or get_backend(), "partition_attention", device, q.dtype, q.dtype, autocast,
-        head_dim=_known(q.shape[2] // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(q.shape[2] // num_heads), transformed=transformed(),
     )  # fmt: skip
     if autocast and q.dtype is not torch.float64:  # products have autocast's dtype
         q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
@@ -55,13 +56,15 @@ def cfsam(
     x, dim = maps[0], levels[0].project[0].shape[0]
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
-    dtypes = _dtype(maps, x.dtype), _dtype(_weights(levels, blocks), x.dtype)
+    weights = _weights(levels, blocks)
+    dtypes = _dtype(maps, x.dtype), _dtype(weights, x.dtype)
     name = choose(
         backend or get_backend(), "cfsam", device, *dtypes, autocast,
-        head_dim=_known(dim // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(dim // num_heads), transformed=transformed(),
     )  # fmt: skip
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)
+    check_devices(x.device, [weight.device for weight in weights])
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)

@@ -10,7 +10,7 @@ from .. import reference
 from ..backends import choose, get_backend
 from ..ops import interaction as composition
 from ..reference.interaction import AGGREGATES, Affine, level_sizes
-from .checks import check_map
+from .checks import check_map, transformed
 
 
 def aggressive_conv_pooling(
@@ -190,7 +190,7 @@ def _choose(operation: str, x: Tensor, weight: Tensor, backend: str | None, **na
     autocast = torch.is_autocast_enabled(device)
     name = choose(
         backend or get_backend(), operation, device, x.dtype, weight.dtype, autocast,
-        transformed=torch._C._are_functorch_transforms_active(), **named,
+        transformed=transformed(), **named,
     )  # fmt: skip
     return name, torch.get_autocast_dtype(device) if autocast else x.dtype
 

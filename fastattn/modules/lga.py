@@ -64,6 +64,13 @@ class LocalGlobalAttention(FastModule):
             self.learnable_alpha_global = nn.Parameter(torch.tensor(0.5))
         self.out_conv = nn.Conv2d(embed_dim, embed_dim, 1)
 
+    def reset_parameters(self) -> None:
+        """Draw the position encoding anew and set the branches' alphas to 0.5; the children's parameters are theirs."""
+        nn.init.normal_(self.position_encoding)
+        for name in ("learnable_alpha_local", "learnable_alpha_global"):
+            if name in self._parameters:
+                nn.init.constant_(self._parameters[name], 0.5)
+
     def operands(self) -> tuple[list[Separable], Affine, Tensor, list[Branch], Affine]:
         """Return the parameters as the operation takes them."""
         branches = []
@@ -106,7 +113,8 @@ def _arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         return tuple(shape[2] for name, shape in shapes.items() if re.fullmatch(pattern, name))
 
     local, in_all = kernels(r"local_convs\.\d+\.0\.weight"), kernels(r"global_conv\.0\.weight")
-    arguments: dict[str, Any] = {"num_scales": len(kernels(r"multi_scale_convs\.\d+\.0\.weight"))}
+    scales = kernels(r"multi_scale_convs\.\d+\.0\.weight")
+    arguments: dict[str, Any] = {"num_scales": len(scales)} if scales else {}  # none in a checkpoint of another module
     if local or in_all:
         arguments["branches"] = "both" if local and in_all else "local" if local else "global"
     if local:

@@ -7,6 +7,7 @@ knows, and parameters of the sizes that a plan was made for.
 import functools
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate
@@ -43,6 +44,18 @@ def _load():
         "not built",
         "no C++ compiler was found when fastattn was installed, or the build was skipped",
     )
+
+
+def warn_once() -> None:
+    """Warn where an extension that is there does not load, the first time, as everything is slower without it."""
+    global _warned
+    _, state, detail = _load()
+    if state == "failed to load" and not _warned:
+        _warned = True
+        warnings.warn(f"fastattn._native does not load: PyTorch's own operators serve instead: {detail}", stacklevel=2)
+
+
+_warned = False
 
 
 def status() -> tuple[str, str]:

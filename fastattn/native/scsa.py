@@ -70,7 +70,7 @@ def forward(
     plan, params = _prepare(operation, x, params, options)
     out = torch.empty_like(x)
     saved = (
-        torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32)
+        torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32, device=x.device)
         if save
         else torch.empty_like(_NOTHING)
     )
