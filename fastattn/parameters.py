@@ -7,7 +7,7 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fast paths
 _is_contiguous, _numel, _data_ptr = Tensor.is_contiguous, Tensor.numel, Tensor.data_ptr  # fast under map
-_device = Tensor.device.__get__  # type: ignore[attr-defined]
+_is_cpu = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 
 
 def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
@@ -17,16 +17,20 @@ def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     return dtype if uniform and (dtype is x.dtype or dtype is torch.float32) else torch.float32
 
 
-def prepare(x: Tensor, params: Sequence[Tensor]) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...]]:
-    """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements.
+def prepare(
+    x: Tensor, params: Sequence[Tensor]
+) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...], list[int]]:
+    """Return the parameters contiguous and of one dtype: that dtype, they, their numbers of elements and addresses.
 
-    RuntimeError unless x and all of them have memory, on one device.
+    RuntimeError unless x and all of them have memory, x's on the CPU.
     """
-    check_memory(x, *params)
     dtype = common_dtype(x, params)
     if [p.dtype for p in params].count(dtype) != len(params) or not all(map(_is_contiguous, params)):
         params = [p.to(dtype).contiguous() for p in params]
-    return dtype, params, tuple(map(_numel, params))
+    pointers = [*map(_data_ptr, params)]
+    if 0 in pointers or not (x.is_cpu and x.data_ptr() and all(map(_is_cpu, params))):
+        check_memory(x, *params)
+    return dtype, params, tuple(map(_numel, params)), pointers
 
 
 def check_devices(device: torch.device, others: Collection[torch.device]) -> None:
@@ -38,7 +42,8 @@ def check_devices(device: torch.device, others: Collection[torch.device]) -> Non
 
 def check_memory(x: Tensor, *others: Tensor) -> None:
     """RuntimeError unless the tensors are on x's device and have memory, as what takes raw pointers needs."""
-    check_devices(x.device, {*map(_device, others)})
+    if not all(map(_is_cpu, (x, *others))):
+        check_devices(x.device, {other.device for other in others})
     if 0 in map(_data_ptr, (x, *others)) and any(t.data_ptr() == 0 and t.numel() for t in (x, *others)):
         raise RuntimeError("a tensor has no memory: its storage was freed, or it is the zero that autograd makes")
 

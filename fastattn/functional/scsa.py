@@ -124,7 +124,7 @@ def run(
     training.
     """
     window = options[1] if operation.channel else 1
-    _check_input(x, channels, window)
+    check_input(x, channels, window)
     device, dtype = x.device.type, x.dtype
     autocast = torch.is_autocast_enabled(device)
     wanted = backend or get_backend()
@@ -207,7 +207,8 @@ def check_channel(
         raise ValueError(f"attn_drop_ratio must lie between 0 and 1, got {attn_drop_ratio}")
 
 
-def _check_input(x: Tensor, channels: int, window: int) -> None:
+def check_input(x: Tensor, channels: int, window: int) -> None:
+    """ValueError unless x is a map (B, channels, H, W) of at least a window."""
     check_map(x, channels)
     height, width = x.shape[2:]
     if height < window or width < window:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional.checks import check_map, check_not_empty
 from ..functional.lga import check_options, local_global_attention
-from ..reference.lga import Affine, Branch, Separable
+from ..reference.lga import Affine, Branch, Separable, attend, resize_nearest
 from .base import FastModule
 
 
@@ -63,6 +64,7 @@ class LocalGlobalAttention(FastModule):
             self.global_conv = separable(global_kernel_size, 3 * embed_dim, groups=num_heads)
             self.learnable_alpha_global = nn.Parameter(torch.tensor(0.5))
         self.out_conv = nn.Conv2d(embed_dim, embed_dim, 1)
+        self._note_children()
 
     def reset_parameters(self) -> None:
         """Draw the position encoding anew and set the branches' alphas to 0.5; the children's parameters are theirs."""
@@ -81,7 +83,29 @@ class LocalGlobalAttention(FastModule):
         scales = [*map(_separable, self.multi_scale_convs)]
         return scales, _affine(self.scale_attention[0]), self.position_encoding, branches, _affine(self.out_conv)
 
+    def _through_children(self, x: Tensor) -> Tensor:
+        """Call the children, as the authors' module does."""
+        check_map(x, self.embed_dim)
+        check_not_empty(x)
+        size = x.shape[2:]
+        features = [x, *(resize_nearest(scale(x), *size) + x for scale in self.multi_scale_convs)]
+        shares = self.scale_attention(x).split(1, dim=1)
+        z = sum(share * feature for share, feature in zip(shares, features, strict=True))
+        z = z + resize_nearest(self.position_encoding, *size)
+        branches = []
+        if self.branches != "global":
+            branches.append(([*self.local_convs], self.learnable_alpha_local))
+        if self.branches != "local":
+            branches.append(([self.global_conv], self.learnable_alpha_global))
+        mixed = [
+            alpha * (sum(attend(conv(z), self.num_heads, self.contraction) + x for conv in convs) / len(convs))
+            for convs, alpha in branches
+        ]
+        return self.out_conv(sum(mixed))
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         return local_global_attention(
             x, *self.operands(), num_heads=self.num_heads, contraction=self.contraction, backend=self.backend
         )

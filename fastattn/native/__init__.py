@@ -72,7 +72,13 @@ def extension():
 
 
 def gradients(
-    plan, inputs: Sequence[Tensor], x: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
+    plan,
+    inputs: Sequence[Tensor],
+    x: Tensor,
+    params: Sequence[Tensor],
+    pointers: list[int],
+    need_x: bool,
+    need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run a plan's backward on its inputs; return (grad_x, all parameters' gradients in float32), empty where not
     needed."""
@@ -81,7 +87,7 @@ def gradients(
     places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
     plan.backward(
         *(t.data_ptr() for t in inputs),
-        [p.data_ptr() for p in params],
+        pointers,
         grad_x.data_ptr() if need_x else 0,
         list(places),
         torch.get_num_threads(),

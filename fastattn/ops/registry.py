@@ -58,11 +58,12 @@ def watched(*tensors: Tensor) -> bool:
 
     Where nothing does, its dispatch is left out: a third of what a short call costs.
     """
+    kinds = {*map(type, tensors)}
     return (
         torch.compiler.is_compiling()
-        or not _PLAIN.issuperset(map(type, tensors))
-        or any(map(_is_neg, tensors))
-        or any(map(_is_zero, tensors))
+        or not kinds <= _PLAIN
+        or (Tensor in kinds and any(map(_is_neg, tensors)))
+        or any(map(_is_zero, tensors[:2]))  # x, and the output's gradient
         or _watchers() > 0
         or _tracing() is not None
         or torch.autograd._profiler_enabled()
