@@ -61,7 +61,7 @@ def _fast_path_reasons(call: Call) -> list[str]:
     if call.dropout:
         reasons.append("dropout on the attention while training has no fast path")
     if call.transformed:
-        reasons.append("torch.func transforms (vmap, grad, jvp) have no fast path")
+        reasons.append("torch.func transforms (vmap, grad, jvp) and forward-mode AD have no fast path")
     return reasons
 
 
@@ -142,6 +142,8 @@ def _choose(wanted: str, *fields, **named) -> str:
     call = Call(*fields, **named)
     _check_name(wanted)
     if wanted == "auto":
+        if call.device == "cpu":
+            native.warn_once()
         return next(name for name in BACKENDS if not unsupported_reasons(name, call))
     reasons = unsupported_reasons(wanted, call)
     if reasons:

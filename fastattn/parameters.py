@@ -1,12 +1,13 @@
 """An operation's flat parameters: their sizes, the one dtype that the fast paths take, and their gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fast paths
-_is_contiguous, _numel = Tensor.is_contiguous, Tensor.numel  # fast under map
+_is_contiguous, _numel, _data_ptr = Tensor.is_contiguous, Tensor.numel, Tensor.data_ptr  # fast under map
+_is_cpu = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
 
 
 def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
@@ -16,12 +17,35 @@ def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     return dtype if uniform and (dtype is x.dtype or dtype is torch.float32) else torch.float32
 
 
-def prepare(x: Tensor, params: Sequence[Tensor]) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...]]:
-    """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements."""
+def prepare(
+    x: Tensor, params: Sequence[Tensor]
+) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...], list[int]]:
+    """Return the parameters contiguous and of one dtype: that dtype, they, their numbers of elements and addresses.
+
+    RuntimeError unless x and all of them have memory, x's on the CPU.
+    """
     dtype = common_dtype(x, params)
     if [p.dtype for p in params].count(dtype) != len(params) or not all(map(_is_contiguous, params)):
         params = [p.to(dtype).contiguous() for p in params]
-    return dtype, params, tuple(map(_numel, params))
+    pointers = [*map(_data_ptr, params)]
+    if 0 in pointers or not (x.is_cpu and x.data_ptr() and all(map(_is_cpu, params))):
+        check_memory(x, *params)
+    return dtype, params, tuple(map(_numel, params)), pointers
+
+
+def check_devices(device: torch.device, others: Collection[torch.device]) -> None:
+    """RuntimeError unless x's device is the only one."""
+    if any(other != device for other in others):
+        found = ", ".join(sorted({str(other) for other in others}))
+        raise RuntimeError(f"all tensors must be on one device, but x is on {device} and the parameters are on {found}")
+
+
+def check_memory(x: Tensor, *others: Tensor) -> None:
+    """RuntimeError unless the tensors are on x's device and have memory, as what takes raw pointers needs."""
+    if not all(map(_is_cpu, (x, *others))):
+        check_devices(x.device, {other.device for other in others})
+    if 0 in map(_data_ptr, (x, *others)) and any(t.data_ptr() == 0 and t.numel() for t in (x, *others)):
+        raise RuntimeError("a tensor has no memory: its storage was freed, or it is the zero that autograd makes")
 
 
 def sizes(spatial: bool, channel: bool, channels: int, numels: Sequence[int]) -> tuple[tuple[int, ...], bool]:

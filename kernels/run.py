@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..parameters import check_memory
 from . import tuning
 from .launch import Launch
 
@@ -13,8 +14,10 @@ _HERE = contextlib.nullcontext()
 
 
 def run(launches: Sequence[Launch], arguments: tuple[Tensor, ...]) -> None:
-    """Launch on the device of the tensors, whichever is current."""
+    """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several."""
     device = arguments[0].device
+    if device.type != "meta":  # where launches are only noted
+        check_memory(*arguments)
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else _HERE:
         for launch in launches:

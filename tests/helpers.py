@@ -43,6 +43,7 @@ def few_interpreted(values, count=1):
 def by_turns(cases, redundant=None):
     """Return (case, memory format) for parametrize: all pairs, and where kernels are interpreted each case in one
     format by turns, in the other in a full run; in which alone are cases that are redundant."""
+    cases = [*cases]
     redundant = redundant or [False] * len(cases)
     pairs = product(enumerate(cases), enumerate(FORMATS))
     return [
@@ -55,6 +56,9 @@ def full(redundant):
     """Return the marks of a pytest.param that is for a full run alone where it is redundant."""
     return [pytest.mark.full] if redundant else []
 
+
+# a test that takes long where kernels are interpreted: it is for a full run there
+slow_interpreted = pytest.mark.full if INTERPRETED else lambda test: test
 
 # the fixture's values where a test compiles a module: the reference, over which that takes longest, in a full run
 by_fast_first = pytest.mark.parametrize("backend", few([FAST] if INTERPRETED else [FAST, "reference"]), indirect=True)

@@ -84,6 +84,7 @@ class Rounded(nn.Module):
         return x * (1 + self.compiled) if torch.compiler.is_compiling() else x + 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("off", "taken"), [(3e-5, True), (3e-3, False)], ids=["rounding", "another module"])
 def test_a_compilers_rounding_is_its_own_but_not_another_result(off: float, taken: bool) -> None:
     _, compiled = measure(small(Rounded(off), fast=False), replace(EAGER_AND_NATIVE, compiled=True))

@@ -424,7 +424,7 @@ def test_compile_fullgraph(memory_format, backend):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@by_fast_first
+@pytest.mark.full
 def test_compile_dynamic_shapes(backend, request):
     if backend == "triton" and torch.__version__.startswith("2.14."):
         reason = "torch 2.14's Dynamo asserts that no symbolic number enters an autograd function from outside"

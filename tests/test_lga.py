@@ -20,6 +20,7 @@ from .helpers import (
     named,
     randomize,
     run,
+    slow_interpreted,
     thin,
 )
 
@@ -180,6 +181,7 @@ def test_frozen_parts(learning, backend):
             torch.testing.assert_close(leaf.grad, expected[name], rtol=1e-4, atol=1e-4)
 
 
+@slow_interpreted
 def test_compile_fullgraph(backend):
     torch.compiler.reset()
     module, x = make_case("small kernels")

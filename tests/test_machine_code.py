@@ -48,7 +48,7 @@ TWO = (torch.float32, torch.bfloat16)  # float16's code is bfloat16's but for th
 LARGE_HEADS = (64, 128)
 OTHERS = tuple(arch for arch in ARCHITECTURES if arch != MAIN)
 FIRST_MAIN = (MAIN, *OTHERS)
-KINDS = few([(torch.bfloat16, MAIN), *((torch.float32, arch) for arch in FIRST_MAIN)])
+KINDS = [(torch.bfloat16, MAIN), *(pytest.param(torch.float32, arch, marks=pytest.mark.full) for arch in FIRST_MAIN)]
 TYPES = few((torch.bfloat16, torch.float32, torch.float16))
 LAYOUTS = few((CHANNELS_LAST, CONTIGUOUS))
 SOME = (89, MAIN)  # the architecture with the least shared memory, and another
@@ -104,7 +104,7 @@ def fills(row) -> bool:
 
 
 everywhere = [
-    pytest.mark.parametrize("layout", MEMORY_FORMATS),
+    pytest.mark.parametrize("layout", LAYOUTS),
     pytest.mark.parametrize("dtype", TYPES, ids=named),
     pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}"),
 ]

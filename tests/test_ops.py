@@ -25,6 +25,7 @@ from .helpers import (
     make,
     named,
     run,
+    slow_interpreted,
 )
 
 pytestmark = pytest.mark.triton
@@ -56,6 +57,7 @@ INPUTS = {
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("layout", few(INPUTS, 1 if INTERPRETED else 2))
 @pytest.mark.parametrize("name", few_interpreted(OPERATIONS))
+@slow_interpreted
 def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
     params, options = flat(module), OPTIONS[name]
@@ -91,6 +93,7 @@ def test_compile_without_gradients(backend):
         torch.testing.assert_close(compiled(x), module(x))
 
 
+@slow_interpreted
 @by_fast_first
 def test_compile_dynamic_shapes(backend):
     module = make("scsa", 16)

@@ -191,7 +191,7 @@ def test_the_same_bits_twice(case):
 @pytest.mark.usefixtures("fresh_plans")
 @pytest.mark.skipif(not INTERPRETED, reason="counts what the interpreter does")
 @pytest.mark.parametrize("length", few([1946, 1940]), ids=lambda length: f"of {length}")
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 def test_each_byte_moves_once(memory_format, length):
     """One launch each way; the backward pass may add its rows of parameter gradients."""
     levels = tuple((*level, memory_format) for level in SSD300)

@@ -6,7 +6,21 @@ import torch
 import fastattn
 
 from .cases import make_case
-from .helpers import DEVICE, FAST, FORMATS, INTERPRETED, assert_accurate, by_turns, check, draw, few, make, named, run
+from .helpers import (
+    DEVICE,
+    FAST,
+    FORMATS,
+    INTERPRETED,
+    assert_accurate,
+    by_turns,
+    check,
+    draw,
+    few,
+    make,
+    named,
+    run,
+    slow_interpreted,
+)
 
 pytest.importorskip("triton")
 
@@ -153,7 +167,7 @@ def test_small_maps_by_one_launch(name, case, memory_format):
 @runs
 @pytest.mark.usefixtures("one_launch")
 @pytest.mark.parametrize("processors", [1, 1000], ids=["one program a sample", "many programs a sample"])
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 def test_programs_of_one_sample(memory_format, processors, monkeypatch):
     monkeypatch.setattr(plan, "processors", lambda device: processors)
     module, x = make("scsa", 272), draw(2, 272, 7, 8, memory_format=memory_format)
@@ -180,6 +194,7 @@ def test_blocks_of_columns(case, memory_format):
 
 
 @runs
+@slow_interpreted
 def test_2048_channels_and_one_pixel_left():
     check(make("pcsa", 2048, head_num=2), draw(1, 2048, 7, 7))
 

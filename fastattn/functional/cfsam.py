@@ -10,8 +10,9 @@ from .. import reference
 from ..backends import HEAD_DIMS, choose, get_backend
 from ..ops import cfsam as composition
 from ..ops.partition_attention import partition_attention as attend
+from ..parameters import check_devices
 from ..reference.cfsam import Block, Level
-from .checks import check_heads
+from .checks import check_heads, transformed
 
 
 def partition_attention(
@@ -27,7 +28,7 @@ def partition_attention(
     device, autocast = q.device.type, torch.is_autocast_enabled(q.device.type)
     name = choose(
         backend or get_backend(), "partition_attention", device, q.dtype, q.dtype, autocast,
-        head_dim=_known(q.shape[2] // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(q.shape[2] // num_heads), transformed=transformed(),
     )  # fmt: skip
     if autocast and q.dtype is not torch.float64:  # products have autocast's dtype
         q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
@@ -51,17 +52,19 @@ def cfsam(
     `levels` and `blocks` hold the parameters, see `fastattn.reference.cfsam`. ValueError for maps that do not fit them
     or one another; RuntimeError with the reasons where a named backend cannot serve.
     """
-    _check_maps(maps, levels, num_parts)
+    check_maps(maps, [(level.local or level.project)[0].shape[1] for level in levels], num_parts)
     x, dim = maps[0], levels[0].project[0].shape[0]
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
-    dtypes = _dtype(maps, x.dtype), _dtype(_weights(levels, blocks), x.dtype)
+    weights = _weights(levels, blocks)
+    dtypes = _dtype(maps, x.dtype), _dtype(weights, x.dtype)
     name = choose(
         backend or get_backend(), "cfsam", device, *dtypes, autocast,
-        head_dim=_known(dim // num_heads), transformed=torch._C._are_functorch_transforms_active(),
+        head_dim=_known(dim // num_heads), transformed=transformed(),
     )  # fmt: skip
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)
+    check_devices(x.device, [weight.device for weight in weights])
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
@@ -128,19 +131,19 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) 
         raise ValueError(f"num_parts must divide the tokens, got {num_parts} and {q.shape[1]}")
 
 
-def _check_maps(maps: Sequence[Tensor], levels: Sequence[Level], num_parts: int) -> None:
-    if isinstance(maps, Tensor) or len(maps) != len(levels):
+def check_maps(maps: Sequence[Tensor], channels: Sequence[int], num_parts: int) -> None:
+    """ValueError unless maps are as many, of these channels, and fit one another."""
+    if isinstance(maps, Tensor) or len(maps) != len(channels):
         found = "one tensor" if isinstance(maps, Tensor) else f"{len(maps)} maps"
-        raise ValueError(f"expected a list of {len(levels)} maps, one for each level, got {found}")
+        raise ValueError(f"expected a list of {len(channels)} maps, one for each level, got {found}")
     mixes = torch.is_autocast_enabled(maps[0].device.type)  # which casts each map
-    for i, (x, level) in enumerate(zip(maps, levels, strict=True)):
+    for i, (x, expected) in enumerate(zip(maps, channels, strict=True)):
         if x.dim() != 4:
             raise ValueError(f"level {i} must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"level {i} must be real floating point, got {x.dtype}")
-        channels = (level.local or level.project)[0].shape[1]
-        if x.shape[1] != channels:
-            raise ValueError(f"level {i} has {x.shape[1]} channels, expected {channels}")
+        if x.shape[1] != expected:
+            raise ValueError(f"level {i} has {x.shape[1]} channels, expected {expected}")
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"level {i} is {x.shape[2]} x {x.shape[3]}: there is nothing to attend to")
         for what, found, first in (

@@ -10,7 +10,7 @@ from .. import reference
 from ..backends import choose, get_backend
 from ..ops import interaction as composition
 from ..reference.interaction import AGGREGATES, Affine, level_sizes
-from .checks import check_map
+from .checks import check_map, transformed
 
 
 def aggressive_conv_pooling(
@@ -29,8 +29,7 @@ def aggressive_conv_pooling(
     sum. ValueError for an input that does not fit them, and for a layer that would pool a single pixel; RuntimeError
     with the reasons where a named backend cannot serve.
     """
-    check_map(x, (convs[0] if convs else proj)[0].shape[0])
-    _check_levels(x.shape[2], x.shape[3], len(convs), pool_size)
+    check_acp_input(x, (convs[0] if convs else proj)[0].shape[0], len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
     name, dtype = _choose("acp", x, proj[0], backend, maps=len(convs), window=pool_size)
     if name == "reference" or x.shape[0] == 0:
@@ -46,7 +45,7 @@ def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *
     `value` and `out` are linear maps C -> C. ValueError for tokens that do not fit; RuntimeError with the reasons where
     a named backend cannot serve.
     """
-    _check_tokens(x, score.shape[1])
+    check_tokens(x, score.shape[1])
     _check_concepts(score, value, out)
     name, dtype = _choose("cat", x, score, backend, channels=score.shape[1])
     if name == "reference" or x.shape[0] == 0:
@@ -75,16 +74,10 @@ def enhanced_interaction(
     The parameters are those of `aggressive_conv_pooling` and `conceptual_attention`, and so are the errors; ValueError
     for another number of tokens, too.
     """
-    _check_tokens(x, score.shape[1])
+    check_tokens(x, score.shape[1])
     _check_concepts(score, value, out)
-    height, width = size
-    check_prefix(num_prefix_tokens)
-    if x.shape[1] != num_prefix_tokens + height * width:
-        raise ValueError(
-            f"x has {x.shape[1]} tokens, expected {num_prefix_tokens} + {height} * {width} = "
-            f"{num_prefix_tokens + height * width}"
-        )
-    _check_levels(height, width, len(convs), pool_size)
+    check_grid(x, size, num_prefix_tokens)
+    _check_levels(*size, len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
     name, dtype = _choose("interaction", x, score, backend, maps=len(convs), window=pool_size, channels=score.shape[1])
     if name == "reference" or x.shape[0] == 0:
@@ -115,6 +108,23 @@ def check_cat_options(dim: int, num_concepts: int) -> None:
     _check_dim(dim)
     if num_concepts < 1:
         raise ValueError(f"num_concepts must be at least 1, got {num_concepts}")
+
+
+def check_acp_input(x: Tensor, channels: int, num_layers: int, pool_size: int) -> None:
+    """ValueError unless x is a map (B, channels, H, W) that every layer can pool."""
+    check_map(x, channels)
+    _check_levels(x.shape[2], x.shape[3], num_layers, pool_size)
+
+
+def check_grid(x: Tensor, size: tuple[int, int], num_prefix_tokens: int) -> None:
+    """ValueError unless the tokens x are those of a grid (H, W) behind the prefix tokens."""
+    height, width = size
+    check_prefix(num_prefix_tokens)
+    if x.shape[1] != num_prefix_tokens + height * width:
+        raise ValueError(
+            f"x has {x.shape[1]} tokens, expected {num_prefix_tokens} + {height} * {width} = "
+            f"{num_prefix_tokens + height * width}"
+        )
 
 
 def check_prefix(num_prefix_tokens: int) -> None:
@@ -161,7 +171,7 @@ def _check_projection(convs: Sequence[Affine], proj: Affine, aggregate: str) -> 
         raise ValueError(f"proj has {found}, expected {expected[1]} and {expected[0]}")
 
 
-def _check_tokens(x: Tensor, channels: int) -> None:
+def check_tokens(x: Tensor, channels: int) -> None:
     """ValueError unless x is real floating point of shape (B, N, channels) with a token."""
     if x.dim() != 3:
         raise ValueError(f"x must have 3 dimensions (B, N, C), got shape {tuple(x.shape)}")
@@ -190,7 +200,7 @@ def _choose(operation: str, x: Tensor, weight: Tensor, backend: str | None, **na
     autocast = torch.is_autocast_enabled(device)
     name = choose(
         backend or get_backend(), operation, device, x.dtype, weight.dtype, autocast,
-        transformed=torch._C._are_functorch_transforms_active(), **named,
+        transformed=transformed(), **named,
     )  # fmt: skip
     return name, torch.get_autocast_dtype(device) if autocast else x.dtype
 

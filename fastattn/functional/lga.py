@@ -10,7 +10,7 @@ from .. import reference
 from ..backends import choose, get_backend
 from ..ops import lga as operation
 from ..reference.lga import CONTRACTIONS, Affine, Branch, Separable
-from .checks import check_heads, check_map, check_not_empty
+from .checks import check_heads, check_map, check_not_empty, transformed
 
 BRANCHES = ("both", "local", "global")
 
@@ -42,7 +42,7 @@ def local_global_attention(
     name = choose(
         backend or get_backend(), "lga", device, x.dtype, weight.dtype, autocast,
         head_dim=weight.shape[0] // num_heads, maps=maps,
-        transformed=torch._C._are_functorch_transforms_active(),
+        transformed=transformed(),
     )  # fmt: skip
     arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)
     if name == "reference" or x.shape[0] == 0:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import choose, get_backend
 from ..ops import scsa as ops
-from .checks import check_map, check_not_empty
+from .checks import check_map, check_not_empty, transformed
 
 DOWN_SAMPLE_MODES = ("avg_pool", "max_pool", "recombination")
 GATE_LAYERS = ("sigmoid", "softmax")
@@ -124,15 +124,14 @@ def run(
     training.
     """
     window = options[1] if operation.channel else 1
-    _check_input(x, channels, window)
+    check_input(x, channels, window)
     device, dtype = x.device.type, x.dtype
     autocast = torch.is_autocast_enabled(device)
     wanted = backend or get_backend()
     drops = True if dropout else False  # noqa: SIM210 (under dynamic=True, bool(dropout) stays symbolic)
-    transformed = torch._C._are_functorch_transforms_active()
     recombines = conv_d_weight is not None
     name = choose(
-        wanted, operation.name, device, dtype, params[0].dtype, autocast, recombines, drops, transformed
+        wanted, operation.name, device, dtype, params[0].dtype, autocast, recombines, drops, transformed()
     )
     if name == "reference" or x.shape[0] == 0:  # an empty batch is nothing to be fast at
         return _eager(operation, x, params, options, conv_d_weight, dropout, drops)
@@ -208,7 +207,8 @@ def check_channel(
         raise ValueError(f"attn_drop_ratio must lie between 0 and 1, got {attn_drop_ratio}")
 
 
-def _check_input(x: Tensor, channels: int, window: int) -> None:
+def check_input(x: Tensor, channels: int, window: int) -> None:
+    """ValueError unless x is a map (B, channels, H, W) of at least a window."""
     check_map(x, channels)
     height, width = x.shape[2:]
     if height < window or width < window:

@@ -5,6 +5,7 @@ A block gets it as a child named `interaction` or `attention` and calls it from 
 their names.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -53,12 +54,16 @@ def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
             block.register_forward_hook(attend_to_map)
 
 
-class Grid:
-    """The size of a ViT's grid of patches: of its images, or where these may be of any size, of the last ones."""
+class Grid(threading.local):
+    """The size of a ViT's grid of patches: of its images, or where these may be of any size, of this thread's last
+    ones."""
 
-    def __init__(self, patch_embed: Any):
+    def __init__(self, patch_embed: Any):  # of each thread anew
         self.patch_embed = patch_embed
         self.seen: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple:
+        return Grid, (self.patch_embed,)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -3,11 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from ..functional.cfsam import cfsam, check_options
-from ..reference.cfsam import EPSILON, Affine, Block, Level
-from .base import FastModule
+from ..functional.cfsam import cfsam, check_maps, check_options, partition_attention
+from ..reference.cfsam import EPSILON, Affine, Block, Level, padded_length, resize
+from .base import FastModule, Holder
 
 
 class CFSAM(FastModule):
@@ -43,6 +44,7 @@ class CFSAM(FastModule):
         self.blocks = nn.ModuleList(_TransformerBlock(dim, int(dim * mlp_ratio), qkv_bias) for _ in range(depth))
         mixed = 2 * dim if fusion else dim
         self.fuse = nn.ModuleList(nn.Conv2d(mixed, channels, 1, bias=conv_bias) for channels in in_channels)
+        self._note_children()
 
     def operands(self) -> tuple[list[Level], list[Block]]:
         """Return the parameters as the operation takes them."""
@@ -52,7 +54,23 @@ class CFSAM(FastModule):
         ]
         return levels, [block.operands() for block in self.blocks]
 
+    def _through_children(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        check_maps(maps, self.in_channels, self.num_parts)
+        local = [layers(x) for layers, x in zip(self.local, maps, strict=True)]
+        tokens = torch.cat([x.flatten(2) for x in local], dim=2).mT  # [B, N, D]
+        y = resize(tokens, padded_length(tokens.shape[1], self.num_parts)) if self.depth else tokens
+        for block in self.blocks:
+            y = block.through_children(y, self.num_parts, self.num_heads)
+        mixed = resize(y, tokens.shape[1]).mT.split([x.shape[2] * x.shape[3] for x in maps], dim=2)
+        found = [(x, part.reshape(x.shape)) for x, part in zip(local, mixed, strict=True)]
+        return [
+            fuse(torch.cat([own, other], dim=1) if self.has_fusion else other)
+            for fuse, (own, other) in zip(self.fuse, found, strict=True)
+        ]
+
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        if self._runs_through_children():
+            return self._through_children(maps)
         return cfsam(
             maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads, backend=self.backend
         )
@@ -65,7 +83,7 @@ class CFSAM(FastModule):
         )
 
 
-class _TransformerBlock(nn.Module):
+class _TransformerBlock(Holder):
     """The parameters of a pre-norm block; the operation reads them."""
 
     def __init__(self, dim: int, hidden: int, qkv_bias: bool):
@@ -75,6 +93,12 @@ class _TransformerBlock(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim, eps=EPSILON)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def through_children(self, y: Tensor, num_parts: int, num_heads: int) -> Tensor:
+        """Call the layers on tokens (B, N, D)."""
+        normed = self.norm1(y)
+        y = y + self.proj(partition_attention(self.q(normed), self.k(normed), self.v(normed), num_parts, num_heads))
+        return y + self.mlp(self.norm2(y))
 
     def operands(self) -> Block:
         mlp_in, _, mlp_out = self.mlp

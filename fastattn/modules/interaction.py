@@ -1,16 +1,22 @@
 """Interaction before self-attention (arXiv 2412.18778): ACP, CAT, and both on the tokens of a vision transformer."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.interaction import (
     aggressive_conv_pooling,
+    check_acp_input,
     check_acp_options,
     check_cat_options,
+    check_grid,
     check_prefix,
+    check_tokens,
     conceptual_attention,
     enhanced_interaction,
 )
 from ..reference.interaction import Affine
+from ..reference.lga import resize_nearest
 from .base import FastModule
 
 
@@ -45,12 +51,23 @@ class AggressiveConvPooling(FastModule):
             nn.Conv2d(dim, dim, kernel_size, padding=padding, groups=dim) for _ in range(num_layers)
         )
         self.proj = nn.Conv2d(dim * (num_layers + 1) if aggregate == "concat" else dim, dim, 1)
+        self._note_children()
 
     def operands(self) -> tuple[list[Affine], Affine]:
         """Return the parameters as the operation takes them."""
         return [*map(_affine, self.convs)], _affine(self.proj)
 
+    def _through_children(self, x: Tensor) -> Tensor:
+        check_acp_input(x, self.dim, self.num_layers, self.pool_size)
+        levels = [x]
+        for conv in self.convs:
+            levels.append(F.max_pool2d(conv(levels[-1]), self.pool_size, self.pool_size, ceil_mode=True))
+        levels = [resize_nearest(level, *x.shape[2:]) for level in levels]
+        return self.proj(sum(levels) if self.aggregate == "sum" else torch.cat(levels, dim=1))
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         return aggressive_conv_pooling(
             x, *self.operands(), pool_size=self.pool_size, aggregate=self.aggregate, backend=self.backend
         )
@@ -83,12 +100,21 @@ class ConceptualAttention(FastModule):
         self.score = nn.Linear(dim, num_concepts, bias=False)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
+        self._note_children()
 
     def operands(self) -> tuple[Tensor, Affine, Affine]:
         """Return the parameters as the operation takes them."""
         return self.score.weight, _affine(self.value), _affine(self.out)
 
+    def _through_children(self, x: Tensor) -> Tensor:
+        check_tokens(x, self.dim)
+        scores = self.score(x)  # [B, N, K]
+        concepts = scores.softmax(dim=1).mT @ self.value(x)  # [B, K, C]
+        return x + self.out(scores.softmax(dim=2) @ concepts)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         return conceptual_attention(x, *self.operands(), backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -124,8 +150,18 @@ class EnhancedInteraction(FastModule):
         self.num_prefix_tokens = num_prefix_tokens
         self.acp = AggressiveConvPooling(dim, num_layers, kernel_size, pool_size, aggregate)
         self.cat = ConceptualAttention(dim, num_concepts)
+        self._note_children()
+
+    def _through_children(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        check_tokens(x, self.dim)
+        check_grid(x, size, self.num_prefix_tokens)
+        prefix, grid = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        wider = self.acp(grid.mT.unflatten(2, size))
+        return self.cat(torch.cat([prefix, grid + wider.flatten(2).mT], dim=1))
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x, size)
         convs, proj = self.acp.operands()
         score, value, out = self.cat.operands()
         return enhanced_interaction(

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional.checks import check_map, check_not_empty
 from ..functional.lga import check_options, local_global_attention
-from ..reference.lga import Affine, Branch, Separable
+from ..reference.lga import Affine, Branch, Separable, attend, resize_nearest
 from .base import FastModule
 
 
@@ -63,6 +64,14 @@ class LocalGlobalAttention(FastModule):
             self.global_conv = separable(global_kernel_size, 3 * embed_dim, groups=num_heads)
             self.learnable_alpha_global = nn.Parameter(torch.tensor(0.5))
         self.out_conv = nn.Conv2d(embed_dim, embed_dim, 1)
+        self._note_children()
+
+    def reset_parameters(self) -> None:
+        """Draw the position encoding anew and set the branches' alphas to 0.5; the children's parameters are theirs."""
+        nn.init.normal_(self.position_encoding)
+        for name in ("learnable_alpha_local", "learnable_alpha_global"):
+            if name in self._parameters:
+                nn.init.constant_(self._parameters[name], 0.5)
 
     def operands(self) -> tuple[list[Separable], Affine, Tensor, list[Branch], Affine]:
         """Return the parameters as the operation takes them."""
@@ -74,7 +83,29 @@ class LocalGlobalAttention(FastModule):
         scales = [*map(_separable, self.multi_scale_convs)]
         return scales, _affine(self.scale_attention[0]), self.position_encoding, branches, _affine(self.out_conv)
 
+    def _through_children(self, x: Tensor) -> Tensor:
+        """Call the children, as the authors' module does."""
+        check_map(x, self.embed_dim)
+        check_not_empty(x)
+        size = x.shape[2:]
+        features = [x, *(resize_nearest(scale(x), *size) + x for scale in self.multi_scale_convs)]
+        shares = self.scale_attention(x).split(1, dim=1)
+        z = sum(share * feature for share, feature in zip(shares, features, strict=True))
+        z = z + resize_nearest(self.position_encoding, *size)
+        branches = []
+        if self.branches != "global":
+            branches.append(([*self.local_convs], self.learnable_alpha_local))
+        if self.branches != "local":
+            branches.append(([self.global_conv], self.learnable_alpha_global))
+        mixed = [
+            alpha * (sum(attend(conv(z), self.num_heads, self.contraction) + x for conv in convs) / len(convs))
+            for convs, alpha in branches
+        ]
+        return self.out_conv(sum(mixed))
+
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         return local_global_attention(
             x, *self.operands(), num_heads=self.num_heads, contraction=self.contraction, backend=self.backend
         )
@@ -106,7 +137,8 @@ def _arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         return tuple(shape[2] for name, shape in shapes.items() if re.fullmatch(pattern, name))
 
     local, in_all = kernels(r"local_convs\.\d+\.0\.weight"), kernels(r"global_conv\.0\.weight")
-    arguments: dict[str, Any] = {"num_scales": len(kernels(r"multi_scale_convs\.\d+\.0\.weight"))}
+    scales = kernels(r"multi_scale_convs\.\d+\.0\.weight")
+    arguments: dict[str, Any] = {"num_scales": len(scales)} if scales else {}  # none in a checkpoint of another module
     if local or in_all:
         arguments["branches"] = "both" if local and in_all else "local" if local else "global"
     if local:

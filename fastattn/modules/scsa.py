@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional.scsa import check_channel, check_spatial, run
+from ..functional.scsa import check_channel, check_input, check_spatial, run
 from ..ops import scsa as ops
+from ..reference.pcsa import compress
 from .base import FastModule
 
 _CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
@@ -61,6 +64,8 @@ class _Attention(FastModule):
             return [getattr(modules[name], kind) for name, kind in self._slots]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         recombination = self.down_sample_mode == "recombination"
         return run(
             self.operation,
@@ -72,6 +77,35 @@ class _Attention(FastModule):
             self.attn_drop_ratio if self.training else 0.0,
             self.backend,
         )
+
+    def _through_children(self, x: Tensor) -> Tensor:
+        """Call the children, as the authors' modules do."""
+        check_input(x, self.dim, self.window_size if self.operation.channel else 1)
+        if self.operation.spatial:
+            axes = ((x.mean(dim=3), self.norm_h), (x.mean(dim=2), self.norm_w))
+            rows, columns = (self._axis_gate(mean, norm) for mean, norm in axes)
+            x = x * rows[..., None] * columns[..., None, :]
+        return self._channel_gate(x) * x if self.operation.channel else x
+
+    def _axis_gate(self, mean: Tensor, norm: nn.Module) -> Tensor:
+        convs = [self._modules[name] for name in _CONVS]
+        parts = [conv(part) for conv, part in zip(convs, mean.chunk(4, dim=1), strict=True)]
+        logits = norm(torch.cat(parts, dim=1))
+        return logits.softmax(dim=2) if self.gate_layer == "softmax" else logits.sigmoid()
+
+    def _channel_gate(self, x: Tensor) -> Tensor:
+        if self.down_sample_mode == "recombination":
+            window = self.window_size
+            height, width = (size - size % window for size in x.shape[2:])
+            pooled = self.conv_d(F.pixel_unshuffle(x[:, :, :height, :width], window))
+        else:
+            pooled = compress(x, self.window_size, self.down_sample_mode, None)
+        y, heads = self.norm(pooled), (self.head_num, self.dim // self.head_num)
+        q, k, v = (layer(y).unflatten(1, heads).flatten(3) for layer in (self.q, self.k, self.v))
+        attention = (q @ k.transpose(-2, -1) * heads[1] ** -0.5).softmax(dim=-1)
+        attention = F.dropout(attention, self.attn_drop_ratio, self.training)
+        logits = (attention @ v).mean(dim=-1).reshape(-1, self.dim, 1, 1)
+        return logits.softmax(dim=1) if self.gate_layer == "softmax" else logits.sigmoid()
 
     def _channel_repr(self) -> str:
         return (
@@ -96,8 +130,11 @@ class SMSA(_Attention):
         super().__init__()
         self.dim, self.gate_layer = dim, gate_layer
         self._add_spatial(group_kernel_sizes)
+        self._note_children()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._runs_through_children():
+            return self._through_children(x)
         return run(ops.SMSA, x, self.dim, self._params(), (self.gate_layer,), backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -128,6 +165,7 @@ class PCSA(_Attention):
         self.dim, self.gate_layer = dim, gate_layer
         self._add_channel(head_num, window_size, qkv_bias, down_sample_mode, attn_drop_ratio)
         self._slots = _CHANNEL + (_BIASES if qkv_bias else ())
+        self._note_children()
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self._channel_repr()}, gate_layer={self.gate_layer!r}"
@@ -161,6 +199,7 @@ class SCSA(_Attention):
         self._add_spatial(group_kernel_sizes)
         self._add_channel(head_num, window_size, qkv_bias, down_sample_mode, attn_drop_ratio)
         self._slots = _SPATIAL + _CHANNEL + (_BIASES if qkv_bias else ())
+        self._note_children()
 
     def extra_repr(self) -> str:
         kernels = f"group_kernel_sizes={self.group_kernel_sizes}"

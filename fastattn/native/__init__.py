@@ -7,6 +7,7 @@ knows, and parameters of the sizes that a plan was made for.
 import functools
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import accumulate
@@ -45,6 +46,18 @@ def _load():
     )
 
 
+def warn_once() -> None:
+    """Warn where an extension that is there does not load, the first time, as everything is slower without it."""
+    global _warned
+    _, state, detail = _load()
+    if state == "failed to load" and not _warned:
+        _warned = True
+        warnings.warn(f"fastattn._native does not load: PyTorch's own operators serve instead: {detail}", stacklevel=2)
+
+
+_warned = False
+
+
 def status() -> tuple[str, str]:
     """Return the state of the extension, "ok", "not built" or "failed to load", and its cause."""
     return _load()[1:]
@@ -59,7 +72,13 @@ def extension():
 
 
 def gradients(
-    plan, inputs: Sequence[Tensor], x: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
+    plan,
+    inputs: Sequence[Tensor],
+    x: Tensor,
+    params: Sequence[Tensor],
+    pointers: list[int],
+    need_x: bool,
+    need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run a plan's backward on its inputs; return (grad_x, all parameters' gradients in float32), empty where not
     needed."""
@@ -68,7 +87,7 @@ def gradients(
     places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
     plan.backward(
         *(t.data_ptr() for t in inputs),
-        [p.data_ptr() for p in params],
+        pointers,
         grad_x.data_ptr() if need_x else 0,
         list(places),
         torch.get_num_threads(),

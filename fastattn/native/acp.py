@@ -9,8 +9,6 @@ from torch import Tensor
 from .. import parameters
 from . import DTYPES, extension, gradients
 
-_data_ptr = Tensor.data_ptr  # fast under map
-
 
 @functools.lru_cache(maxsize=512)
 def _plan(shape, shapes, pool_size, x_dtype, param_dtype, channels_last):
@@ -27,10 +25,10 @@ def _plan(shape, shapes, pool_size, x_dtype, param_dtype, channels_last):
 
 
 def _prepare(x: Tensor, params: Sequence[Tensor], pool_size: int):
-    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
-    dtype, params, _ = parameters.prepare(x, params)
+    """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
+    dtype, params, _, pointers = parameters.prepare(x, params)
     shapes = tuple(tuple(p.shape) for p in params)
-    return _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous()), params
+    return _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous()), params, pointers
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -40,9 +38,9 @@ def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 
 def forward(x: Tensor, params: Sequence[Tensor], pool_size: int, save: bool) -> tuple[Tensor, Tensor]:
     """Run the forward on a dense CPU tensor x (B, C, H, W); return (out, saved)."""
-    plan, params = _prepare(x, params, pool_size)
+    plan, params, pointers = _prepare(x, params, pool_size)
     out = torch.empty_like(x)
-    plan.forward(x.data_ptr(), out.data_ptr(), list(map(_data_ptr, params)), torch.get_num_threads())
+    plan.forward(x.data_ptr(), out.data_ptr(), pointers, torch.get_num_threads())
     return out, saved(x, params)
 
 
@@ -56,5 +54,5 @@ def backward(
     need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
-    plan, params = _prepare(x, params, pool_size)
-    return gradients(plan, (grad_out, x), x, params, need_x, need_params)
+    plan, params, pointers = _prepare(x, params, pool_size)
+    return gradients(plan, (grad_out, x), x, params, pointers, need_x, need_params)

@@ -9,8 +9,6 @@ from torch import Tensor
 from .. import parameters
 from . import DTYPES, extension, gradients
 
-_data_ptr = Tensor.data_ptr  # fast under map
-
 
 @functools.lru_cache(maxsize=512)
 def _plan(shape, shapes, x_dtype, param_dtype):
@@ -24,9 +22,9 @@ def _plan(shape, shapes, x_dtype, param_dtype):
 
 
 def _prepare(x: Tensor, params: Sequence[Tensor]):
-    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
-    dtype, params, _ = parameters.prepare(x, params)
-    return _plan(tuple(x.shape), tuple(tuple(p.shape) for p in params), x.dtype, dtype), params
+    """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
+    dtype, params, _, pointers = parameters.prepare(x, params)
+    return _plan(tuple(x.shape), tuple(tuple(p.shape) for p in params), x.dtype, dtype), params, pointers
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -38,10 +36,9 @@ def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 
 def forward(x: Tensor, params: Sequence[Tensor], save: bool) -> tuple[Tensor, Tensor]:
     """Run the forward on contiguous CPU tokens x (B, N, C); return (out, saved), saved empty unless it is wanted."""
-    plan, params = _prepare(x, params)
+    plan, params, pointers = _prepare(x, params)
     out = torch.empty_like(x)
     kept = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
-    pointers = list(map(_data_ptr, params))
     plan.forward(x.data_ptr(), out.data_ptr(), kept.data_ptr() if save else 0, pointers, torch.get_num_threads())
     return out, kept
 
@@ -50,5 +47,5 @@ def backward(
     grad_out: Tensor, x: Tensor, saved: Tensor, params: Sequence[Tensor], need_x: bool, need_params: bool
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
-    plan, params = _prepare(x, params)
-    return gradients(plan, (grad_out, x, saved), x, params, need_x, need_params)
+    plan, params, pointers = _prepare(x, params)
+    return gradients(plan, (grad_out, x, saved), x, params, pointers, need_x, need_params)

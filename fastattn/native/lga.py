@@ -9,8 +9,6 @@ from torch import Tensor
 from .. import parameters
 from . import DTYPES, extension, gradients
 
-_data_ptr = Tensor.data_ptr  # fast under map
-
 
 @functools.lru_cache(maxsize=512)
 def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, param_dtype, channels_last):
@@ -39,12 +37,12 @@ def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, par
 
 
 def _prepare(x: Tensor, params: Sequence[Tensor], options: Sequence):
-    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
-    dtype, params, _ = parameters.prepare(x, params)
+    """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
+    dtype, params, _, pointers = parameters.prepare(x, params)
     shapes = tuple(tuple(p.shape) for p in params)
     num_scales, branches, *rest = options
     signature = (tuple(x.shape), shapes, num_scales, tuple(branches), *rest)
-    return _plan(*signature, x.dtype, dtype, not x.is_contiguous()), params
+    return _plan(*signature, x.dtype, dtype, not x.is_contiguous()), params, pointers
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -56,10 +54,9 @@ def forward(x: Tensor, params: Sequence[Tensor], *rest) -> tuple[Tensor, Tensor]
     """Run the forward on a dense CPU tensor x (B, D, H, W), with the options and whether to save z; return (out, z), z
     empty unless it is to be saved."""
     *options, save = rest
-    plan, params = _prepare(x, params, options)
+    plan, params, pointers = _prepare(x, params, options)
     out = torch.empty_like(x)
     z = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
-    pointers = list(map(_data_ptr, params))
     plan.forward(x.data_ptr(), out.data_ptr(), z.data_ptr() if save else 0, pointers, torch.get_num_threads())
     return out, z
 
@@ -68,7 +65,7 @@ def backward(grad_out: Tensor, x: Tensor, z: Tensor, params: Sequence[Tensor], *
     """Run the backward, with the options and whether x's and the parameters' gradients are needed; return (grad_x, all
     parameters' gradients in float32), empty where not needed."""
     *options, need_x, need_params = rest
-    plan, params = _prepare(x, params, options)
+    plan, params, pointers = _prepare(x, params, options)
     if z.stride() != x.stride():
         z = saved(x, params).copy_(z)
-    return gradients(plan, (grad_out, x, z), x, params, need_x, need_params)
+    return gradients(plan, (grad_out, x, z), x, params, pointers, need_x, need_params)

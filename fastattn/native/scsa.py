@@ -11,7 +11,7 @@ from .. import parameters
 from . import DTYPES, extension
 
 _NOTHING = torch.empty(0, dtype=torch.float32)
-_data_ptr, _numel = Tensor.data_ptr, Tensor.numel  # fast under map
+_numel = Tensor.numel  # fast under map
 
 
 @functools.lru_cache(maxsize=512)
@@ -41,13 +41,13 @@ def _plan(spatial, channel, shape, numels, options, x_dtype, param_dtype, channe
 
 
 def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple):
-    """Return the plan of this call and its parameters, contiguous and of one dtype: x's or float32."""
-    dtype, params, numels = parameters.prepare(x, params)
+    """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
+    dtype, params, numels, pointers = parameters.prepare(x, params)
     channels_last = not x.is_contiguous()
     plan = _plan(
         operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last
     )
-    return plan, params
+    return plan, params, pointers
 
 
 def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tuple) -> int:
@@ -67,10 +67,10 @@ def forward(
     """Run the forward of an operation on a dense CPU tensor x (B, C, H, W) of out's dtype; return (out, saved)."""
     if out_dtype is not x.dtype:
         raise ValueError(f"native writes x's own dtype: x is {x.dtype}, out {out_dtype}")
-    plan, params = _prepare(operation, x, params, options)
+    plan, params, pointers = _prepare(operation, x, params, options)
     out = torch.empty_like(x)
     saved = (
-        torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32)
+        torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32, device=x.device)
         if save
         else torch.empty_like(_NOTHING)
     )
@@ -78,7 +78,7 @@ def forward(
         x.data_ptr(),
         out.data_ptr(),
         saved.data_ptr() if save else 0,
-        list(map(_data_ptr, params)),
+        pointers,
         torch.get_num_threads(),
     )
     return out, saved
@@ -95,7 +95,7 @@ def backward(
     need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run the backward of an operation; return (grad_x, all parameters' gradients), empty where not needed."""
-    plan, params = _prepare(operation, x, params, options)
+    plan, params, pointers = _prepare(operation, x, params, options)
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     grads = params[0].new_empty(sum(map(_numel, params)) if need_params else 0)
     places = accumulate((p.nbytes for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
@@ -103,7 +103,7 @@ def backward(
         grad_out.data_ptr(),
         x.data_ptr(),
         saved.data_ptr(),
-        list(map(_data_ptr, params)),
+        pointers,
         grad_x.data_ptr() if need_x else 0,
         list(places),
         torch.get_num_threads(),

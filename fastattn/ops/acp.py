@@ -39,7 +39,7 @@ def _laid(x: Tensor) -> Tensor:
 
 def forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
     """Return out, and levels and indices where they are to be saved."""
-    run = FORWARD if watched(x) else _forward
+    run = FORWARD if watched(x, *weights, *biases, proj_weight, proj_bias) else _forward
     return run(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save)
 
 
@@ -122,7 +122,7 @@ class _Recorded(torch.autograd.Function):
         count = len(rest) // 3
         weights, levels, indices = (rest[i * count : (i + 1) * count] for i in range(3))
         need_x, *needs = ctx.needs_input_grad[3:]
-        run = BACKWARD if watched(x) else _backward
+        run = BACKWARD if watched(grad, x, *weights, proj_weight) else _backward
         grad_x, grads = run(grad, x, *ctx.size, levels, indices, weights, proj_weight, *ctx.options, need_x, any(needs))
         found = [grad_x, *(_by_parameter(grads, weights) if grads else [None] * len(needs))]
         found = [g if need else None for g, need in zip(found, (need_x, *needs), strict=True)]

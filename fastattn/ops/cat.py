@@ -28,7 +28,8 @@ def conceptual_attention(x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
 
 def forward(x, score, value, value_bias, out, out_bias, save):
     """Return out and what is to be saved."""
-    return (FORWARD if watched(x) else _forward)(x, score, value, value_bias, out, out_bias, save)
+    params = score, value, value_bias, out, out_bias
+    return (FORWARD if watched(x, *params) else _forward)(x, *params, save)
 
 
 def _forward(x, score, value, value_bias, out, out_bias, save):
@@ -86,7 +87,7 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         saved = ctx.saved_tensors
-        found = (BACKWARD if watched(grad) else _backward)(grad, *saved)
+        found = (BACKWARD if watched(grad, *saved) else _backward)(grad, *saved)
         found = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
         return tuple(once(found, grad, *saved[:4]))
 
@@ -119,7 +120,7 @@ class _Composed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, score, value, out, forth, back, means, concepts, values = ctx.saved_tensors
+        saved = x, score, value, out, forth, back, means, concepts, values = ctx.saved_tensors  # once: may recompute
         d_values = back.mT @ grad  # [B, K, C]
         d_concepts = d_values @ out
         d_means = d_concepts @ value
@@ -131,4 +132,4 @@ class _Composed(torch.autograd.Function):
         d_score, d_value, d_out = (a.flatten(0, 1).T @ b.flatten(0, 1) for a, b in tokens)
         found = (d_x, d_score, d_value, d_concepts.sum((0, 1)), d_out, grad.sum((0, 1)))
         found = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
-        return tuple(once(found, grad, *ctx.saved_tensors))
+        return tuple(once(found, grad, *saved))

@@ -28,7 +28,7 @@ def depthwise_convolutions(x: Tensor, affines: Sequence[Affine], strides: Sequen
 
 
 def forward(x, weights, biases, strides) -> list[Tensor]:
-    return (FORWARD if watched(x) else _forward)(x, weights, biases, strides)
+    return (FORWARD if watched(x, *weights, *biases) else _forward)(x, weights, biases, strides)
 
 
 def _forward(x, weights, biases, strides):
@@ -78,7 +78,7 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx, *grads):
         x, *params = ctx.saved_tensors
         need_x, *needs = ctx.needs_input_grad[1:]
-        run = BACKWARD if watched(x) else _backward
+        run = BACKWARD if watched(x, *params, *grads) else _backward
         grad_x, flat = run(list(grads), x, params[: len(ctx.strides)], ctx.strides, need_x, any(needs))
         found = [grad_x, *(unflatten(flat, params) if any(needs) else params)]
         return None, *once([g if need else None for g, need in zip(found, (need_x, *needs), strict=True)], x, *grads)

@@ -39,7 +39,8 @@ def gram_attention(
 
 
 def forward(features, weights, biases, shares, x, num_heads, contraction) -> tuple[Tensor, Tensor]:
-    return (FORWARD if watched(x) else _forward)(features, weights, biases, shares, x, num_heads, contraction)
+    run = FORWARD if watched(x, *features, *weights, *biases, shares) else _forward
+    return run(features, weights, biases, shares, x, num_heads, contraction)
 
 
 def _forward(features, weights, biases, shares, x, num_heads, contraction):
@@ -97,7 +98,7 @@ class _Recorded(torch.autograd.Function):
         shares, x, saved, *tensors = ctx.saved_tensors
         third = len(tensors) // 3
         features, weights, biases = (tensors[i * third : (i + 1) * third] for i in range(3))
-        run = BACKWARD if watched(x) else _backward
+        run = BACKWARD if watched(grad_out, x) else _backward
         grads, flat, grad_shares = run(grad_out, features, weights, biases, shares, x, saved, *ctx.options)
         grad_x = grad_out * shares.sum().to(grad_out.dtype) if ctx.needs_input_grad[3] else None
         found = [grad_shares, grad_x, *grads, *unflatten(flat, [*weights, *biases])]

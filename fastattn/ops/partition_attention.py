@@ -38,7 +38,7 @@ def compose(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, Tensor]:
     """Return (out, logsumexp)."""
-    return (FORWARD if watched(q) else _forward)(q, k, v, num_parts, num_heads)
+    return (FORWARD if watched(q, k, v) else _forward)(q, k, v, num_parts, num_heads)
 
 
 def _forward(q, k, v, num_parts, num_heads):
@@ -100,6 +100,6 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         saved = ctx.saved_tensors
-        grads = (BACKWARD if watched(grad_out) else _backward)(grad_out, *saved, *ctx.options)
+        grads = (BACKWARD if watched(grad_out, *saved) else _backward)(grad_out, *saved, *ctx.options)
         needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[2:], strict=True)]
         return None, None, *once(needed, grad_out, *saved[:3])

@@ -13,6 +13,8 @@ LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
 DEVICES = ("CPU", "CUDA")
 _watchers = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_is_neg, _is_zero = Tensor.is_neg, Tensor._is_zerotensor  # fast under map
 
 
 def register(schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -50,14 +52,18 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def watched(x: Tensor) -> bool:
-    """Return whether anything wants to see the registered operator: a compiler, tracer, mode, subclass or profiler.
+def watched(*tensors: Tensor) -> bool:
+    """Return whether anything wants to see the registered operator: a compiler, tracer, mode or profiler, or a tensor
+    that is not what its memory holds: a subclass, a negated view, a zero without memory.
 
     Where nothing does, its dispatch is left out: a third of what a short call costs.
     """
+    kinds = {*map(type, tensors)}
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
+        or not kinds <= _PLAIN
+        or (Tensor in kinds and any(map(_is_neg, tensors)))
+        or any(map(_is_zero, tensors[:2]))  # x, and the output's gradient
         or _watchers() > 0
         or _tracing() is not None
         or torch.autograd._profiler_enabled()

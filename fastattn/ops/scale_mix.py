@@ -29,7 +29,8 @@ def mix_scales(x: Tensor, coarse: Sequence[Tensor], weights: Affine, position_en
 
 
 def forward(x, weight, bias, position_encoding, *coarse) -> tuple[Tensor, Tensor]:
-    return (FORWARD if watched(x) else _forward)(x, coarse, weight, bias, position_encoding)
+    run = FORWARD if watched(x, *coarse, weight, bias, position_encoding) else _forward
+    return run(x, coarse, weight, bias, position_encoding)
 
 
 def _forward(x, coarse, weight, bias, position_encoding):
@@ -81,7 +82,7 @@ class _Recorded(torch.autograd.Function):
         x, shares, weight, bias, encoding, *coarse = ctx.saved_tensors
         needs = ctx.needs_input_grad
         need_params = any(needs[1:4])
-        run = BACKWARD if watched(x) else _backward
+        run = BACKWARD if watched(grad_z, x) else _backward
         grad_x, grad_coarse, flat = run(grad_z, x, coarse, shares, weight, encoding, need_params)
         params = weight, bias, encoding
         found = [grad_x, *(unflatten(flat, params) if need_params else params), *grad_coarse]

@@ -44,13 +44,13 @@ class Operation:
 
     def forward(self, x, params, options: tuple, out_dtype, save: bool, backend: str) -> tuple[Tensor, Tensor]:
         """Run forward on a dense x; return (out, saved)."""
-        if watched(x):
+        if watched(x, *params):
             return self.forward_op(x, params, *options, out_dtype, save, backend)
         return _SERVERS[backend].forward(self, x, params, options, out_dtype, save)
 
     def backward(self, grad_out, x, saved, params, options: tuple, need_x: bool, need_params: bool, backend: str):
         """Run backward on a dense x; return (grad_x, grad_params), empty where not needed."""
-        if watched(x):
+        if watched(grad_out, x, saved, *params):
             return self.backward_op(grad_out, x, saved, params, *options, need_x, need_params, backend)
         return self._backward(grad_out, x, saved, params, *options, need_x, need_params, backend)
 

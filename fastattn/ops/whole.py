@@ -47,10 +47,10 @@ class Whole:
         return self.forward(x, params, options, False)[0]
 
     def forward(self, x, params, options, save: bool) -> tuple[Tensor, Tensor]:
-        return (self.forward_op if watched(x) else self._forward)(x, list(params), *options, save)
+        return (self.forward_op if watched(x, *params) else self._forward)(x, list(params), *options, save)
 
     def backward(self, grad_out, x, saved, params, options, need_x: bool, need_params: bool) -> tuple[Tensor, Tensor]:
-        run = self.backward_op if watched(x) else self._backward
+        run = self.backward_op if watched(grad_out, x, saved, *params) else self._backward
         return run(grad_out, x, saved, list(params), *options, need_x, need_params)
 
     def _forward(self, x, params, *rest):

@@ -75,15 +75,15 @@ def mix_scales(x: Tensor, scales: Sequence[Separable], weights: Affine, position
     return z + resize_nearest(position_encoding, height, width)
 
 
-def attend(z: Tensor, conv: Separable, num_heads: int, contraction: str) -> Tensor:
-    """Attend among the channels of each head (eq. 6-10); (B, D, H, W)."""
-    batch, dim, height, width = z.shape
-    qkv = F.conv2d(depthwise(z, conv.depthwise), *conv.pointwise, groups=num_heads)
+def attend(qkv: Tensor, num_heads: int, contraction: str) -> Tensor:
+    """Attend among the channels of each head, of q, k and v side by side (B, 3 D, H, W) (eq. 6-10); (B, D, H, W)."""
+    batch, triple, height, width = qkv.shape
+    dim = triple // 3
     q, k, v = (t.reshape(batch, num_heads, dim // num_heads, height * width) for t in qkv.chunk(3, dim=1))
     attention = (q @ k.transpose(2, 3) * (dim // num_heads) ** -0.5).softmax(dim=3)
     if contraction == "released":  # its rows' sums, which are one, times the sum of the values
         attention, v = attention.sum(dim=3, keepdim=True), v.sum(dim=2, keepdim=True)
-    return (attention @ v).reshape(z.shape)
+    return (attention @ v).reshape(batch, dim, height, width)
 
 
 def local_global_attention(
@@ -101,6 +101,7 @@ def local_global_attention(
     z = mix_scales(x, scales, scale_attention, position_encoding)
     mixed = []
     for branch in branches:
-        outs = [attend(z, conv, num_heads, contraction) + x for conv in branch.convs]
+        triples = [F.conv2d(depthwise(z, conv.depthwise), *conv.pointwise, groups=num_heads) for conv in branch.convs]
+        outs = [attend(qkv, num_heads, contraction) + x for qkv in triples]
         mixed.append(branch.alpha * (sum(outs) / len(outs)))
     return F.conv2d(sum(mixed), *out_conv)
