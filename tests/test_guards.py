@@ -256,3 +256,17 @@ def test_operators_are_registered_once(module):
         assert plain(x).isfinite().all()
     finally:
         vars(loaded).update(before)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path")
+def test_the_residual_of_cat_is_not_rounded_under_autocast():
+    torch.manual_seed(0)
+    module, x = fastattn.ConceptualAttention(64), torch.randn(4, 196, 64)
+    truth = copy.deepcopy(module).double()(x.double())
+    errors = []
+    for backend in ("native", "reference"):
+        with torch.autocast("cpu", torch.bfloat16), fastattn.use_backend(backend):
+            out = module(x)
+        assert out.dtype == torch.float32
+        errors.append((out.double() - truth).norm() / truth.norm())
+    assert errors[0] <= 2 * errors[1]
