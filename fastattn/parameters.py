@@ -17,20 +17,20 @@ def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     return dtype if uniform and (dtype is x.dtype or dtype is torch.float32) else torch.float32
 
 
-def prepare(
-    x: Tensor, params: Sequence[Tensor]
-) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...], list[int]]:
-    """Return the parameters contiguous and of one dtype: that dtype, they, their numbers of elements and addresses.
-
-    RuntimeError unless x and all of them have memory, x's on the CPU.
-    """
+def prepare(x: Tensor, params: Sequence[Tensor]) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...]]:
+    """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements."""
     dtype = common_dtype(x, params)
     if [p.dtype for p in params].count(dtype) != len(params) or not all(map(_is_contiguous, params)):
         params = [p.to(dtype).contiguous() for p in params]
-    pointers = [*map(_data_ptr, params)]
-    if 0 in pointers or not (x.is_cpu and x.data_ptr() and all(map(_is_cpu, params))):
+    return dtype, params, tuple(map(_numel, params))
+
+
+def addresses(x: Tensor, params: Sequence[Tensor]) -> list[int]:
+    """Return where the parameters lie; RuntimeError unless x and all of them have memory, of the CPU."""
+    found = [*map(_data_ptr, params)]
+    if 0 in found or not (x.is_cpu and x.data_ptr() and all(map(_is_cpu, params))):
         check_memory(x, *params)
-    return dtype, params, tuple(map(_numel, params)), pointers
+    return found
 
 
 def check_devices(device: torch.device, others: Collection[torch.device]) -> None:

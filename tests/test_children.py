@@ -13,7 +13,7 @@ import fastattn
 from .helpers import FAST
 from .test_guards import MODULES, make, step
 
-pytestmark = [pytest.mark.usefixtures("fast")]
+pytestmark = pytest.mark.usefixtures("fast")
 LEAVES = {"scsa": "q", "smsa": "norm_h", "pcsa": "v", "lga": "out_conv", "acp": "proj", "cat": "value"}
 LEAVES |= {"cfsam": "fuse.0"}
 WEIGHTS = {"scsa": "local_dwc", "smsa": "global_dwc_s", "pcsa": "q", "lga": "local_convs.1.1", "acp": "convs.0"}
@@ -114,6 +114,7 @@ def test_a_replaced_forward_counts():
     torch.testing.assert_close(module(x), zeroed(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("backend", [FAST])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_named_backend_refuses_what_it_would_not_call(name, backend):
@@ -152,6 +153,7 @@ def test_normed_weights_train(name, norm):
     assert all(parameter.grad is not None for parameter in learnt if parameter.dim() > 1)
 
 
+@pytest.mark.triton
 def test_a_parametrized_weight_stays_on_the_fast_path():
     class Doubled(nn.Module):
         def forward(self, weight):

@@ -1,6 +1,7 @@
 """Raw pointers are taken only from dense tensors on x's device: everything else is served another way, or refused."""
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -218,3 +219,54 @@ def test_threads_have_their_own_grids():
         assert pool.submit(lambda: grid.size).result() == (14, 14)
     assert grid.size == (4, 8)
     assert copy.deepcopy(grid).size == (14, 14)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", MODULES)
+def test_fx_takes_no_step_inside(name):
+    module, x = make(name)
+    graph = torch.fx.symbolic_trace(module)
+    calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
+    assert {node.op for node in calls} == {"call_function"}
+    assert {node.target.__module__.partition(".")[0] for node in calls} == {"fastattn"}  # parameters' tuples, the call
+    torch.testing.assert_close(graph(x), module(x), rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    torch.testing.assert_close(graph(x), module(x), rtol=0, atol=0)  # whose parameters are the module's own
+
+
+@pytest.mark.parametrize("attention", ["interaction", "scsa"])
+def test_a_vit_that_drops_patches_is_refused(attention):
+    pytest.importorskip("timm")
+    from fastattn import models
+
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        models.create("vit_tiny_patch16_224", attention, patch_drop_rate=0.5)
+    models.create("vit_tiny_patch16_224", None, patch_drop_rate=0.5)
+
+
+@pytest.mark.parametrize("module", ["scsa", "whole", "acp", "token_gather"])
+def test_operators_are_registered_once(module):
+    loaded = importlib.import_module(f"fastattn.ops.{module}")
+    before = dict(vars(loaded))
+    try:
+        importlib.reload(loaded)
+        plain, x = make("scsa")
+        assert plain(x).isfinite().all()
+    finally:
+        vars(loaded).update(before)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path")
+def test_the_residual_of_cat_is_not_rounded_under_autocast():
+    torch.manual_seed(0)
+    module, x = fastattn.ConceptualAttention(64), torch.randn(4, 196, 64)
+    truth = copy.deepcopy(module).double()(x.double())
+    errors = []
+    for backend in ("native", "reference"):
+        with torch.autocast("cpu", torch.bfloat16), fastattn.use_backend(backend):
+            out = module(x)
+        assert out.dtype == torch.float32
+        errors.append((out.double() - truth).norm() / truth.norm())
+    assert errors[0] <= 2 * errors[1]

@@ -200,6 +200,6 @@ def test_saved_size_is_the_extensions(name, options, shape):
     module, x = make(name, 16, **(options if name != "smsa" else {})), draw(*shape)
     options = (1, options.get("window_size", 7), options.get("down_sample_mode", "avg_pool"), "sigmoid")
     options = options if name != "smsa" else ("sigmoid",)
-    plan, _ = scsa._prepare(module.operation, x, module._params(), options)
+    plan, *_ = scsa._prepare(module.operation, x, module._params(), options)
     operation = module.operation
     assert plan.saved_size == scsa.saved_size(operation.spatial, operation.channel, x.shape, options)

@@ -75,11 +75,14 @@ class Grid(threading.local):
 
 
 def vits(model: nn.Module) -> Iterator[tuple[Any, Grid]]:
-    """The vision transformers in a model, each with its grid, which sees its images where they may be of any size."""
+    """The vision transformers in a model, each with its grid, which sees its images where they may be of any size;
+    ValueError for one that drops patches."""
     from timm.models.vision_transformer import VisionTransformer
 
     for part in list(model.modules()):
         if isinstance(part, VisionTransformer):
+            if not isinstance(part.patch_drop, nn.Identity):
+                raise ValueError("patch_drop_rate drops tokens in training, and what is left of a grid is no map")
             grid = Grid(part.patch_embed)
             if part.dynamic_img_size:
                 part.patch_embed.register_forward_hook(grid.see)

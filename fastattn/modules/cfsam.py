@@ -10,6 +10,8 @@ from ..functional.cfsam import cfsam, check_maps, check_options, partition_atten
 from ..reference.cfsam import EPSILON, Affine, Block, Level, padded_length, resize
 from .base import FastModule, Holder
 
+torch.fx.wrap("cfsam")  # FX records the call and takes no step into it
+
 
 class CFSAM(FastModule):
     """Cross-layer feature self-attention over the maps (B, C_i, H_i, W_i) of a pyramid, a list with the finest first,

@@ -19,6 +19,9 @@ from ..reference.interaction import Affine
 from ..reference.lga import resize_nearest
 from .base import FastModule
 
+for _name in ("aggressive_conv_pooling", "conceptual_attention", "enhanced_interaction"):
+    torch.fx.wrap(_name)  # FX records the call and takes no step into it
+
 
 class AggressiveConvPooling(FastModule):
     """Aggressive convolution pooling of x (B, dim, H, W): it is aggregated with what `num_layers` depthwise

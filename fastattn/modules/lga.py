@@ -12,6 +12,8 @@ from ..functional.lga import check_options, local_global_attention
 from ..reference.lga import Affine, Branch, Separable, attend, resize_nearest
 from .base import FastModule
 
+torch.fx.wrap("local_global_attention")  # FX records the call and takes no step into it
+
 
 class LocalGlobalAttention(FastModule):
     """Channel attention on local and global features of x (B, embed_dim, H, W) (arXiv 2411.09604, eq. 1-15).

@@ -12,6 +12,14 @@ from ..ops import scsa as ops
 from ..reference.pcsa import compress
 from .base import FastModule
 
+
+def _run(operation: str, *arguments: Any) -> Tensor:
+    """Run an operation by its name: what FX records."""
+    return run(getattr(ops, operation), *arguments)
+
+
+torch.fx.wrap("_run")  # its tracer takes no step into it
+
 _CONVS = ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")
 _SPATIAL = (
     *((name, "weight") for name in _CONVS),
@@ -67,8 +75,8 @@ class _Attention(FastModule):
         if self._runs_through_children():
             return self._through_children(x)
         recombination = self.down_sample_mode == "recombination"
-        return run(
-            self.operation,
+        return _run(
+            self.operation.name.upper(),
             x,
             self.dim,
             self._params(),
@@ -135,7 +143,7 @@ class SMSA(_Attention):
     def forward(self, x: Tensor) -> Tensor:
         if self._runs_through_children():
             return self._through_children(x)
-        return run(ops.SMSA, x, self.dim, self._params(), (self.gate_layer,), backend=self.backend)
+        return _run("SMSA", x, self.dim, self._params(), (self.gate_layer,), None, 0.0, self.backend)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, group_kernel_sizes={self.group_kernel_sizes}, gate_layer={self.gate_layer!r}"

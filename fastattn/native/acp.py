@@ -26,9 +26,10 @@ def _plan(shape, shapes, pool_size, x_dtype, param_dtype, channels_last):
 
 def _prepare(x: Tensor, params: Sequence[Tensor], pool_size: int):
     """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
-    dtype, params, _, pointers = parameters.prepare(x, params)
+    dtype, params, _ = parameters.prepare(x, params)
     shapes = tuple(tuple(p.shape) for p in params)
-    return _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous()), params, pointers
+    plan = _plan(tuple(x.shape), shapes, pool_size, x.dtype, dtype, not x.is_contiguous())
+    return plan, params, parameters.addresses(x, params)
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:

@@ -23,8 +23,9 @@ def _plan(shape, shapes, x_dtype, param_dtype):
 
 def _prepare(x: Tensor, params: Sequence[Tensor]):
     """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
-    dtype, params, _, pointers = parameters.prepare(x, params)
-    return _plan(tuple(x.shape), tuple(tuple(p.shape) for p in params), x.dtype, dtype), params, pointers
+    dtype, params, _ = parameters.prepare(x, params)
+    plan = _plan(tuple(x.shape), tuple(tuple(p.shape) for p in params), x.dtype, dtype)
+    return plan, params, parameters.addresses(x, params)
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:

@@ -38,11 +38,12 @@ def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, par
 
 def _prepare(x: Tensor, params: Sequence[Tensor], options: Sequence):
     """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
-    dtype, params, _, pointers = parameters.prepare(x, params)
+    dtype, params, _ = parameters.prepare(x, params)
     shapes = tuple(tuple(p.shape) for p in params)
     num_scales, branches, *rest = options
     signature = (tuple(x.shape), shapes, num_scales, tuple(branches), *rest)
-    return _plan(*signature, x.dtype, dtype, not x.is_contiguous()), params, pointers
+    plan = _plan(*signature, x.dtype, dtype, not x.is_contiguous())
+    return plan, params, parameters.addresses(x, params)
 
 
 def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:

@@ -31,11 +31,11 @@ def conceptual_attention(
     x: Tensor, score: Tensor, value: Affine, out: Affine, dtype: torch.dtype, backend: str
 ) -> Tensor:
     """Align tokens (B, N, C) with concepts."""
-    own = _computed(dtype, backend)
+    result = torch.promote_types(x.dtype, dtype)  # on the CPU computed in, or the residual would be rounded
+    own = dtype if backend == "triton" else _computed(result, backend)
     params = (score.to(own), *_cast(value, own), *_cast(out, own))
     if backend == "triton":
         return cat.conceptual_attention(x, params)
-    result = torch.promote_types(x.dtype, dtype)
     return (whole.CAT if _has_extension(backend) else cat.compose)(x.to(own), params).to(result)
 
 

@@ -11,6 +11,7 @@ from . import flops
 
 LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
 DEVICES = ("CPU", "CUDA")
+_registered: dict[str, torch._ops.OpOverload] = {}
 _watchers = torch._C._len_torch_dispatch_stack
 _tracing = torch._C._get_tracing_state
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -18,17 +19,20 @@ _is_neg, _is_zero = Tensor.is_neg, Tensor._is_zerotensor  # fast under map
 
 
 def register(schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Register an operator by its schema, what computes it and what makes its empty results; return it.
+    """Register an operator by its schema, what computes it and what makes its empty results, once; return it.
 
     Its FLOPs are counted by its definition in `flops.DEFINITIONS`.
     """
     name = schema.partition("(")[0]
+    if name in _registered:  # its module is loaded anew
+        return _registered[name]
     LIBRARY.define(schema)
     for device in DEVICES:
         LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
     flops.register(name)
-    return getattr(torch.ops.fastattn, name).default
+    _registered[name] = getattr(torch.ops.fastattn, name).default
+    return _registered[name]
 
 
 class Servers(dict):
