@@ -25,7 +25,7 @@ ARCH = 90
 PROCESSORS = 132
 PARAMETERS = 0x210  # where a kernel's parameters begin in the bank of constants
 WORD = 1 << 32
-LIMIT = 5_000_000  # instructions, beyond which a loop is taken to be endless
+LIMIT = 300_000  # instructions, beyond which a loop is taken to be endless
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w)\s+)?([A-Z]\w*)((?:\.\w+)*)\s*(.*?)\s*;")
 REGISTER = re.compile(r"(U?R)(\d+|Z)")
