@@ -270,3 +270,23 @@ def test_the_residual_of_cat_is_not_rounded_under_autocast():
         assert out.dtype == torch.float32
         errors.append((out.double() - truth).norm() / truth.norm())
     assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", MODULES)
+def test_an_exported_program_has_its_gradients(name):
+    module, x = make(name)
+    expected = step(module, x)
+    program = torch.export.export(module, (x,)).module()
+    found = step(program, x)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    grads = {key.replace("_", "."): parameter.grad for key, parameter in program.named_parameters()}
+    assert len(grads) == len([*module.parameters()])
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(grads[key.replace("_", ".")], parameter.grad, msg=key)
+    if name != "cfsam":
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(program(leaf).square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="double backward"):
+            grad.sum().backward()

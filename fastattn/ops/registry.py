@@ -35,6 +35,33 @@ def register(schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverloa
     return _registered[name]
 
 
+def differentiate(forward: torch._ops.OpOverload, backward: Callable) -> None:
+    """Give an operator its gradient where it is called by itself, as a program is that torch.export made.
+
+    It takes x, params and options, `save` among them, and returns (out, saved).
+    `backward(grad_out, x, saved, params, options, need_x, need_params)` returns the gradients of x and of the params.
+    """
+    names = [argument.name for argument in forward._schema.arguments]
+    place = names.index("save")
+
+    def keep(ctx, inputs, output):
+        x, params, *_ = inputs
+        ctx.options, ctx.saves = inputs[2:], inputs[place]
+        ctx.save_for_backward(x, output[1], *params)
+
+    def grads(ctx, grad_out, _):
+        if not ctx.saves:
+            raise RuntimeError(f"{forward.name()} was called with save=False: nothing is kept for backward")
+        x, saved, *params = ctx.saved_tensors
+        need_x, needs, *_ = ctx.needs_input_grad
+        grad_x, found = backward(grad_out, x, saved, params, ctx.options, need_x, any(needs))
+        found = [grad if need else None for grad, need in zip((grad_x, *found), (need_x, *needs), strict=True)]
+        grad_x, *found = once(found, grad_out, x, *params)
+        return grad_x, found, *[None] * (len(names) - 2)
+
+    torch.library.register_autograd(forward.name(), grads, setup_context=keep, lib=LIBRARY)
+
+
 class Servers(dict):
     """The module that serves an operation, by backend; that of Triton is imported when it is first asked for."""
 

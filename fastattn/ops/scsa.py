@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..native import scsa as native
 from ..parameters import common_dtype, unflatten
-from .registry import Servers, dense, once, register, watched
+from .registry import Servers, dense, differentiate, once, register, watched
 
 _SERVERS = Servers("scsa", native=native)  # a backend's module: forward, backward and saved_size
 
@@ -38,6 +38,13 @@ class Operation:
             self._backward,
             self._fake_backward,
         )
+
+        differentiate(self.forward_op, self._gradients)
+
+    def _gradients(self, grad_out, x, saved, params, rest, need_x: bool, need_params: bool):
+        *options, _, _, backend = rest
+        grad_x, flat = self.backward(grad_out, x, saved, params, tuple(options), need_x, need_params, backend)
+        return grad_x, unflatten(flat, params) if need_params else params
 
     def __str__(self) -> str:
         return self.name

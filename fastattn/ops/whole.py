@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..native import acp, cat, lga
 from ..parameters import unflatten
-from .registry import dense, once, register, watched
+from .registry import dense, differentiate, once, register, watched
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -38,6 +38,13 @@ class Whole:
             self._backward,
             self._fake_backward,
         )
+
+        differentiate(self.forward_op, self._gradients)
+
+    def _gradients(self, grad_out, x, saved, params, rest, need_x: bool, need_params: bool):
+        *options, _ = rest
+        grad_x, flat = self.backward(grad_out, x, saved, params, options, need_x, need_params)
+        return grad_x, unflatten(flat, params) if need_params else params
 
     def __call__(self, x: Tensor, params: Sequence[Tensor], *options) -> Tensor:
         """Run the operation, recording a graph only where a gradient is wanted."""
