@@ -14,7 +14,7 @@ from torch import nn
 
 import fastattn
 
-from .helpers import DEVICE
+from .helpers import DEVICE, few_interpreted
 
 pytestmark = pytest.mark.triton
 
@@ -36,6 +36,7 @@ def make(name):
 
 
 MODULES = ("scsa", "smsa", "pcsa", "lga", "acp", "cat", "cfsam")
+SERVED = few_interpreted(MODULES)  # each takes seconds there
 
 
 def step(module, x):
@@ -87,7 +88,7 @@ def test_parameters_without_memory_are_refused():
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", SERVED)
 def test_the_default_device_does_not_matter(name):
     module, x = make(name)
     expected, grad = step(module, x)
@@ -101,7 +102,7 @@ def test_the_default_device_does_not_matter(name):
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", SERVED)
 def test_views_that_are_not_what_memory_holds(name):
     """A negated view of x, and of the output's gradient, and a gradient that is zero without memory."""
     module, x = make(name)
@@ -123,7 +124,7 @@ def test_views_that_are_not_what_memory_holds(name):
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", SERVED)
 def test_a_parameter_that_wraps_others(name):
     """As sharded and quantised parameters are."""
     from torch.testing._internal.two_tensor import TwoTensor
@@ -143,7 +144,7 @@ def test_a_parameter_that_wraps_others(name):
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", ["scsa", "lga", "acp", "cat"])
+@pytest.mark.parametrize("name", few_interpreted(["scsa", "lga", "acp", "cat"]))
 def test_forward_mode_keeps_the_tangent(name):
     """Through the reference."""
     from torch.autograd import forward_ad
@@ -222,7 +223,7 @@ def test_threads_have_their_own_grids():
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", SERVED)
 def test_fx_takes_no_step_inside(name):
     module, x = make(name)
     graph = torch.fx.symbolic_trace(module)
@@ -273,7 +274,7 @@ def test_the_residual_of_cat_is_not_rounded_under_autocast():
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", SERVED)
 def test_an_exported_program_has_its_gradients(name):
     module, x = make(name)
     expected = step(module, x)
