@@ -14,7 +14,7 @@ from torch import nn
 
 import fastattn
 
-from .helpers import DEVICE, few_interpreted
+from .helpers import DEVICE, few_interpreted, slow_interpreted
 
 pytestmark = pytest.mark.triton
 
@@ -73,6 +73,7 @@ def crashes():
     print(json.dumps(found))
 
 
+@slow_interpreted
 @pytest.mark.skipif(DEVICE != "cpu", reason="would poison the GPU's context")
 def test_parameters_without_memory_are_refused():
     command = [sys.executable, "-W", "ignore", "-c", "from tests.test_guards import crashes; crashes()"]
@@ -237,6 +238,7 @@ def test_fx_takes_no_step_inside(name):
     torch.testing.assert_close(graph(x), module(x), rtol=0, atol=0)  # whose parameters are the module's own
 
 
+@slow_interpreted
 @pytest.mark.parametrize("attention", ["interaction", "scsa"])
 def test_a_vit_that_drops_patches_is_refused(attention):
     pytest.importorskip("timm")
