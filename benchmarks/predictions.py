@@ -107,7 +107,7 @@ def graphs(result: Mapping[str, Any]) -> dict[str, float]:
     return {
         record["name"].removesuffix(ending): record["extra_info"]["least_ms"] / 1e3
         for record in result["benchmarks"]
-        if record["name"].endswith(ending)
+        if record["name"].endswith(ending) and "least_ms" in record["extra_info"]
     }
 
 

@@ -129,6 +129,7 @@ def test_small_maps_do_not_wait_for_one_processor() -> None:
     assert busiest(rows_of((512, 7, 7), "backward")) <= 400_000
 
 
+@pytest.mark.triton
 @needs_compiler
 @pytest.mark.parametrize("work", ["forward", "backward"])
 @pytest.mark.parametrize("stage", [(256, 14, 14), (512, 7, 7)], ids=str)
