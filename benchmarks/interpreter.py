@@ -50,7 +50,7 @@ def unchecked() -> Iterator[None]:
 def bfloat16() -> Iterator[None]:
     """Convert to the nearest bfloat16, ties to even, and multiply matrices of bfloat16, as a GPU does.
 
-    Triton 3.6 to 3.9 cut the last bits of float32 off, which doubles the error, and take the bits for integers where
+    Triton 3.6 and 3.8 cut the last bits of float32 off, which doubles the error, and take the bits for integers where
     they multiply and where they convert from and to all but float32.
     """
     from triton.runtime import interpreter
