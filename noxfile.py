@@ -25,8 +25,8 @@ CELLS = {
     "middle": Cell("3.12", ("torch==2.14.1",), "avx2", 2),
     "newest": Cell("3.13", ("torch",), "avx512", 5),
 }
-NATIVE = [f"tests/test_{name}.py" for name in ("ops", "goldens", "modules", "native")]
-INTERPRETED = ["tests/test_interaction_kernels.py"]
+NATIVE = ["tests/scsa", "tests/core/test_goldens.py", "tests/lga/test_native.py", "tests/interaction/test_native.py"]
+INTERPRETED = ["tests/interaction/test_kernels.py"]
 
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False

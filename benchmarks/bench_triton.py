@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastattn
-from fastattn import backends
+from fastattn.core import backends
 
 from .shapes import CONTIGUOUS, COUNTED_STAGES, MEMORY_FORMATS, SELECTION, STAGES
 
@@ -22,7 +22,7 @@ BATCH = 32
 @pytest.fixture
 def no_launches() -> Iterator[None]:
     """Let the Triton backend serve CPU tensors and launch nothing."""
-    from fastattn.kernels.launch import Launch
+    from fastattn.kernels.common.launch import Launch
 
     served = {**backends.BACKENDS, "triton": lambda call: []}
     backends._choose.cache_clear()

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastattn
-from fastattn import functional, ops, reference
+from fastattn import functional, reference
 from fastattn.bench.devices import Cpu
-from fastattn.reference.cfsam import Affine
+from fastattn.cfsam.partition_attention import partition_attention
+from fastattn.cfsam.reference import Affine
+from fastattn.cfsam.token_gather import count_tokens, token_gather
 
 from .contest import Effort
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends
@@ -206,10 +208,10 @@ class PyramidContest(SceneContest):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, case: AttentionCase) -> Tensor:
     """Partitioned attention by Triton's kernels, whatever serves the device."""
-    return ops.partition_attention.partition_attention(q, k, v, case.parts, case.heads, "triton")
+    return partition_attention(q, k, v, case.parts, case.heads, "triton")
 
 
 def gather_tokens(*maps: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """Tokens and normalised tokens of maps, without resizing, by Triton's kernels."""
-    length = ops.token_gather.count_tokens(maps)
-    return ops.token_gather.token_gather(maps, None, affine(norm), length, "triton")
+    length = count_tokens(maps)
+    return token_gather(maps, None, affine(norm), length, "triton")

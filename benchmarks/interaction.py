@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import fastattn
 from fastattn import reference
 from fastattn.bench.devices import Cpu
-from fastattn.ops import acp, cat
+from fastattn.interaction.acp import operation as acp
+from fastattn.interaction.cat import operation as cat
 
 from .contest import Effort
 from .scene import COMPILE, EAGER, Forward, Scene, SceneContest, fast_backends

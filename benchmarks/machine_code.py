@@ -30,7 +30,7 @@ from unittest.mock import patch
 import torch
 
 import fastattn
-from fastattn.backends import HEAD_DIMS
+from fastattn.core.backends import HEAD_DIMS
 from fastattn.report import Table, to_text
 
 from .cfsam import attend, gather_tokens, random_maps
@@ -188,7 +188,7 @@ def rows(cases: Iterable[AnyCase], archs: Iterable[int], works: Iterable[str] = 
 
 def default_plan(case: Case) -> Any:
     """The plan of a default SCSA, its parameters in the dtype of x."""
-    from fastattn.kernels import scsa
+    from fastattn.kernels.scsa import call as scsa
 
     module: Any = fastattn.SCSA(case.shape[1])
     return scsa.plan(
@@ -255,7 +255,7 @@ def composed_launches(case: ComposedCase) -> Launches:
 
 def lga(case: LgaCase) -> Callable[..., Any]:
     """LGA by its own kernels, on no device."""
-    from fastattn.ops.lga import local_global_attention
+    from fastattn.lga.operation import local_global_attention
 
     module = fastattn.LocalGlobalAttention(case.dim, case.heads).to("meta", case.dtype)
     options = {"num_heads": case.heads, "contraction": case.contraction, "dtype": case.dtype, "backend": "triton"}
@@ -264,7 +264,7 @@ def lga(case: LgaCase) -> Callable[..., Any]:
 
 def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:
     """ACP or CAT by its own kernels, on no device."""
-    from fastattn.ops.interaction import aggressive_conv_pooling, conceptual_attention
+    from fastattn.interaction.operation import aggressive_conv_pooling, conceptual_attention
 
     if isinstance(case, CatCase):
         cat = fastattn.ConceptualAttention(case.dim, case.concepts).to("meta", case.dtype)
@@ -276,7 +276,7 @@ def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:
 @contextmanager
 def recorded() -> Iterator[list[tuple[Any, list[torch.dtype], int]]]:
     """Launch nothing; note what would be launched, the dtypes of its tensors and their bytes."""
-    from fastattn.kernels.launch import Launch
+    from fastattn.kernels.common.launch import Launch
 
     made: list[tuple[Any, list[torch.dtype], int]] = []
 

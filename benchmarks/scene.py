@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import fastattn
-from fastattn import backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.interleave import Rival
+from fastattn.core import backends
 
 from .contest import Contest, Effort
 from .measures import bytes_moved_at_least, peak_bytes, saved_bytes

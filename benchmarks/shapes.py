@@ -18,7 +18,7 @@ from fastattn.bench.sizes import (
     SSD_LEVELS,
     STAGES,
 )
-from fastattn.reference.lga import CONTRACTIONS
+from fastattn.lga.reference import CONTRACTIONS
 
 Shape = tuple[int, int, int, int]
 Selection = Literal["smoke", "default", "full"]

@@ -224,7 +224,7 @@ def count() -> Iterator[list[Record]]:
         raise RuntimeError("counting traffic needs TRITON_INTERPRET=1, set before Triton is imported")
     from triton.runtime.interpreter import InterpreterBuilder as Builder
 
-    from fastattn.kernels.launch import Launch
+    from fastattn.kernels.common.launch import Launch
 
     watch = _Watch()
     with (
@@ -286,18 +286,13 @@ def measure(
 def planned_like(batch: int, samples: int) -> Iterator[None]:
     """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
     faster."""
-    from fastattn.kernels import (
-        cat,
-        conv_pool,
-        depthwise,
-        gram_attention,
-        launch,
-        partition_attention,
-        plan,
-        pyramid_project,
-        scale_mix,
-        scsa,
-    )
+    from fastattn.kernels.acp import conv_pool, pyramid_project
+    from fastattn.kernels.cat import call as cat
+    from fastattn.kernels.cfsam import partition_attention
+    from fastattn.kernels.common import depthwise, launch
+    from fastattn.kernels.lga import gram_attention, scale_mix
+    from fastattn.kernels.scsa import call as scsa
+    from fastattn.kernels.scsa import plan
 
     fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
     passes = depthwise, scale_mix, conv_pool

@@ -2,18 +2,12 @@
 
 from . import functional
 from ._version import __version__
-from .backends import available_backends, explain, get_backend, set_backend, use_backend
-from .modules import (
-    CFSAM,
-    PCSA,
-    SCSA,
-    SMSA,
-    AggressiveConvPooling,
-    ConceptualAttention,
-    EnhancedInteraction,
-    LocalGlobalAttention,
-)
-from .warmup import warmup
+from .cfsam.module import CFSAM
+from .core.backends import available_backends, explain, get_backend, set_backend, use_backend
+from .core.warmup import warmup
+from .interaction.module import AggressiveConvPooling, ConceptualAttention, EnhancedInteraction
+from .lga.module import LocalGlobalAttention
+from .scsa.module import PCSA, SCSA, SMSA
 
 __all__ = [
     "CFSAM",

@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import __version__, available_backends, backends, get_backend, native
+from . import __version__, available_backends, get_backend
+from .core import backends, native
 
 USAGE = "usage: python -m fastattn info | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR"
 

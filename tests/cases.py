@@ -2,7 +2,7 @@
 
 import torch
 
-from .helpers import draw, make
+from tests.helpers import draw, make
 
 # id: (B, C, H, W, options)
 CASES = {

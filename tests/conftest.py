@@ -13,11 +13,10 @@ import torch
 
 import fastattn
 from benchmarks import interpreter
-from fastattn import native as loader
-
-from . import helpers
-from .helpers import DEVICE, FAST, INTERPRETED, THREADS
-from .summary import pytest_terminal_summary  # noqa: F401 (a hook)
+from fastattn.core import native as loader
+from tests import helpers
+from tests.helpers import DEVICE, FAST, INTERPRETED, THREADS
+from tests.summary import pytest_terminal_summary  # noqa: F401 (a hook)
 
 
 def pytest_configure(config):
@@ -89,7 +88,8 @@ def few_programs(monkeypatch):
     if not INTERPRETED:
         yield
         return
-    from fastattn.kernels import depthwise, gram_attention, scale_mix, tiles
+    from fastattn.kernels.common import depthwise, tiles
+    from fastattn.kernels.lga import gram_attention, scale_mix
 
     plans = (
         *(depthwise.forward_plan, depthwise.backward_plan),
@@ -119,6 +119,18 @@ def native():
         give_up = pytest.fail if os.environ.get("FASTATTN_REQUIRE_NATIVE") == "1" else pytest.skip
         give_up(f"fastattn._native: {state}: {detail}")
     return loader
+
+
+@pytest.fixture
+def isa(native, request):
+    """Run a test on one instruction set, where this CPU has it."""
+    extension = native.extension()
+    if request.param not in extension.isa_levels():
+        pytest.skip(f"this CPU has no {request.param}")
+    before = extension.isa()
+    extension.set_isa(request.param)
+    yield request.param
+    extension.set_isa(before)
 
 
 @pytest.fixture

@@ -26,5 +26,5 @@ compiler=${CXX:-c++}
 export LD_PRELOAD="$($compiler -print-file-name=libasan.so):$($compiler -print-file-name=libubsan.so):$($compiler -print-file-name=libstdc++.so)"
 export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1 FASTATTN_REQUIRE_NATIVE=1
 # AddressSanitizer holds back freed memory, so the one test that watches the memory in use would see growth
-"$python" -m pytest -q --full -p no:cacheprovider tests/test_native.py tests/test_goldens.py \
-    --deselect tests/test_native.py::test_a_thousand_calls_do_not_grow "$@"
+"$python" -m pytest -q --full -p no:cacheprovider tests/*/test_native.py tests/core/test_goldens.py \
+    --deselect tests/core/test_native.py::test_a_thousand_calls_do_not_grow "$@"

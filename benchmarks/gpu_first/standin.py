@@ -49,8 +49,8 @@ def driver(arch: int) -> Iterator[Counter[str]]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from fastattn import backends
-    from fastattn.kernels.launch import Launch
+    from fastattn.core import backends
+    from fastattn.kernels.common.launch import Launch
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 import fastattn
-from fastattn import native
+from fastattn.core import native
 
 from . import telemetry
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import BACKENDS, Call, unsupported_reasons
-from ..ops.flops import multiply_adds
+from ..core.backends import BACKENDS, Call, unsupported_reasons
+from ..core.flops import multiply_adds
 from .accuracy import assert_accurate, relative_error
 from .devices import Cpu, device
 from .interleave import WARM_CALLS, Rival, Timing, interleave, speedup

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.scsa import scsa
-from ..modules import PCSA, SCSA, SMSA
-from ..reference.smsa import GROUPS
+from ..scsa.functional import scsa
+from ..scsa.module import PCSA, SCSA, SMSA
+from ..scsa.reference import GROUPS
 
 KERNEL_SIZES = (3, 5, 7, 9)
 HEADS = 4

@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from ..backends import use_backend
-from ..modules import CFSAM, PCSA, SCSA, SMSA, EnhancedInteraction, LocalGlobalAttention
-from ..modules.base import FastModule
+from ..cfsam.module import CFSAM
+from ..core.backends import use_backend
+from ..core.module import FastModule
+from ..interaction.module import EnhancedInteraction
+from ..lga.module import LocalGlobalAttention
+from ..scsa.module import PCSA, SCSA, SMSA
 from .levels import PerLevel, span
 from .libraries import library
 from .placement import Place, places

@@ -1,5 +1,5 @@
 // Aggressive convolution pooling backward at one instruction-set level: the levels are formed anew from x. The algebra is derived in
-// fastattn/reference/interaction.py.
+// fastattn/interaction/reference.py.
 #include "../run.h"
 #include "levels.h"
 

@@ -1,4 +1,4 @@
-// Aggressive convolution pooling forward at one instruction-set level. The algebra is derived in fastattn/reference/interaction.py.
+// Aggressive convolution pooling forward at one instruction-set level. The algebra is derived in fastattn/interaction/reference.py.
 #include "../run.h"
 #include "levels.h"
 

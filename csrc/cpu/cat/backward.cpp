@@ -1,5 +1,5 @@
 // Conceptual attention backward at one instruction-set level: both softmaxes are formed anew from x. The algebra is derived in
-// fastattn/reference/interaction.py.
+// fastattn/interaction/reference.py.
 #include <array>
 
 #include "concepts.h"

@@ -1,4 +1,4 @@
-// Conceptual attention forward at one instruction-set level. The algebra is derived in fastattn/reference/interaction.py.
+// Conceptual attention forward at one instruction-set level. The algebra is derived in fastattn/interaction/reference.py.
 #include "concepts.h"
 
 namespace fastattn::FASTATTN_ISA {

@@ -1,5 +1,5 @@
 // Channel attention of heads from Gram matrices, and its gradient: all d x d, and in double, since a Gram matrix holds the squares of what a map
-// holds. The algebra is derived in fastattn/reference/lga.py, and is applied to centred features, E = mean + rest: the biases of queries, keys
+// holds. The algebra is derived in fastattn/lga/reference.py, and is applied to centred features, E = mean + rest: the biases of queries, keys
 // and values take in what the mean gives to them, the sums of the rest over the pixels are zero, and what is left is small and exact.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Local-global attention backward at one instruction-set level: all is formed anew from x and z. The algebra is derived in
-// fastattn/reference/lga.py.
+// fastattn/lga/reference.py.
 #include "../run.h"
 #include "features.h"
 

@@ -1,4 +1,4 @@
-// Local-global attention forward at one instruction-set level. The algebra is derived in fastattn/reference/lga.py.
+// Local-global attention forward at one instruction-set level. The algebra is derived in fastattn/lga/reference.py.
 #include "../run.h"
 #include "features.h"
 

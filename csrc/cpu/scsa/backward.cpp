@@ -1,4 +1,4 @@
-// SCSA, SMSA and PCSA backward at one instruction-set level. The algebra is derived in fastattn/reference/scsa.py.
+// SCSA, SMSA and PCSA backward at one instruction-set level. The algebra is derived in fastattn/scsa/reference.py.
 #include "../workspace.h"
 #include "sample.h"
 

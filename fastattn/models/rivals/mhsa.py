@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...functional.checks import check_heads
+from ...core.checks import check_heads
 
 
 class MHSA(nn.Module):

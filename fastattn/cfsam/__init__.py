@@ -1,0 +1,1 @@
+"""CFSAM, cross-layer feature self-attention of pyramids (arXiv 2510.14726)."""

@@ -1,0 +1,1 @@
+"""What the attentions share: backends, registration and dispatch, checks, the extension, FLOPs."""

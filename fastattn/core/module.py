@@ -1,0 +1,136 @@
+"""What the modules share: their backend, and that their children mean what they say.
+
+An operation reads the parameters of a module's children and calls none of them. That is right as long as they are what
+the module made, with its settings and without hooks; otherwise the module runs through its children, by PyTorch's own
+operators, so that a wrapper, a hook, a pruned or a quantised layer has its effect.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .backends import get_backend
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_RECOMPUTING = (BasePruningMethod, WeightNorm, SpectralNorm)  # hooks that set a parameter before a call
+MADE, RECOMPUTED, CHANGED = "made", "recomputed", "changed"
+_SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode", "num_groups", "approximate", "dim")
+
+
+class Holder(nn.Module):
+    """A module that holds parameters for the operation of the module that it is in."""
+
+
+_HOLDERS = (nn.Sequential, nn.ModuleList, Holder)
+
+
+class _Seen(NamedTuple):
+    """A module's children at a look, and where to see that nothing has changed since."""
+
+    holders: list[dict[str, Any]]  # of children, by name
+    children: list[nn.Module]
+    calls: list[nn.Module]  # the same in another order
+    kinds: list[type]
+    as_made: bool
+    hooks: list[dict[int, Any]]
+    attributes: list[dict[str, Any]]
+    norms: list[dict[str, Any]]  # attributes, of which eps is read at every call
+    epsilons: list[float]
+
+
+class FastModule(Holder):
+    """A module whose calls a backend serves: the one that `backend` names, or with None that of `get_backend()`."""
+
+    operation: Any
+    backend: str | None = None
+
+    def _note_children(self) -> None:
+        """Note what the children are made as: the end of every constructor."""
+        self._made = [_facts(child) for child in _descendants(self)]
+
+    def _runs_through_children(self) -> bool:
+        """Return whether a child is not what it was made as; RuntimeError where a fast backend is named."""
+        state = state_of_children(self)
+        if state == RECOMPUTED and not torch.compiler.is_compiling():
+            for child in self._seen.calls:
+                for hook in child._forward_pre_hooks.values():
+                    hook(child, ())
+            return False
+        if state == MADE:
+            return False
+        wanted = self.backend or get_backend()
+        if wanted not in ("auto", "reference"):
+            raise RuntimeError(
+                f"backend {wanted!r} cannot serve this {self.operation} call: a child of the module has hooks, or was "
+                "replaced, or has other settings, so that it has to be called"
+            )
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_seen"}
+
+
+def state_of_children(module: FastModule) -> str:
+    """Return MADE where the children of a module are what they were made as, so that their parameters say all,
+    RECOMPUTED where hooks compute some of these before a call, as pruning does, and else CHANGED."""
+    seen = module.__dict__.get("_seen")
+    if (
+        seen is None
+        or [*chain.from_iterable(map(dict.values, seen.holders))] != seen.children
+        or [*map(type, seen.children)] != seen.kinds
+    ):
+        seen = module.__dict__["_seen"] = _look(module)
+    if (
+        not seen.as_made
+        or any(map(dict.__contains__, seen.attributes, repeat("forward")))
+        or [norm["eps"] for norm in seen.norms] != seen.epsilons
+    ):
+        return CHANGED
+    if not any(seen.hooks):
+        return MADE
+    before = [child._forward_pre_hooks for child in seen.calls]
+    others = [hooks for hooks in seen.hooks if hooks and not any(hooks is known for known in before)]
+    recompute = all(isinstance(hook, _RECOMPUTING) for hooks in before for hook in hooks.values())
+    return CHANGED if others or not recompute else RECOMPUTED
+
+
+# as of `choose`: a compiler asks once
+state_of_children._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _look(module: FastModule) -> _Seen:
+    children = [*_descendants(module)]
+    holders = [module, *(child for child in children if isinstance(child, _HOLDERS))]
+    norms = [vars(child) for child in children if "eps" in vars(child)]
+    return _Seen(
+        [holder._modules for holder in holders],
+        [child for holder in holders for child in holder._modules.values()],
+        children,
+        [type(child) for holder in holders for child in holder._modules.values()],
+        [_facts(child) for child in children] == module._made,
+        [vars(child)[name] for child in children for name in _HOOKS],
+        [vars(child) for child in children],
+        norms,
+        [norm["eps"] for norm in norms],
+    )
+
+
+def _descendants(module: nn.Module) -> Iterator[nn.Module]:
+    """Return the children, and those of children that hold others for the operation, but nothing inside of a layer."""
+    for child in module._modules.values():
+        yield child
+        if isinstance(child, _HOLDERS):
+            yield from _descendants(child)
+
+
+def _facts(child: nn.Module) -> tuple:
+    """Return the class of a child, whether parametrized or not, and its settings."""
+    kind = type(child).__mro__[1] if is_parametrized(child) else type(child)
+    return kind, *(getattr(child, name, None) for name in _SETTINGS)

@@ -1,0 +1,1 @@
+"""LGA, local-global attention (arXiv 2411.09604)."""

@@ -1,0 +1,83 @@
+"""Local-global attention on plain tensors: validation, the choice of a backend, and the call."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ..core.backends import choose, get_backend
+from ..core.checks import check_heads, check_map, check_not_empty, transformed
+from ..core.reference import Affine
+from . import operation, reference
+from .reference import CONTRACTIONS, Branch, Separable
+
+BRANCHES = ("both", "local", "global")
+
+
+def local_global_attention(
+    x: Tensor,
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    *,
+    num_heads: int,
+    contraction: str = "paper",
+    backend: str | None = None,
+) -> Tensor:
+    """Attend to local and global features of x (B, D, H, W) (arXiv 2411.09604, eq. 1-15).
+
+    `scales` and `branches` hold convolutions, see `fastattn.lga.reference`; position_encoding is (1, D, h, w).
+    ValueError for an input that does not fit them; RuntimeError with the reasons where a named backend cannot serve.
+    """
+    weight = out_conv[0]
+    check_map(x, weight.shape[0])
+    check_not_empty(x)
+    check_heads(weight.shape[0], num_heads, "embed_dim")
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    maps = max(len(scales), sum(len(branch.convs) for branch in branches))
+    name = choose(
+        backend or get_backend(), "lga", device, x.dtype, weight.dtype, autocast,
+        head_dim=weight.shape[0] // num_heads, maps=maps,
+        transformed=transformed(),
+    )  # fmt: skip
+    arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)
+    if name == "reference" or x.shape[0] == 0:
+        return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        return operation.local_global_attention(*arguments, num_heads, contraction, dtype, name)
+
+
+def check_options(
+    embed_dim: int,
+    num_heads: int,
+    local_kernel_sizes: Sequence[int],
+    global_kernel_size: int,
+    height: int,
+    width: int,
+    num_scales: int,
+    contraction: str,
+    branches: str,
+) -> None:
+    """ValueError unless these are options of LocalGlobalAttention."""
+    check_heads(embed_dim, num_heads, "embed_dim")
+    if branches not in BRANCHES:
+        raise ValueError(f"branches must be one of {', '.join(BRANCHES)}, got {branches!r}")
+    if branches != "global" and not local_kernel_sizes:
+        raise ValueError(f"local_kernel_sizes must name at least one kernel, got {tuple(local_kernel_sizes)}")
+    kernels = [*(local_kernel_sizes if branches != "global" else ()), *([global_kernel_size] * (branches != "local"))]
+    if any(k < 1 or k % 2 == 0 for k in kernels):
+        raise ValueError(
+            "kernel sizes must be odd, got "
+            f"local_kernel_sizes={tuple(local_kernel_sizes)}, global_kernel_size={global_kernel_size}"
+        )
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be positive, got {height} and {width}")
+    if num_scales < 1:
+        raise ValueError(f"num_scales must be at least 1, got {num_scales}")
+    if contraction not in CONTRACTIONS:
+        raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {contraction!r}")

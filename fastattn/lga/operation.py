@@ -1,0 +1,112 @@
+"""LGA by its algebra (see `fastattn.lga.reference`): on the CPU one call of the extension does it all (see
+`fastattn.core.whole`), and on GPUs it is a composition: 1x1 convolutions are the library's, depthwise convolutions, the
+mixture of scales and the channel attention are Triton's. What is kept for backward is x and z; everything else is
+formed anew from them.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..core import whole
+from ..core.reference import Affine
+from .depthwise import depthwise_convolutions
+from .gram_attention import gram_attention
+from .reference import Branch, Separable
+from .scale_mix import mix_scales
+
+
+def local_global_attention(
+    x: Tensor,
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    num_heads: int,
+    contraction: str,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """Attend to local and global features of x (B, D, H, W), computing in a dtype."""
+    cast = partial(_cast, dtype=dtype)
+    scales = [Separable(*map(cast, scale)) for scale in scales]
+    branches = [Branch([Separable(*map(cast, conv)) for conv in convs], alpha) for convs, alpha in branches]
+    arguments = (x.to(dtype), scales, cast(scale_attention), position_encoding.to(dtype), branches, cast(out_conv))
+    run = _whole if backend == "native" else _composed
+    return run(*arguments, num_heads, contraction)
+
+
+def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
+    weight, bias = affine
+    return weight.to(dtype), weight.new_zeros(weight.shape[0], dtype=dtype) if bias is None else bias.to(dtype)
+
+
+def _whole(
+    x: Tensor,
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    num_heads: int,
+    contraction: str,
+) -> Tensor:
+    """Run the extension, which takes the parameters as one list."""
+    params: list[Any] = [t for scale in scales for affine in scale for t in affine]
+    params += [*scale_attention, position_encoding]
+    for convs, alpha in branches:
+        params += [*(t for conv in convs for affine in conv for t in affine), alpha.to(x.dtype)]
+    params += out_conv
+    sizes = len(scales), [len(convs) for convs, _ in branches]
+    return whole.LGA(x, params, *sizes, num_heads, contraction == "released")
+
+
+def _composed(
+    x: Tensor,
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    num_heads: int,
+    contraction: str,
+) -> Tensor:
+    """Run the composition, in two segments of which each is run again for its backward."""
+    mix = partial(_mix, scales=scales, weights=scale_attention, position_encoding=position_encoding)
+    attend = partial(_attend, branches=branches, out_conv=out_conv, num_heads=num_heads, contraction=contraction)
+    if not torch.is_grad_enabled():
+        return attend(x, mix(x))
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return again(attend, x, again(mix, x))
+
+
+def _mix(x: Tensor, scales: Sequence[Separable], weights: Affine, position_encoding: Tensor) -> Tensor:
+    """Return z (B, D, H, W)."""
+    strides = [2**i for i in range(len(scales))]
+    coarse = depthwise_convolutions(x, [scale.depthwise for scale in scales], strides)
+    coarse = [F.conv2d(maps, *scale.pointwise) for maps, scale in zip(coarse, scales, strict=True)]
+    return mix_scales(x, coarse, weights, position_encoding)
+
+
+def _attend(
+    x: Tensor,
+    z: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    num_heads: int,
+    contraction: str,
+) -> Tensor:
+    """Return out (B, D, H, W)."""
+    convs = [conv for branch in branches for conv in branch.convs]
+    features = depthwise_convolutions(z, [conv.depthwise for conv in convs], [1] * len(convs))
+    shares = torch.cat([(branch.alpha.float() / len(branch.convs)).expand(len(branch.convs)) for branch in branches])
+    mixed = gram_attention(
+        features, [conv.pointwise for conv in convs], shares, x, num_heads, contraction
+    )
+    return F.conv2d(mixed, *out_conv)

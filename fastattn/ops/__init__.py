@@ -1,1 +1,0 @@
-"""Operations registered with torch.library: schemas, fakes and autograd over the backends' kernels."""

@@ -1,0 +1,1 @@
+"""Aggressive convolution pooling."""

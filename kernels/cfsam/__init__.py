@@ -1,0 +1,1 @@
+"""Attention in partitions, and the tokens of a pyramid."""

@@ -1,0 +1,1 @@
+"""What kernels share: launches, tuning, maps in memory, sums over the batch, convolutions, resizing."""

@@ -1,0 +1,26 @@
+"""Running the launches of a plan on the tensors of one call."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.parameters import check_memory
+from . import tuning
+from .launch import Launch
+
+_HERE = contextlib.nullcontext()
+
+
+def run(launches: Sequence[Launch], arguments: tuple[Tensor, ...]) -> None:
+    """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several."""
+    device = arguments[0].device
+    if device.type != "meta":  # where launches are only noted
+        check_memory(*arguments)
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else _HERE:
+        for launch in launches:
+            if tuning.active:
+                tuning.tune(launch, arguments)
+            launch(arguments)

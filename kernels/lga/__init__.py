@@ -1,0 +1,1 @@
+"""LGA's scales and the attention among channels."""

@@ -1,0 +1,1 @@
+"""SCSA, SMSA and PCSA."""
