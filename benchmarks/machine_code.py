@@ -30,7 +30,7 @@ from unittest.mock import patch
 import torch
 
 import fastattn
-from fastattn.core.backends import HEAD_DIMS
+from fastattn.cfsam.partition_attention import HEAD_DIMS
 from fastattn.report import Table, to_text
 
 from .cfsam import attend, gather_tokens, random_maps

@@ -1,16 +1,16 @@
 """Partitioned attention and CFSAM on plain tensors: validation, the choice of a backend, and the call."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from ..core.backends import HEAD_DIMS, choose, get_backend
-from ..core.checks import check_heads, transformed
+from ..core.backends import serving, without_autocast
+from ..core.checks import check_heads
 from ..core.parameters import check_devices
 from . import operation as composition
 from . import reference
+from .partition_attention import HEAD_DIMS
 from .partition_attention import partition_attention as attend
 from .reference import Block, Level
 
@@ -25,13 +25,9 @@ def partition_attention(
     divide; RuntimeError with the reasons where a named backend cannot serve.
     """
     _check_qkv(q, k, v, num_parts, num_heads)
-    device, autocast = q.device.type, torch.is_autocast_enabled(q.device.type)
-    name = choose(
-        backend or get_backend(), "partition_attention", device, q.dtype, q.dtype, autocast,
-        head_dim=_known(q.shape[2] // num_heads), transformed=transformed(),
-    )  # fmt: skip
-    if autocast and q.dtype is not torch.float64:  # products have autocast's dtype
-        q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
+    name, dtype = serving("partition_attention", q, q.dtype, backend, _known(q.shape[2] // num_heads))
+    if q.dtype is not torch.float64:  # products have autocast's dtype
+        q, k, v = (t.to(dtype) for t in (q, k, v))
     if name == "reference" or q.numel() == 0:
         return reference.partition_attention(q, k, v, num_parts, num_heads)
     return attend(q, k, v, num_parts, num_heads, name)
@@ -54,19 +50,13 @@ def cfsam(
     """
     check_maps(maps, [(level.local or level.project)[0].shape[1] for level in levels], num_parts)
     x, dim = maps[0], levels[0].project[0].shape[0]
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
     weights = _weights(levels, blocks)
-    dtypes = _dtype(maps, x.dtype), _dtype(weights, x.dtype)
-    name = choose(
-        backend or get_backend(), "cfsam", device, *dtypes, autocast,
-        head_dim=_known(dim // num_heads), transformed=transformed(),
-    )  # fmt: skip
+    odd = _odd(maps)
+    name, dtype = serving("cfsam", odd, _odd(weights, x.dtype).dtype, backend, _known(dim // num_heads))
     if name == "reference" or x.shape[0] == 0:
         return reference.cfsam(maps, levels, blocks, num_parts=num_parts, num_heads=num_heads)
     check_devices(x.device, [weight.device for weight in weights])
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(x):
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
 
 
@@ -77,10 +67,13 @@ def _weights(levels: Sequence[Level], blocks: Sequence[Block]) -> list[Tensor]:
     return [weight for weight, _ in affines]
 
 
-def _dtype(tensors: Sequence[Tensor], usual: torch.dtype) -> torch.dtype:
-    """Return the dtype that decides on a backend: one that is not the usual one, float64 before all."""
-    others = [t.dtype for t in tensors if t.dtype is not usual]
-    return torch.float64 if torch.float64 in others else others[0] if others else usual
+def _odd(tensors: Sequence[Tensor], usual: torch.dtype | None = None) -> Tensor:
+    """Return the tensor whose dtype decides on a backend: one that has not the usual one, by default the first one's,
+    float64 before all."""
+    usual = usual or tensors[0].dtype
+    others = [t for t in tensors if t.dtype is not usual]
+    wide = [t for t in others if t.dtype is torch.float64]
+    return (wide or others or tensors)[0]
 
 
 def _known(head_dim: int) -> int:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.module import FastModule, Holder
-from ..core.reference import Affine
+from ..core.module import FastModule, Holder, affine
 from .functional import cfsam, check_maps, check_options, partition_attention
 from .reference import EPSILON, Block, Level, padded_length, resize
 
@@ -52,7 +51,7 @@ class CFSAM(FastModule):
     def operands(self) -> tuple[list[Level], list[Block]]:
         """Return the parameters as the operation takes them."""
         levels = [
-            Level(_affine(local[0]) if self.has_local else None, _affine(local[-1]), _affine(fuse))
+            Level(affine(local[0]) if self.has_local else None, affine(local[-1]), affine(fuse))
             for local, fuse in zip(self.local, self.fuse, strict=True)
         ]
         return levels, [block.operands() for block in self.blocks]
@@ -106,7 +105,7 @@ class _TransformerBlock(Holder):
     def operands(self) -> Block:
         mlp_in, _, mlp_out = self.mlp
         modules = (self.norm1, self.q, self.k, self.v, self.proj, self.norm2, mlp_in, mlp_out)
-        return Block(*map(_affine, modules))
+        return Block(*map(affine, modules))
 
 
 def _local(channels: int, dim: int, bias: bool, convolves: bool) -> nn.Sequential:
@@ -115,7 +114,3 @@ def _local(channels: int, dim: int, bias: bool, convolves: bool) -> nn.Sequentia
     if convolves:
         layers = OrderedDict({"0": nn.Conv2d(channels, channels, 3, padding=1, bias=bias), **layers})
     return nn.Sequential(layers)
-
-
-def _affine(module: nn.Module) -> Affine:
-    return module.weight, module.bias  # type: ignore[return-value]

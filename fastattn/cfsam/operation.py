@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.backends import declare
 from ..core.reference import Affine
-from ..core.registry import dense
-from .partition_attention import partition_attention
+from ..core.tensors import dense
+from .partition_attention import facts, limits_on_cpu, limits_on_triton, partition_attention
 from .reference import Block, Level, fuses_both, padded_length
 from .token_gather import count_tokens, token_gather
 
@@ -138,3 +139,6 @@ def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
     if bias is not None:
         out += bias[:, None] if transposed else bias
     return (out if transposed else out.mT).unflatten(2, pixels)
+
+
+declare("cfsam", facts, native=limits_on_cpu, triton=limits_on_triton)  # those of its attention

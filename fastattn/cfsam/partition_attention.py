@@ -1,16 +1,21 @@
-"""Partitioned attention: the registered operators `fastattn::partition_attention_{forward,backward}` (Triton), and the
-composition of torch's operators that serves the CPU.
+"""Partitioned attention: the registered operators `fastattn::partition_attention_{forward,backward}` (Triton), the
+composition of torch's operators that serves the CPU, and what the backends do not take.
 
 q, k, v and out are (B, N, heads * d); token n is in part n % num_parts. `logsumexp`, in base 2, is what backward needs
 besides them: (B, num_parts * heads, N // num_parts), float32.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.registry import Servers, once, register, watched
+from ..core.backends import declare
+from ..core.operation import Operation, Servers
+from . import reference
 
+HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
 _SERVERS = Servers("cfsam.partition_attention")
 
 
@@ -18,9 +23,7 @@ def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_hea
     """Attend within parts on a backend, recording a graph only where a gradient is wanted."""
     if backend == "native":
         return compose(q, k, v, num_parts, num_heads)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _Recorded.apply(num_parts, num_heads, q, k, v)
-    return forward(q, k, v, num_parts, num_heads)[0]
+    return _PARTITION_ATTENTION.call((num_parts, num_heads), q, k, v)
 
 
 def compose(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
@@ -36,20 +39,6 @@ def compose(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> 
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, channels)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Return (out, logsumexp)."""
-    return (FORWARD if watched(q, k, v) else _forward)(q, k, v, num_parts, num_heads)
-
-
-def _forward(q, k, v, num_parts, num_heads):
-    return _SERVERS["triton"].forward(*map(rows, (q, k, v)), num_parts, num_heads)
-
-
-def _backward(grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
-    q, k, v = map(rows, (q, k, v))
-    return _SERVERS["triton"].backward(aligned(grad_out), q, k, v, out, logsumexp, num_parts, num_heads)
-
-
 def aligned(t: Tensor) -> Tensor:
     """Return a contiguous tensor at a multiple of 16 bytes."""
     t = t.contiguous()
@@ -63,43 +52,60 @@ def rows(t: Tensor) -> Tensor:
     return t if t.stride(2) == 1 and fits else t.clone(memory_format=torch.contiguous_format)
 
 
-def _fake_forward(q, k, v, num_parts, num_heads):
-    batch, tokens, _ = q.shape
-    logsumexp = q.new_empty((batch, num_parts * num_heads, tokens // num_parts), dtype=torch.float32)
-    return q.new_empty(q.shape), logsumexp
+class _PartitionAttention(Operation):
+    forward_schema = (
+        "(Tensor q, Tensor k, Tensor v, int num_parts, int num_heads) -> (Tensor out, Tensor logsumexp)"
+    )
+    backward_schema = (
+        "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, int num_parts, int num_heads) "
+        "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"
+    )
+
+    def outputs(self, options, inputs, save):
+        out, logsumexp = self.run(inputs, *inputs, *options)
+        return out, (*inputs, out, logsumexp)
+
+    def gradients(self, options, kept, grads, needs):
+        tensors = (*grads, *kept)
+        return self.run_backward(tensors, *tensors, *options)
+
+    def forward(self, q, k, v, num_parts, num_heads):
+        return _SERVERS["triton"].forward(*map(rows, (q, k, v)), num_parts, num_heads)
+
+    def backward(self, grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
+        q, k, v = map(rows, (q, k, v))
+        return _SERVERS["triton"].backward(aligned(grad_out), q, k, v, out, logsumexp, num_parts, num_heads)
+
+    def fake_forward(self, q, k, v, num_parts, num_heads):
+        batch, tokens, _ = q.shape
+        logsumexp = q.new_empty((batch, num_parts * num_heads, tokens // num_parts), dtype=torch.float32)
+        return q.new_empty(q.shape), logsumexp
+
+    def fake_backward(self, grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
+        return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+
+    def definition(self, q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int, **_: Any) -> Tensor:
+        return reference.partition_attention(q, k, v, num_parts, num_heads)
 
 
-def _fake_backward(grad_out, q, k, v, out, logsumexp, num_parts, num_heads):
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+_PARTITION_ATTENTION = _PartitionAttention("partition_attention")
 
 
-_OPTIONS = "int num_parts, int num_heads"
-FORWARD = register(
-    f"partition_attention_forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor out, Tensor logsumexp)",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    "partition_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, "
-    f"{_OPTIONS}) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
-    _backward,
-    _fake_backward,
-)
+def facts(x: Tensor, *, dim: int = 0, num_heads: int = 0, **_: Any) -> tuple:
+    """Return what the limits are about: the channels of a head."""
+    return ((dim or x.shape[-1]) // num_heads if num_heads else HEAD_DIMS[0],)
 
 
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
+def limits_on_triton(head_dim: int = HEAD_DIMS[0]) -> list[str]:
+    """Return what the Triton kernels do not take."""
+    known = ", ".join(map(str, HEAD_DIMS))
+    wrong = f"heads have {head_dim or 'other numbers of'} channels; the kernels take {known}"
+    return [] if head_dim in HEAD_DIMS else [wrong]
 
-    @staticmethod
-    def forward(ctx, num_parts, num_heads, q, k, v):
-        out, logsumexp = forward(q, k, v, num_parts, num_heads)
-        ctx.options = num_parts, num_heads
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        return out
 
-    @staticmethod
-    def backward(ctx, grad_out):
-        saved = ctx.saved_tensors
-        grads = (BACKWARD if watched(grad_out, *saved) else _backward)(grad_out, *saved, *ctx.options)
-        needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[2:], strict=True)]
-        return None, None, *once(needed, grad_out, *saved[:3])
+def limits_on_cpu(head_dim: int = HEAD_DIMS[0]) -> list[str]:
+    """Return nothing: torch's own operators take everything."""
+    return []
+
+
+declare("partition_attention", facts, native=limits_on_cpu, triton=limits_on_triton)

@@ -8,14 +8,16 @@ and bias as one tensor; an addend beside a single source has that one's gradient
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
 from ..core.reference import Affine
-from ..core.registry import Servers, dense, once, register, watched
+from ..core.tensors import dense
 from .reference import EPSILON, resize
 
 _SERVERS = Servers("cfsam.token_gather")
@@ -31,15 +33,11 @@ def token_gather(
     resizes = length != count_tokens(sources)
     if backend == "native" or not (norm or resizes):
         return compose(sources, addend, norm, length)
-    weight, bias = norm or (None, None)
     maps = [dense(x if x.dim() == 4 else x.contiguous().mT.unsqueeze(3)) for x in sources]
     addend = None if addend is None else addend.contiguous()
-    inputs = (addend, weight, bias, *maps)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        tokens, normed = _Recorded.apply(length, *inputs)
-    else:
-        tokens, normed, _ = forward(maps, addend, weight, bias, length)
-    return tokens, normed if norm else tokens
+    layouts = [x.shape[2] for x in maps], [x.shape[3] for x in maps], [not x.is_contiguous() for x in maps]
+    tokens, *normed = _TOKEN_GATHER.call((length, *layouts), addend, *(norm or (None, None)), *maps)
+    return tokens, *(normed or [tokens])
 
 
 def count_tokens(sources: Sequence[Tensor]) -> int:
@@ -55,21 +53,6 @@ def compose(sources: Sequence[Tensor], addend: Tensor | None, norm: Affine | Non
     return y, F.layer_norm(y, y.shape[-1:], *norm, EPSILON) if norm else y
 
 
-def forward(maps, addend, weight, bias, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens, normed tokens and their statistics, the last two empty without a norm."""
-    return (FORWARD if watched(maps[0]) else _forward)(maps, addend, weight, bias, length, EPSILON)
-
-
-def _forward(maps, addend, weight, bias, length, eps):
-    return _SERVERS["triton"].forward([dense(x) for x in maps], addend, weight, bias, length, eps)
-
-
-def _backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
-    grad_tokens, grad_normed = (g if g is None else g.contiguous() for g in (grad_tokens, grad_normed))
-    grads = _empty_maps(grad_tokens if grad_normed is None else grad_normed, heights, widths, channels_last)
-    return grads, _SERVERS["triton"].backward(grad_tokens, grad_normed, tokens, statistics, weight, grads, need_params)
-
-
 def _empty_maps(given: Tensor, heights, widths, channels_last) -> list[Tensor]:
     """Return maps for the tokens of a gradient (B, length, D)."""
     batch, _, dim = given.shape
@@ -80,65 +63,71 @@ def _empty_maps(given: Tensor, heights, widths, channels_last) -> list[Tensor]:
     ]
 
 
-def _fake_forward(maps, addend, weight, bias, length, eps):
-    x = maps[0]
-    tokens = x.new_empty((x.shape[0], length, x.shape[1]))
-    if weight is None:
-        return tokens, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
-    return tokens, torch.empty_like(tokens), x.new_empty((x.shape[0], length, 2), dtype=torch.float32)
+class _TokenGather(Operation):
+    forward_schema = (
+        "(Tensor[] maps, Tensor? addend, Tensor? weight, Tensor? bias, SymInt length, float eps) "
+        "-> (Tensor tokens, Tensor normed, Tensor statistics)"
+    )
+    backward_schema = (
+        "(Tensor? grad_tokens, Tensor? grad_normed, Tensor? tokens, Tensor? statistics, Tensor? weight, "
+        "SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
+        "-> (Tensor[] grad_maps, Tensor grad_params)"
+    )
+    materializes = False
 
-
-def _fake_backward(grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params):
-    given = grad_tokens if grad_normed is None else grad_normed
-    grads = _empty_maps(given, heights, widths, channels_last)
-    dtype = given.dtype if weight is None else weight.dtype
-    return grads, given.new_empty(2 * given.shape[2] if need_params else 0, dtype=dtype)
-
-
-FORWARD = register(
-    "token_gather_forward(Tensor[] maps, Tensor? addend, Tensor? weight, Tensor? bias, SymInt length, float eps) "
-    "-> (Tensor tokens, Tensor normed, Tensor statistics)",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    "token_gather_backward(Tensor? grad_tokens, Tensor? grad_normed, Tensor? tokens, Tensor? statistics, "
-    "Tensor? weight, SymInt[] heights, SymInt[] widths, bool[] channels_last, bool need_params) "
-    "-> (Tensor[] grad_maps, Tensor grad_params)",
-    _backward,
-    _fake_backward,
-)
-
-
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
-
-    @staticmethod
-    def forward(ctx, length, addend, weight, bias, *maps):
-        tokens, normed, statistics = forward(maps, addend, weight, bias, length)
-        ctx.set_materialize_grads(False)
-        ctx.layouts = [x.shape[2] for x in maps], [x.shape[3] for x in maps], [not x.is_contiguous() for x in maps]
+    def outputs(self, options, inputs, save):
+        addend, weight, bias, *maps = inputs
+        tokens, normed, statistics = self.run(maps, maps, addend, weight, bias, options[0], EPSILON)
         if weight is None:
-            ctx.mark_non_differentiable(normed)
-            ctx.save_for_backward(None, None, None, None)
-        else:
-            ctx.save_for_backward(tokens, statistics, weight, bias)
-        return tokens, normed
+            return (tokens,), ()
+        return (tokens, normed), (tokens, statistics, weight, bias)
 
-    @staticmethod
-    def backward(ctx, grad_tokens, grad_normed):
-        tokens, statistics, weight, bias = saved = ctx.saved_tensors
-        if weight is None or grad_normed is None:  # no norm, or its result is not used
-            tokens = statistics = weight = grad_normed = None
+    def gradients(self, options, kept, grads, needs):
+        _, *layouts = options
+        grad_tokens, grad_normed = (*grads, None)[:2]
+        tokens, statistics, *affine = kept if grad_normed is not None else (None, None, None)
         given = grad_tokens if grad_normed is None else grad_normed
         if given is None:
-            return (None,) * (4 + len(ctx.layouts[0]))
-        needs = ctx.needs_input_grad
-        need_params = weight is not None and (needs[2] or needs[3])
-        run = BACKWARD if watched(given) else _backward
-        grads, flat = run(grad_tokens, grad_normed, tokens, statistics, weight, *ctx.layouts, need_params)
-        grad_weight, grad_bias = unflatten(flat, (weight, bias)) if need_params else (None, None)
-        grad_addend = grads[0].flatten(2).mT if needs[1] else None
-        wanted = [grad_addend, grad_weight, grad_bias, *grads]
-        wanted = [g if need else None for g, need in zip(wanted, needs[1:], strict=True)]
-        return None, *once(wanted, given, *(t for t in saved if t is not None))
+            return [None] * len(needs)
+        need_params = grad_normed is not None and (needs[1] or needs[2])
+        maps, flat = self.run_backward(
+            (given,), grad_tokens, grad_normed, tokens, statistics, affine[0], *layouts, need_params
+        )
+        return [
+            maps[0].flatten(2).mT if needs[0] else None,
+            *(unflatten(flat, affine) if need_params else (None, None)),
+            *maps,
+        ]
+
+    def forward(self, maps, addend, weight, bias, length, eps):
+        return _SERVERS["triton"].forward([dense(x) for x in maps], addend, weight, bias, length, eps)
+
+    def backward(
+        self, grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params
+    ):
+        grad_tokens, grad_normed = (g if g is None else g.contiguous() for g in (grad_tokens, grad_normed))
+        given = grad_tokens if grad_normed is None else grad_normed
+        maps = _empty_maps(given, heights, widths, channels_last)
+        flat = _SERVERS["triton"].backward(grad_tokens, grad_normed, tokens, statistics, weight, maps, need_params)
+        return maps, flat
+
+    def fake_forward(self, maps, addend, weight, bias, length, eps):
+        x = maps[0]
+        tokens = x.new_empty((x.shape[0], length, x.shape[1]))
+        if weight is None:
+            return tokens, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
+        return tokens, torch.empty_like(tokens), x.new_empty((x.shape[0], length, 2), dtype=torch.float32)
+
+    def fake_backward(
+        self, grad_tokens, grad_normed, tokens, statistics, weight, heights, widths, channels_last, need_params
+    ):
+        given = grad_tokens if grad_normed is None else grad_normed
+        maps = _empty_maps(given, heights, widths, channels_last)
+        dtype = given.dtype if weight is None else weight.dtype
+        return maps, given.new_empty(2 * given.shape[2] if need_params else 0, dtype=dtype)
+
+    def definition(self, **_: Any) -> tuple[()]:
+        return ()  # counts nothing
+
+
+_TOKEN_GATHER = _TokenGather("token_gather")

@@ -1,29 +1,28 @@
 """Which backend serves a call, and why the others do not.
 
-Every backend answers `unsupported_reasons(name, call)`; an empty list means that it serves the call.
-Dispatch, the error of a named backend that cannot serve, `explain` and `python -m fastattn info` all read
-that answer.
+Every backend answers `unsupported_reasons(name, call)`; an empty list means that it serves the call. Dispatch, the
+error of a named backend that cannot serve, `explain` and `python -m fastattn info` all read that answer. What a backend
+does not take of one operation is declared beside that operation, by `declare`.
 """
 
+import copy
 import functools
 import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from . import native
+from . import flops, native
 from .parameters import DTYPES
+from .torch_state import compile_time_constant, dispatch_modes, transformed
 
-OPERATIONS = ("scsa", "smsa", "pcsa", "cfsam", "partition_attention", "lga", "acp", "cat", "interaction")
-ATTENTIVE = ("cfsam", "partition_attention")  # to tokens, by heads
-INTERACTIVE = ("acp", "cat", "interaction")
-COMPOSED = (*ATTENTIVE, *INTERACTIVE)  # native: torch's own operators, rearranged
-HEAD_DIMS = (16, 32, 64, 128)  # of the Triton attention kernels
+Limits = Callable[..., list[str]]  # facts of a call -> why a backend does not serve it
 
 
 class Call(NamedTuple):
@@ -34,46 +33,55 @@ class Call(NamedTuple):
     dtype: torch.dtype = torch.float32
     param_dtype: torch.dtype = torch.float32
     autocast: bool = False
-    recombination: bool = False
-    dropout: bool = False
     transformed: bool = False
-    head_dim: int = 32
-    maps: int = 0  # of LGA: kernels or scales, whichever are more; of ACP: layers
-    window: int = 0  # of ACP's pooling
-    channels: int = 0  # of CAT's tokens
+    facts: tuple = ()  # what the operation's limits are about, in their order
+
+
+class _Declared(NamedTuple):
+    facts: Callable[..., tuple]
+    limits: dict[str, Limits]
+
+
+_operations: dict[str, _Declared] = {}
+
+
+def declare(operation: str, facts: Callable[..., tuple], *, native: Limits, triton: Limits) -> None:
+    """Declare an operation: its facts, from x and its functional's options by name, and each fast backend's limits."""
+    _operations[operation] = _Declared(facts, {"native": native, "triton": triton})
+
+
+def operations() -> tuple[str, ...]:
+    """Return the names of all operations."""
+    return tuple(_operations)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _fast_path_reasons(call: Call) -> list[str]:
-    """What no fast path serves."""
-    reasons = []
+def _fast_path_reasons(name: str, call: Call) -> list[str]:
+    """What the operation declared, and what no fast path serves."""
+    reasons = _operations[call.operation].limits[name](*call.facts)
     if call.dtype not in DTYPES:
         reasons.append(f"x is {_name(call.dtype)}; the fast paths take float32, bfloat16 and float16")
     elif call.param_dtype is not call.dtype and not (call.autocast and call.param_dtype in DTYPES):
         reasons.append(
             f"x is {_name(call.dtype)} and the parameters are {_name(call.param_dtype)}, outside of autocast"
         )
-    if call.recombination:
-        reasons.append('down_sample_mode="recombination" has no fast path')
-    if call.dropout:
-        reasons.append("dropout on the attention while training has no fast path")
     if call.transformed:
         reasons.append("torch.func transforms (vmap, grad, jvp) and forward-mode AD have no fast path")
     return reasons
 
 
-def _native_reasons(call: Call) -> list[str]:
+def extension_reasons() -> list[str]:
+    """Return why the compiled extension cannot be used, for the limits of what needs it."""
     state, detail = native.status()
-    built = state == "ok" or call.operation in COMPOSED
-    reasons = [] if built else [f"the extension fastattn._native: {state}: {detail}"]
-    if call.operation == "lga" and call.maps > 15:
-        reasons.append(f"{call.maps} kernels or scales; native takes up to 15")
-    if call.device != "cpu":
-        reasons.append(f"x is on {call.device}; native serves the CPU")
-    return reasons + _fast_path_reasons(call)
+    return [] if state == "ok" else [f"the extension fastattn._native: {state}: {detail}"]
+
+
+def _native_reasons(call: Call) -> list[str]:
+    here = [] if call.device == "cpu" else [f"x is on {call.device}; native serves the CPU"]
+    return here + _fast_path_reasons("native", call)
 
 
 @functools.cache
@@ -94,26 +102,12 @@ def _triton_reasons(call: Call) -> list[str]:
         reasons.append(f"x is on {call.device}; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests")
     elif status := _triton_status():  # imports Triton, which is not light
         reasons.append(status)
-    if call.operation in ATTENTIVE and call.head_dim not in HEAD_DIMS:
-        known = ", ".join(map(str, HEAD_DIMS))
-        reasons.append(f"heads have {call.head_dim or 'other numbers of'} channels; the kernels take {known}")
-    if call.operation == "lga" and (call.head_dim > 64 or call.maps > 7):
-        reasons.append(f"heads of {call.head_dim} channels, {call.maps} kernels or scales; it takes up to 64 and 7")
-    if call.operation in INTERACTIVE and (call.maps > 4 or call.window > 16):
-        reasons.append(f"{call.maps} layers with windows of {call.window}; the kernels take up to 4 and 16")
-    if call.operation in ("cat", "interaction") and call.channels > 768:
-        reasons.append(f"tokens of {call.channels} channels; the kernels take up to 768")
-    return reasons + _fast_path_reasons(call)
-
-
-def _cuda_reasons(call: Call) -> list[str]:
-    return [f"fastattn._native has no CUDA {call.operation} kernel", *_fast_path_reasons(call)]
+    return reasons + _fast_path_reasons("triton", call)
 
 
 # in the order in which "auto" asks
-BACKENDS = {
+BACKENDS: dict[str, Callable[[Call], list[str]]] = {
     "native": _native_reasons,
-    "cuda": _cuda_reasons,
     "triton": _triton_reasons,
     "reference": lambda call: [],
 }
@@ -124,22 +118,23 @@ def unsupported_reasons(name: str, call: Call) -> list[str]:
     return BACKENDS[name](call)
 
 
-def choose(wanted: str, *call, **named) -> str:
+@compile_time_constant
+def choose(wanted: str, *call: Any) -> str:
     """Return the backend that serves the call of these `Call` fields.
 
     ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve.
     """
-    return _choose(wanted, *call, **named)
-
-
-# what torch.compiler.assume_constant_result does, without its import of Dynamo: the arguments
-# decide, and are guarded
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    if _asked.calls is not None:
+        _asked.calls.append((wanted, Call(*call)))
+        raise _Asked
+    if dispatch_modes() > 0:
+        flops.join()
+    return _choose(wanted, *call)
 
 
 @functools.cache
-def _choose(wanted: str, *fields, **named) -> str:
-    call = Call(*fields, **named)
+def _choose(wanted: str, *fields: Any) -> str:
+    call = Call(*fields)
     _check_name(wanted)
     if wanted == "auto":
         if call.device == "cpu":
@@ -147,10 +142,27 @@ def _choose(wanted: str, *fields, **named) -> str:
         return next(name for name in BACKENDS if not unsupported_reasons(name, call))
     reasons = unsupported_reasons(wanted, call)
     if reasons:
-        raise RuntimeError(
-            f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons)
-        )
+        raise RuntimeError(f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons))
     return wanted
+
+
+def serving(
+    operation: str, x: Tensor, param_dtype: torch.dtype, backend: str | None, *facts: Any
+) -> tuple[str, torch.dtype]:
+    """Return the backend that serves an operation on x, by its facts, and the dtype that eager computes in.
+
+    RuntimeError with the reasons where the named backend cannot serve.
+    """
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    name = choose(backend or get_backend(), operation, device, x.dtype, param_dtype, autocast, transformed(), facts)
+    return name, torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return the context in which a fast path computes: its dtypes are chosen."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _check_name(name: str) -> None:
@@ -161,7 +173,7 @@ def _check_name(name: str) -> None:
 class _Scope(threading.local):
     """What `use_backend` set in this thread; not a ContextVar, which compiled code cannot set."""
 
-    def __init__(self):  # Dynamo guards attributes of the instance, not of the class
+    def __init__(self) -> None:  # Dynamo guards attributes of the instance, not of the class
         self.backend: str | None = None
 
 
@@ -195,45 +207,60 @@ def use_backend(name: str) -> Iterator[None]:
 def available_backends() -> tuple[str, ...]:
     """Return the backends that serve some operation on this machine, in the order of "auto"."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    calls = [Call(operation, device) for operation in OPERATIONS for device in devices]
+    calls = [Call(operation, device) for operation in _operations for device in devices]
     return tuple(name for name in BACKENDS if any(not unsupported_reasons(name, call) for call in calls))
 
 
-def explain(what, x: torch.Tensor | Sequence[torch.Tensor], **options) -> str:
+class _Asked(Exception):
+    """Ends a call of which only the choice of a backend is wanted."""
+
+
+class _Asking(threading.local):
+    calls: list[tuple[str, Call]] | None = None
+
+
+_asked = _Asking()
+
+
+def _asks(module: nn.Module, x: Any) -> tuple[str, Call]:
+    """Return which backend a module's forward on x wants, and for which call, as it asks `choose`."""
+    _asked.calls = calls = []
+    try:
+        module.forward(x)
+    except _Asked:
+        return calls[0]
+    finally:
+        _asked.calls = None
+    raise AssertionError(f"{type(module).__name__} chose no backend")
+
+
+def explain(what: Any, x: Tensor | Sequence[Tensor], **options: Any) -> str:
     """Say which backend serves a module or an operation (by name) on x, and why each other one does not.
 
     x is a tensor, or the list of a pyramid's maps. `options` are those of the operation's functional that matter here:
-    `down_sample_mode`, `attn_drop_ratio`, `training`, `dim`, `num_heads`, `backend`; a module brings its own.
+    `down_sample_mode`, `attn_drop_ratio`, `training`, `dim`, `num_heads`, `backend`; a module brings its own, which
+    they replace. ValueError for an unknown operation, and what the module's forward raises for x.
     """
-    x = x if isinstance(x, torch.Tensor) else x[0]
-    dtype = x.dtype
-    if not isinstance(what, str):
-        options = {**vars(what), **options}
-        dtype = next(what.parameters()).dtype
-        what = str(what.operation)
-    if what not in OPERATIONS:
-        raise ValueError(f"unknown operation {what!r}: expected one of {', '.join(OPERATIONS)}")
-    call = Call(
-        what,
-        x.device.type,
-        x.dtype,
-        dtype,
-        torch.is_autocast_enabled(x.device.type),
-        options.get("down_sample_mode") == "recombination",
-        bool(options.get("training") and options.get("attn_drop_ratio")),
-    )
-    channels = options.get("dim") or options.get("embed_dim") or (x.shape[-1] if what == "partition_attention" else 0)
-    if channels and "num_heads" in options:
-        call = call._replace(head_dim=channels // options["num_heads"])
-    if what in INTERACTIVE:
-        layers, window = options.get("num_layers", 0), options.get("pool_size", 0)
-        call = call._replace(maps=layers, window=window, channels=channels)
-    wanted = options.get("backend") or get_backend()
+    first = x if isinstance(x, Tensor) else x[0]
+    if isinstance(what, str):
+        if what not in _operations:
+            raise ValueError(f"unknown operation {what!r}: expected one of {', '.join(_operations)}")
+        device = first.device.type
+        facts = _operations[what].facts(first, **options)
+        autocast = torch.is_autocast_enabled(device)
+        call = Call(what, device, first.dtype, first.dtype, autocast, transformed(), facts)
+        wanted = options.get("backend") or get_backend()
+    else:
+        twin = copy.copy(what)
+        vars(twin).update(options)
+        if twin._runs_through_children():
+            return f"{what.operation} on {first.device.type}, {_name(first.dtype)}: served by the module's children"
+        wanted, call = _asks(twin, x)
     try:
         chosen = f"served by {choose(wanted, *call)} (asked for: {wanted})"
     except RuntimeError as error:
         chosen = str(error)
-    lines = [f"{what} on {call.device}, {_name(call.dtype)}: {chosen}"]
+    lines = [f"{call.operation} on {call.device}, {_name(call.dtype)}: {chosen}"]
     for name in BACKENDS:
         lines.append(f"  {name}: {'; '.join(unsupported_reasons(name, call)) or 'can serve'}")
     return "\n".join(lines)

@@ -1,13 +1,6 @@
 """Checks that several operations share; ValueError with what was found."""
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-
-
-def transformed() -> bool:
-    """Return whether a torch.func transform or forward-mode AD is under way, which fast paths do not follow."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def check_map(x: Tensor, channels: int) -> None:

@@ -17,11 +17,18 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .backends import get_backend
+from .reference import Affine
+from .torch_state import compile_time_constant
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _RECOMPUTING = (BasePruningMethod, WeightNorm, SpectralNorm)  # hooks that set a parameter before a call
 MADE, RECOMPUTED, CHANGED = "made", "recomputed", "changed"
 _SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode", "num_groups", "approximate", "dim")
+
+
+def affine(module: nn.Module) -> Affine:
+    """Return a layer's weight and bias."""
+    return module.weight, module.bias  # type: ignore[return-value]
 
 
 class Holder(nn.Module):
@@ -77,6 +84,7 @@ class FastModule(Holder):
         return {name: value for name, value in self.__dict__.items() if name != "_seen"}
 
 
+@compile_time_constant
 def state_of_children(module: FastModule) -> str:
     """Return MADE where the children of a module are what they were made as, so that their parameters say all,
     RECOMPUTED where hooks compute some of these before a call, as pruning does, and else CHANGED."""
@@ -99,10 +107,6 @@ def state_of_children(module: FastModule) -> str:
     others = [hooks for hooks in seen.hooks if hooks and not any(hooks is known for known in before)]
     recompute = all(isinstance(hook, _RECOMPUTING) for hooks in before for hook in hooks.values())
     return CHANGED if others or not recompute else RECOMPUTED
-
-
-# as of `choose`: a compiler asks once
-state_of_children._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _look(module: FastModule) -> _Seen:

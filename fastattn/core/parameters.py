@@ -5,9 +5,17 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from .reference import Affine
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the fast paths
 _is_contiguous, _numel, _data_ptr = Tensor.is_contiguous, Tensor.numel, Tensor.data_ptr  # fast under map
 _is_cpu = Tensor.is_cpu.__get__  # type: ignore[attr-defined]
+
+
+def cast(affine: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return weight and bias in a dtype, a bias of zeros where there is none."""
+    weight, bias = affine
+    return weight.to(dtype), weight.new_zeros(weight.shape[0], dtype=dtype) if bias is None else bias.to(dtype)
 
 
 def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:

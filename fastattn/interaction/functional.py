@@ -1,13 +1,11 @@
 """ACP, CAT and both on plain tensors: validation, the choice of a backend, and the call."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
-from ..core.backends import choose, get_backend
-from ..core.checks import check_map, transformed
+from ..core.backends import serving, without_autocast
+from ..core.checks import check_map
 from ..core.reference import Affine
 from . import operation as composition
 from . import reference
@@ -32,10 +30,10 @@ def aggressive_conv_pooling(
     """
     check_acp_input(x, (convs[0] if convs else proj)[0].shape[0], len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
-    name, dtype = _choose("acp", x, proj[0], backend, maps=len(convs), window=pool_size)
+    name, dtype = serving("acp", x, proj[0].dtype, backend, len(convs), pool_size, 0)
     if name == "reference" or x.shape[0] == 0:
         return reference.aggressive_conv_pooling(x, convs, proj, pool_size=pool_size, aggregate=aggregate)
-    with _no_autocast(x):
+    with without_autocast(x):
         return composition.aggressive_conv_pooling(x, convs, proj, pool_size, dtype, name)
 
 
@@ -48,10 +46,10 @@ def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *
     """
     check_tokens(x, score.shape[1])
     _check_concepts(score, value, out)
-    name, dtype = _choose("cat", x, score, backend, channels=score.shape[1])
+    name, dtype = serving("cat", x, score.dtype, backend, 0, 0, score.shape[1])
     if name == "reference" or x.shape[0] == 0:
         return reference.conceptual_attention(x, score, value, out)
-    with _no_autocast(x):
+    with without_autocast(x):
         return composition.conceptual_attention(x, score, value, out, dtype, name)
 
 
@@ -80,13 +78,13 @@ def enhanced_interaction(
     check_grid(x, size, num_prefix_tokens)
     _check_levels(*size, len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
-    name, dtype = _choose("interaction", x, score, backend, maps=len(convs), window=pool_size, channels=score.shape[1])
+    name, dtype = serving("interaction", x, score.dtype, backend, len(convs), pool_size, score.shape[1])
     if name == "reference" or x.shape[0] == 0:
         return reference.enhanced_interaction(
             x, size, convs, proj, score, value, out,
             pool_size=pool_size, aggregate=aggregate, num_prefix_tokens=num_prefix_tokens,
         )  # fmt: skip
-    with _no_autocast(x):
+    with without_autocast(x):
         return composition.enhanced_interaction(
             x, size, convs, proj, (score, value, out), pool_size, num_prefix_tokens, dtype, name
         )
@@ -193,19 +191,3 @@ def _check_concepts(score: Tensor, value: Affine, out: Affine) -> None:
         if weight.shape != (channels, channels) or (bias is not None and bias.shape != (channels,)):
             shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
             raise ValueError(f"{name} has shapes {shapes}, expected {(channels, channels)} and {(channels,)}")
-
-
-def _choose(operation: str, x: Tensor, weight: Tensor, backend: str | None, **named: int) -> tuple[str, torch.dtype]:
-    """Return the backend that serves a call, and the dtype that it computes in."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    name = choose(
-        backend or get_backend(), operation, device, x.dtype, weight.dtype, autocast,
-        transformed=transformed(), **named,
-    )  # fmt: skip
-    return name, torch.get_autocast_dtype(device) if autocast else x.dtype
-
-
-def _no_autocast(x: Tensor):
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

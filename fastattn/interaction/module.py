@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.module import FastModule
+from ..core.module import FastModule, affine
 from ..core.reference import Affine, resize_nearest
 from .functional import (
     aggressive_conv_pooling,
@@ -57,7 +57,7 @@ class AggressiveConvPooling(FastModule):
 
     def operands(self) -> tuple[list[Affine], Affine]:
         """Return the parameters as the operation takes them."""
-        return [*map(_affine, self.convs)], _affine(self.proj)
+        return [*map(affine, self.convs)], affine(self.proj)
 
     def _through_children(self, x: Tensor) -> Tensor:
         check_acp_input(x, self.dim, self.num_layers, self.pool_size)
@@ -106,7 +106,7 @@ class ConceptualAttention(FastModule):
 
     def operands(self) -> tuple[Tensor, Affine, Affine]:
         """Return the parameters as the operation takes them."""
-        return self.score.weight, _affine(self.value), _affine(self.out)
+        return self.score.weight, affine(self.value), affine(self.out)
 
     def _through_children(self, x: Tensor) -> Tensor:
         check_tokens(x, self.dim)
@@ -182,7 +182,3 @@ class EnhancedInteraction(FastModule):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, num_prefix_tokens={self.num_prefix_tokens}"
-
-
-def _affine(module: nn.Module) -> Affine:
-    return module.weight, module.bias  # type: ignore[return-value]

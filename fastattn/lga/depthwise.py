@@ -6,79 +6,65 @@ format. Backward returns the gradients of all weights, then of all biases, as on
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core import reference
+from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
 from ..core.reference import Affine
-from ..core.registry import Servers, dense, once, register, watched
+from ..core.tensors import dense, layout
 
 _SERVERS = Servers("common.depthwise")
 
 
 def depthwise_convolutions(x: Tensor, affines: Sequence[Affine], strides: Sequence[int]) -> list[Tensor]:
     """Return each convolution of x (B, D, H, W), recording a graph only where a gradient is wanted."""
-    x = dense(x)
-    weights, biases = map(list, zip(*affines, strict=True))
-    params = (*weights, *biases)
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
-        return list(_Recorded.apply(tuple(strides), x, *params))
-    return forward(x, weights, biases, strides)
+    weights, biases = zip(*affines, strict=True)
+    return list(_DEPTHWISE.call(tuple(strides), dense(x), *weights, *biases))
 
 
-def forward(x, weights, biases, strides) -> list[Tensor]:
-    return (FORWARD if watched(x, *weights, *biases) else _forward)(x, weights, biases, strides)
+class _Depthwise(Operation):
+    forward_schema = "(Tensor x, Tensor[] weights, Tensor[] biases, int[] strides) -> Tensor[]"
+    backward_schema = (
+        "(Tensor[] grads, Tensor x, Tensor[] weights, int[] strides, bool need_x, bool need_params) "
+        "-> (Tensor grad_x, Tensor grad_params)"
+    )
+
+    def outputs(self, options, inputs, save):
+        x, *params = inputs
+        count = len(options)
+        return tuple(self.run(inputs, x, params[:count], params[count:], options)), inputs
+
+    def gradients(self, options, kept, grads, needs):
+        (x, *params), (need_x, *need) = kept, needs
+        weights = params[: len(options)]
+        grad_x, flat = self.run_backward((x, *params, *grads), [*grads], x, weights, options, need_x, any(need))
+        return [grad_x, *(unflatten(flat, params) if any(need) else params)]
+
+    def forward(self, x, weights, biases, strides):
+        return _SERVERS["triton"].forward(dense(x), weights, biases, strides)
+
+    def backward(self, grads, x, weights, strides, need_x, need_params):
+        x = dense(x)
+        grads = [grad.contiguous(memory_format=layout(x)) for grad in grads]
+        return _SERVERS["triton"].backward(grads, x, weights, strides, need_x, need_params)
+
+    def fake_forward(self, x, weights, biases, strides):
+        batch, dim, height, width = x.shape
+        shapes = [(batch, dim, -(-height // stride), -(-width // stride)) for stride in strides]
+        like = {"dtype": x.dtype, "device": x.device, "memory_format": layout(dense(x))}
+        return [torch.empty(shape, **like) for shape in shapes]
+
+    def fake_backward(self, grads, x, weights, strides, need_x, need_params):
+        size = sum(weight.numel() + weight.shape[0] for weight in weights) if need_params else 0
+        return torch.empty_like(dense(x)) if need_x else x.new_empty(0), weights[0].new_empty(size)
+
+    def definition(self, x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], **_: Any) -> list[Tensor]:
+        pairs = zip(weights, strides, strict=True)
+        return [reference.depthwise(x, (weight, None), stride) for weight, stride in pairs]
 
 
-def _forward(x, weights, biases, strides):
-    return _SERVERS["triton"].forward(dense(x), weights, biases, strides)
-
-
-def _backward(grads, x, weights, strides, need_x, need_params):
-    x = dense(x)
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    grads = [grad.contiguous(memory_format=layout) for grad in grads]
-    return _SERVERS["triton"].backward(grads, x, weights, strides, need_x, need_params)
-
-
-def _fake_forward(x, weights, biases, strides):
-    batch, dim, height, width = x.shape
-    layout = torch.contiguous_format if dense(x).is_contiguous() else torch.channels_last
-    shapes = [(batch, dim, -(-height // stride), -(-width // stride)) for stride in strides]
-    return [torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout) for shape in shapes]
-
-
-def _fake_backward(grads, x, weights, strides, need_x, need_params):
-    size = sum(weight.numel() + weight.shape[0] for weight in weights) if need_params else 0
-    return torch.empty_like(dense(x)) if need_x else x.new_empty(0), weights[0].new_empty(size)
-
-
-FORWARD = register(
-    "depthwise_forward(Tensor x, Tensor[] weights, Tensor[] biases, int[] strides) -> Tensor[]", _forward, _fake_forward
-)
-BACKWARD = register(
-    "depthwise_backward(Tensor[] grads, Tensor x, Tensor[] weights, int[] strides, bool need_x, bool need_params) "
-    "-> (Tensor grad_x, Tensor grad_params)",
-    _backward,
-    _fake_backward,
-)
-
-
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
-
-    @staticmethod
-    def forward(ctx, strides, x, *params):
-        ctx.strides = strides
-        ctx.save_for_backward(x, *params)
-        return tuple(forward(x, list(params[: len(strides)]), list(params[len(strides) :]), strides))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        x, *params = ctx.saved_tensors
-        need_x, *needs = ctx.needs_input_grad[1:]
-        run = BACKWARD if watched(x, *params, *grads) else _backward
-        grad_x, flat = run(list(grads), x, params[: len(ctx.strides)], ctx.strides, need_x, any(needs))
-        found = [grad_x, *(unflatten(flat, params) if any(needs) else params)]
-        return None, *once([g if need else None for g, need in zip(found, (need_x, *needs), strict=True)], x, *grads)
+_DEPTHWISE = _Depthwise("depthwise")

@@ -1,13 +1,11 @@
 """Local-global attention on plain tensors: validation, the choice of a backend, and the call."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
-from ..core.backends import choose, get_backend
-from ..core.checks import check_heads, check_map, check_not_empty, transformed
+from ..core.backends import serving, without_autocast
+from ..core.checks import check_heads, check_map, check_not_empty
 from ..core.reference import Affine
 from . import operation, reference
 from .reference import CONTRACTIONS, Branch, Separable
@@ -36,19 +34,12 @@ def local_global_attention(
     check_map(x, weight.shape[0])
     check_not_empty(x)
     check_heads(weight.shape[0], num_heads, "embed_dim")
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
     maps = max(len(scales), sum(len(branch.convs) for branch in branches))
-    name = choose(
-        backend or get_backend(), "lga", device, x.dtype, weight.dtype, autocast,
-        head_dim=weight.shape[0] // num_heads, maps=maps,
-        transformed=transformed(),
-    )  # fmt: skip
+    name, dtype = serving("lga", x, weight.dtype, backend, weight.shape[0] // num_heads, maps)
     arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)
     if name == "reference" or x.shape[0] == 0:
         return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with without_autocast(x):
         return operation.local_global_attention(*arguments, num_heads, contraction, dtype, name)
 
 

@@ -9,13 +9,16 @@ sum(shares) * grad_out, is formed here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
 from ..core.reference import Affine
-from ..core.registry import Servers, dense, once, register, watched
+from ..core.tensors import dense, layout
 
 _SERVERS = Servers("lga.gram_attention")
 
@@ -29,78 +32,76 @@ def gram_attention(
     contraction: str,
 ) -> Tensor:
     """Return the weighted sum of attention and residual (B, D, H, W), recording a graph only where it is wanted."""
-    layout = torch.contiguous_format if dense(x).is_contiguous() else torch.channels_last
-    x, *features = (t.contiguous(memory_format=layout) for t in (x, *features))
+    x = dense(x)
+    features = (t.contiguous(memory_format=layout(x)) for t in features)
     weights, biases = zip(*affines, strict=True)
-    inputs = (shares, x, *features, *weights, *biases)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return _Recorded.apply(num_heads, contraction, *inputs)
-    return forward(features, list(weights), list(biases), shares, x, num_heads, contraction)[0]
+    return _GRAM_ATTENTION.call((num_heads, contraction), shares, x, *features, *weights, *biases)
 
 
-def forward(features, weights, biases, shares, x, num_heads, contraction) -> tuple[Tensor, Tensor]:
-    run = FORWARD if watched(x, *features, *weights, *biases, shares) else _forward
-    return run(features, weights, biases, shares, x, num_heads, contraction)
-
-
-def _forward(features, weights, biases, shares, x, num_heads, contraction):
-    return _SERVERS["triton"].forward(features, weights, biases, shares, dense(x), num_heads, contraction)
-
-
-def _backward(grad_out, features, weights, biases, shares, x, saved, num_heads, contraction):
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    grad_out = grad_out.contiguous(memory_format=layout)
-    return _SERVERS["triton"].backward(
-        grad_out, features, weights, biases, shares, x, saved, num_heads, contraction
+class _GramAttention(Operation):
+    forward_schema = (
+        "(Tensor[] features, Tensor[] weights, Tensor[] biases, Tensor shares, Tensor x, int num_heads, "
+        "str contraction) -> (Tensor out, Tensor saved)"
+    )
+    backward_schema = (
+        "(Tensor grad_out, Tensor[] features, Tensor[] weights, Tensor[] biases, Tensor shares, Tensor x, "
+        "Tensor saved, int num_heads, str contraction) -> (Tensor[] grad_features, Tensor grad_params, "
+        "Tensor grad_shares)"
     )
 
+    def outputs(self, options, inputs, save):
+        shares, x, *rest = inputs
+        out, saved = self.run((x, shares, *rest), *_thirds(rest), shares, x, *options)
+        return out, (shares, x, saved, *rest)
 
-def _fake_forward(features, weights, biases, shares, x, num_heads, contraction):
-    batch, dim, _, _ = x.shape
-    d = dim // num_heads
-    shape = (batch, len(features), num_heads, 2 * d + 2, d) if contraction == "paper" else (0,)
-    return torch.empty_like(dense(x)), x.new_empty(shape, dtype=torch.float32)
+    def gradients(self, options, kept, grads, needs):
+        (grad_out,), (shares, x, saved, *rest) = grads, kept
+        features, weights, biases = _thirds(rest)
+        grads, flat, grad_shares = self.run_backward(
+            (grad_out, x, *rest), grad_out, features, weights, biases, shares, x, saved, *options
+        )
+        grad_x = grad_out * shares.sum().to(grad_out.dtype) if needs[1] else None
+        return [grad_shares, grad_x, *grads, *unflatten(flat, [*weights, *biases])]
+
+    def forward(self, features, weights, biases, shares, x, num_heads, contraction):
+        return _SERVERS["triton"].forward(features, weights, biases, shares, dense(x), num_heads, contraction)
+
+    def backward(self, grad_out, features, weights, biases, shares, x, saved, num_heads, contraction):
+        grad_out = grad_out.contiguous(memory_format=layout(x))
+        return _SERVERS["triton"].backward(
+            grad_out, features, weights, biases, shares, x, saved, num_heads, contraction
+        )
+
+    def fake_forward(self, features, weights, biases, shares, x, num_heads, contraction):
+        batch, dim, _, _ = x.shape
+        d = dim // num_heads
+        shape = (batch, len(features), num_heads, 2 * d + 2, d) if contraction == "paper" else (0,)
+        return torch.empty_like(dense(x)), x.new_empty(shape, dtype=torch.float32)
+
+    def fake_backward(self, grad_out, features, weights, biases, shares, x, saved, num_heads, contraction):
+        size = sum(w.numel() + b.numel() for w, b in zip(weights, biases, strict=True))
+        return [torch.empty_like(t) for t in features], weights[0].new_empty(size), torch.empty_like(shares)
+
+    def definition(
+        self, features: Sequence[Tensor], weights: Sequence[Tensor], num_heads: int, contraction: str, **_: Any
+    ) -> list[Tensor]:
+        """`fastattn.lga.reference.attend` behind its depthwise convolution, which is an operation of its own."""
+
+        def attend(x: Tensor, weight: Tensor) -> Tensor:
+            qkv = F.conv2d(x, weight, groups=num_heads)
+            q, k, v = (t.unflatten(1, (num_heads, -1)).flatten(3) for t in qkv.chunk(3, dim=1))  # [B, heads, d, HW]
+            attention = (q @ k.mT).softmax(dim=3)
+            if contraction == "released":
+                attention, v = attention.sum(dim=3, keepdim=True), v.sum(dim=2, keepdim=True)
+            return attention @ v
+
+        return list(map(attend, features, weights))
 
 
-def _fake_backward(grad_out, features, weights, biases, shares, x, saved, num_heads, contraction):
-    size = sum(w.numel() + b.numel() for w, b in zip(weights, biases, strict=True))
-    return [torch.empty_like(t) for t in features], weights[0].new_empty(size), torch.empty_like(shares)
+_GRAM_ATTENTION = _GramAttention("gram_attention")
 
 
-_INPUTS = "Tensor[] features, Tensor[] weights, Tensor[] biases, Tensor shares, Tensor x"
-FORWARD = register(
-    f"gram_attention_forward({_INPUTS}, int num_heads, str contraction) -> (Tensor out, Tensor saved)",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    f"gram_attention_backward(Tensor grad_out, {_INPUTS}, Tensor saved, int num_heads, str contraction) "
-    "-> (Tensor[] grad_features, Tensor grad_params, Tensor grad_shares)",
-    _backward,
-    _fake_backward,
-)
-
-
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
-
-    @staticmethod
-    def forward(ctx, num_heads, contraction, shares, x, *tensors):
-        third = len(tensors) // 3
-        features, weights, biases = (list(tensors[i * third : (i + 1) * third]) for i in range(3))
-        out, saved = forward(features, weights, biases, shares, x, num_heads, contraction)
-        ctx.options = num_heads, contraction
-        ctx.save_for_backward(shares, x, saved, *tensors)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_out):
-        shares, x, saved, *tensors = ctx.saved_tensors
-        third = len(tensors) // 3
-        features, weights, biases = (tensors[i * third : (i + 1) * third] for i in range(3))
-        run = BACKWARD if watched(grad_out, x) else _backward
-        grads, flat, grad_shares = run(grad_out, features, weights, biases, shares, x, saved, *ctx.options)
-        grad_x = grad_out * shares.sum().to(grad_out.dtype) if ctx.needs_input_grad[3] else None
-        found = [grad_shares, grad_x, *grads, *unflatten(flat, [*weights, *biases])]
-        found = [g if need else None for g, need in zip(found, ctx.needs_input_grad[2:], strict=True)]
-        return None, None, *once(found, grad_out, x, shares, *tensors)
+def _thirds(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return features, weights and biases apart."""
+    third = len(tensors) // 3
+    return [[*tensors[i * third : (i + 1) * third]] for i in range(3)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_map, check_not_empty
-from ..core.module import FastModule
+from ..core.module import FastModule, affine
 from ..core.reference import Affine, resize_nearest
 from .functional import check_options, local_global_attention
 from .reference import Branch, Separable, attend
@@ -84,7 +84,7 @@ class LocalGlobalAttention(FastModule):
         if self.branches != "local":
             branches.append(Branch([_separable(self.global_conv)], self.learnable_alpha_global))
         scales = [*map(_separable, self.multi_scale_convs)]
-        return scales, _affine(self.scale_attention[0]), self.position_encoding, branches, _affine(self.out_conv)
+        return scales, affine(self.scale_attention[0]), self.position_encoding, branches, affine(self.out_conv)
 
     def _through_children(self, x: Tensor) -> Tensor:
         """Call the children, as the authors' module does."""
@@ -157,9 +157,5 @@ def _arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     return arguments
 
 
-def _affine(module: nn.Module) -> Affine:
-    return module.weight, module.bias  # type: ignore[return-value]
-
-
 def _separable(module: nn.Sequential) -> Separable:
-    return Separable(_affine(module[0]), _affine(module[1]))
+    return Separable(affine(module[0]), affine(module[1]))

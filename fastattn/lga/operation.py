@@ -1,7 +1,8 @@
-"""LGA by its algebra (see `fastattn.lga.reference`): on the CPU one call of the extension does it all (see
-`fastattn.core.whole`), and on GPUs it is a composition: 1x1 convolutions are the library's, depthwise convolutions, the
-mixture of scales and the channel attention are Triton's. What is kept for backward is x and z; everything else is
-formed anew from them.
+"""LGA by its algebra (see `fastattn.lga.reference`), and what its backends do not take.
+
+On the CPU one call of the extension does it all, the registered operators `fastattn::lga_{forward,backward}`, and on
+GPUs it is a composition: 1x1 convolutions are the library's, depthwise convolutions, the mixture of scales and the
+channel attention are Triton's. What is kept for backward is x and z; everything else is formed anew from them.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import whole
+from ..core.backends import declare, extension_reasons
+from ..core.operation import FlatOperation
+from ..core.parameters import cast
 from ..core.reference import Affine
+from . import native, reference
 from .depthwise import depthwise_convolutions
 from .gram_attention import gram_attention
 from .reference import Branch, Separable
@@ -34,17 +38,12 @@ def local_global_attention(
     backend: str,
 ) -> Tensor:
     """Attend to local and global features of x (B, D, H, W), computing in a dtype."""
-    cast = partial(_cast, dtype=dtype)
-    scales = [Separable(*map(cast, scale)) for scale in scales]
-    branches = [Branch([Separable(*map(cast, conv)) for conv in convs], alpha) for convs, alpha in branches]
-    arguments = (x.to(dtype), scales, cast(scale_attention), position_encoding.to(dtype), branches, cast(out_conv))
+    own = partial(cast, dtype=dtype)
+    scales = [Separable(*map(own, scale)) for scale in scales]
+    branches = [Branch([Separable(*map(own, conv)) for conv in convs], alpha) for convs, alpha in branches]
+    arguments = (x.to(dtype), scales, own(scale_attention), position_encoding.to(dtype), branches, own(out_conv))
     run = _whole if backend == "native" else _composed
     return run(*arguments, num_heads, contraction)
-
-
-def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
-    weight, bias = affine
-    return weight.to(dtype), weight.new_zeros(weight.shape[0], dtype=dtype) if bias is None else bias.to(dtype)
 
 
 def _whole(
@@ -64,7 +63,7 @@ def _whole(
         params += [*(t for conv in convs for affine in conv for t in affine), alpha.to(x.dtype)]
     params += out_conv
     sizes = len(scales), [len(convs) for convs, _ in branches]
-    return whole.LGA(x, params, *sizes, num_heads, contraction == "released")
+    return LGA(x, params, *sizes, num_heads, contraction == "released")
 
 
 def _composed(
@@ -110,3 +109,64 @@ def _attend(
         features, [conv.pointwise for conv in convs], shares, x, num_heads, contraction
     )
     return F.conv2d(mixed, *out_conv)
+
+
+class _Whole(FlatOperation):
+    """x (B, D, H, W); params are of each scale weight and bias of the depthwise and of the 1x1 convolution; weight and
+    bias of the attention over scales; the position encoding; of each branch its convolutions, likewise, and its alpha;
+    weight and bias of the last convolution. `branches` holds the numbers of convolutions, and z is saved."""
+
+    server = native
+
+    def definition(
+        self,
+        x: Tensor,
+        params: Sequence[Tensor],
+        num_scales: int,
+        branches: Sequence[int],
+        num_heads: int,
+        released: bool,
+        **_: Any,
+    ) -> Tensor:
+        flat = iter(params)
+
+        def affine() -> tuple[Tensor, Tensor]:
+            return next(flat), next(flat)
+
+        def separable(count: int) -> list[Separable]:
+            return [Separable(affine(), affine()) for _ in range(count)]
+
+        scales, weights, encoding = separable(num_scales), affine(), next(flat)
+        groups = [Branch(separable(count), next(flat)) for count in branches]
+        contraction = "released" if released else "paper"
+        return reference.local_global_attention(
+            x, scales, weights, encoding, groups, affine(), num_heads=num_heads, contraction=contraction
+        )
+
+
+LGA = _Whole("lga", ", int num_scales, int[] branches, int num_heads, bool released")
+
+
+def facts(
+    x: Tensor,
+    *,
+    embed_dim: int = 0,
+    num_heads: int = 1,
+    local_kernel_sizes: Sequence[int] = (),
+    num_scales: int = 0,
+    **_: Any,
+) -> tuple:
+    """Return what the limits are about: the channels of a head, and kernels or scales, whichever are more."""
+    return embed_dim // num_heads, max(len(local_kernel_sizes) + 1, num_scales)
+
+
+def _native_limits(head_dim: int = 1, maps: int = 1) -> list[str]:
+    return extension_reasons() + ([f"{maps} kernels or scales; native takes up to 15"] if maps > 15 else [])
+
+
+def _triton_limits(head_dim: int = 1, maps: int = 1) -> list[str]:
+    within = head_dim <= 64 and maps <= 7
+    return [] if within else [f"heads of {head_dim} channels, {maps} kernels or scales; it takes up to 64 and 7"]
+
+
+declare("lga", facts, native=_native_limits, triton=_triton_limits)

@@ -6,84 +6,71 @@ returns the gradients of weight, bias and position encoding as one tensor.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
 from ..core.reference import Affine
-from ..core.registry import Servers, dense, once, register, watched
+from ..core.tensors import dense, layout
 
 _SERVERS = Servers("lga.scale_mix")
 
 
 def mix_scales(x: Tensor, coarse: Sequence[Tensor], weights: Affine, position_encoding: Tensor) -> Tensor:
     """Return z (B, D, H, W), recording a graph only where a gradient is wanted."""
-    layout = torch.contiguous_format if dense(x).is_contiguous() else torch.channels_last
-    x, *coarse = (t.contiguous(memory_format=layout) for t in (x, *coarse))
+    x = dense(x)
+    coarse = [t.contiguous(memory_format=layout(x)) for t in coarse]
     weight, bias = weights
-    inputs = (x, weight, bias.to(weight.dtype), position_encoding.to(weight.dtype).contiguous(), *coarse)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        return _Recorded.apply(*inputs)
-    return forward(*inputs)[0]
+    encoding = position_encoding.to(weight.dtype).contiguous()
+    return _SCALE_MIX.call((), x, weight, bias.to(weight.dtype), encoding, *coarse)
 
 
-def forward(x, weight, bias, position_encoding, *coarse) -> tuple[Tensor, Tensor]:
-    run = FORWARD if watched(x, *coarse, weight, bias, position_encoding) else _forward
-    return run(x, coarse, weight, bias, position_encoding)
+class _ScaleMix(Operation):
+    forward_schema = (
+        "(Tensor x, Tensor[] coarse, Tensor weight, Tensor bias, Tensor position_encoding) "
+        "-> (Tensor z, Tensor shares)"
+    )
+    backward_schema = (
+        "(Tensor grad_z, Tensor x, Tensor[] coarse, Tensor shares, Tensor weight, Tensor position_encoding, "
+        "bool need_params) -> (Tensor grad_x, Tensor[] grad_coarse, Tensor grad_params)"
+    )
+
+    def outputs(self, options, inputs, save):
+        x, weight, bias, encoding, *coarse = inputs
+        z, shares = self.run(inputs, x, coarse, weight, bias, encoding)
+        return z, (x, shares, weight, bias, encoding, *coarse)
+
+    def gradients(self, options, kept, grads, needs):
+        (grad_z,), (x, shares, *params), need_params = grads, kept, any(needs[1:4])
+        weight, bias, encoding, *coarse = params
+        grad_x, grad_coarse, flat = self.run_backward(
+            (grad_z, x, *params), grad_z, x, coarse, shares, weight, encoding, need_params
+        )
+        found = weight, bias, encoding
+        return [grad_x, *(unflatten(flat, found) if need_params else found), *grad_coarse]
+
+    def forward(self, x, coarse, weight, bias, position_encoding):
+        return _SERVERS["triton"].forward(dense(x), coarse, weight, bias, position_encoding)
+
+    def backward(self, grad_z, x, coarse, shares, weight, position_encoding, need_params):
+        grad_z = grad_z.contiguous(memory_format=layout(x))
+        return _SERVERS["triton"].backward(grad_z, x, coarse, shares, weight, position_encoding, need_params)
+
+    def fake_forward(self, x, coarse, weight, bias, position_encoding):
+        batch, _, height, width = x.shape
+        shares = x.new_empty((batch, len(coarse) + 1, height, width), dtype=torch.float32)
+        return torch.empty_like(dense(x)), shares
+
+    def fake_backward(self, grad_z, x, coarse, shares, weight, position_encoding, need_params):
+        size = weight.numel() + weight.shape[0] + position_encoding.numel() if need_params else 0
+        return torch.empty_like(x), [torch.empty_like(t) for t in coarse], weight.new_empty(size)
+
+    def definition(self, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
+        return F.conv2d(x, weight)
 
 
-def _forward(x, coarse, weight, bias, position_encoding):
-    return _SERVERS["triton"].forward(dense(x), coarse, weight, bias, position_encoding)
-
-
-def _backward(grad_z, x, coarse, shares, weight, position_encoding, need_params):
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    grad_z = grad_z.contiguous(memory_format=layout)
-    return _SERVERS["triton"].backward(grad_z, x, coarse, shares, weight, position_encoding, need_params)
-
-
-def _fake_forward(x, coarse, weight, bias, position_encoding):
-    batch, _, height, width = x.shape
-    shares = x.new_empty((batch, len(coarse) + 1, height, width), dtype=torch.float32)
-    return torch.empty_like(dense(x)), shares
-
-
-def _fake_backward(grad_z, x, coarse, shares, weight, position_encoding, need_params):
-    size = weight.numel() + weight.shape[0] + position_encoding.numel() if need_params else 0
-    return torch.empty_like(x), [torch.empty_like(t) for t in coarse], weight.new_empty(size)
-
-
-FORWARD = register(
-    "scale_mix_forward(Tensor x, Tensor[] coarse, Tensor weight, Tensor bias, Tensor position_encoding) "
-    "-> (Tensor z, Tensor shares)",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    "scale_mix_backward(Tensor grad_z, Tensor x, Tensor[] coarse, Tensor shares, Tensor weight, "
-    "Tensor position_encoding, bool need_params) -> (Tensor grad_x, Tensor[] grad_coarse, Tensor grad_params)",
-    _backward,
-    _fake_backward,
-)
-
-
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, position_encoding, *coarse):
-        z, shares = forward(x, weight, bias, position_encoding, *coarse)
-        ctx.save_for_backward(x, shares, weight, bias, position_encoding, *coarse)
-        return z
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        x, shares, weight, bias, encoding, *coarse = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        need_params = any(needs[1:4])
-        run = BACKWARD if watched(grad_z, x) else _backward
-        grad_x, grad_coarse, flat = run(grad_z, x, coarse, shares, weight, encoding, need_params)
-        params = weight, bias, encoding
-        found = [grad_x, *(unflatten(flat, params) if need_params else params), *grad_coarse]
-        return tuple(once([g if need else None for g, need in zip(found, needs, strict=True)], grad_z, x, *params))
+_SCALE_MIX = _ScaleMix("scale_mix")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.backends import choose, get_backend
-from ..core.checks import check_map, check_not_empty, transformed
+from ..core.backends import serving
+from ..core.checks import check_map, check_not_empty
 from . import operation as ops
 from . import reference
 
@@ -123,20 +123,17 @@ def run(
     `params` and `options` are flat, as in `fastattn.scsa.operation`, and have been checked; `dropout` is 0 unless
     training.
     """
-    window = options[1] if operation.channel else 1
-    check_input(x, channels, window)
-    device, dtype = x.device.type, x.dtype
-    autocast = torch.is_autocast_enabled(device)
-    wanted = backend or get_backend()
+    check_input(x, channels, options[1] if operation.channel else 1)
     drops = True if dropout else False  # noqa: SIM210 (under dynamic=True, bool(dropout) stays symbolic)
-    recombines = conv_d_weight is not None
-    name = choose(
-        wanted, operation.name, device, dtype, params[0].dtype, autocast, recombines, drops, transformed()
-    )
+    name, _ = serving(operation.name, x, params[0].dtype, backend, conv_d_weight is not None, drops)
     if name == "reference" or x.shape[0] == 0:  # an empty batch is nothing to be fast at
         return _eager(operation, x, params, options, conv_d_weight, dropout, drops)
-    out_dtype = _autocast_dtype(operation, device, dtype, options[-1]) if autocast else dtype
-    return operation(x, params, options, out_dtype, name)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = _autocast_dtype(operation, x.device.type, dtype, options[-1])
+        if name == "native":  # writes x's own dtype
+            x = x.to(dtype)
+    return operation(x, params, *options, dtype, name)
 
 
 def _autocast_dtype(operation: ops.Operation, device: str, dtype: torch.dtype, gate_layer: str) -> torch.dtype:

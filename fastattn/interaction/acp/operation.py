@@ -1,36 +1,50 @@
-"""Aggressive convolution pooling: the registered operators `fastattn::acp_{forward,backward}` (Triton), and the
-composition of torch's operators that serves the CPU without the extension.
+"""Aggressive convolution pooling: the registered operators `fastattn::whole_acp_{forward,backward}` (the extension) and
+`fastattn::acp_{forward,backward}` (Triton), and the composition of torch's operators that serves the CPU without the
+extension.
 
-x is a map (B, C, H, W) or tokens (B, prefix + H * W, C), whose prefix passes by, and out lies as x does. With a
-residual, x is added. Parameters are of one dtype: that of the levels, and of out but for the residual. `levels` and
-`indices`, a byte for the place of each maximum in its window, are what backward needs besides x. It returns the
-parameters' gradients as one tensor for each layer, weight and then bias, and one for the projection's weight and bias
-each.
+x is a map (B, C, H, W) or, for Triton, tokens (B, prefix + H * W, C), whose prefix passes by, and out lies as x does.
+With a residual, x is added. Parameters are of one dtype: that of the levels, and of out but for the residual. `levels`
+and `indices`, a byte for the place of each maximum in its window, are what Triton's backward needs besides x. It
+returns the parameters' gradients as one tensor for each layer, weight and then bias, and one for the projection's
+weight and bias each.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.operation import FlatOperation, Operation, Servers
 from ...core.reference import Affine
-from ...core.registry import Servers, dense, once, register, watched
+from ...core.tensors import dense, layout
+from .. import reference
 from ..reference import level_sizes
+from . import native
 
 _SERVERS = Servers("acp.call")
+
+
+class _Whole(FlatOperation):
+    """x (B, C, H, W); params are weight and bias of each convolution, then of the projection; nothing is saved."""
+
+    server = native
+
+    def definition(self, x: Tensor, params: Sequence[Tensor], pool_size: int, **_: Any) -> Tensor:
+        *weights, proj = params[::2]
+        return _define(x, weights, proj, pool_size)
+
+
+ACP = _Whole("whole_acp", ", int pool_size")
 
 
 def aggressive_conv_pooling(
     x: Tensor, size: tuple[int, int], convs: Sequence[Affine], proj: Affine, pool_size: int, residual: bool
 ) -> Tensor:
     """Aggregate x with its levels by Triton's kernels, recording a graph only where a gradient is wanted."""
-    x = _laid(x)
-    weights, biases = map(list, zip(*convs, strict=True))
-    params = (*weights, *biases, *proj)
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
-        return _Recorded.apply(size, pool_size, residual, x, *params)
-    return forward(x, *size, weights, biases, *proj, pool_size, residual, False)[0]
+    weights, biases = zip(*convs, strict=True)
+    return _ON_TRITON.call((*size, pool_size, residual), _laid(x), *weights, *biases, *proj)
 
 
 def _laid(x: Tensor) -> Tensor:
@@ -38,96 +52,92 @@ def _laid(x: Tensor) -> Tensor:
     return dense(x) if x.dim() == 4 else x.contiguous()
 
 
-def forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
-    """Return out, and levels and indices where they are to be saved."""
-    run = FORWARD if watched(x, *weights, *biases, proj_weight, proj_bias) else _forward
-    return run(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save)
+class _OnTriton(Operation):
+    forward_schema = (
+        "(Tensor x, SymInt height, SymInt width, Tensor[] weights, Tensor[] biases, Tensor proj_weight, "
+        "Tensor proj_bias, int pool_size, bool residual, bool save) "
+        "-> (Tensor out, Tensor[] levels, Tensor[] indices)"
+    )
+    backward_schema = (
+        "(Tensor grad, Tensor x, SymInt height, SymInt width, Tensor[] levels, Tensor[] indices, Tensor[] weights, "
+        "Tensor proj_weight, int pool_size, bool residual, bool need_x, bool need_params) "
+        "-> (Tensor grad_x, Tensor[] grad_params)"
+    )
+
+    def outputs(self, options, inputs, save):
+        height, width, *rest = options
+        x, *params, proj_weight, proj_bias = inputs
+        count = len(params) // 2
+        weights, biases = params[:count], params[count:]
+        out, levels, indices = self.run(
+            inputs, x, height, width, weights, biases, proj_weight, proj_bias, *rest, save
+        )
+        return out, (x, proj_weight, *weights, *levels, *indices)
+
+    def gradients(self, options, kept, grads, needs):
+        height, width, *rest = options
+        (grad,), (x, proj_weight, *others), (need_x, *need) = grads, kept, needs
+        count = len(others) // 3
+        weights, levels, indices = (others[i * count : (i + 1) * count] for i in range(3))
+        grad_x, flat = self.run_backward(
+            (grad, x, *weights, proj_weight),
+            *(grad, x, height, width, levels, indices, weights, proj_weight, *rest, need_x, any(need)),
+        )
+        return [grad_x, *(_by_parameter(flat, weights) if flat else [None] * len(need))]
+
+    def forward(self, x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
+        out, levels, indices = _SERVERS["triton"].forward(
+            _laid(x), (height, width), weights, biases, proj_weight, proj_bias, pool_size, residual, save,
+            _out_dtype(x, proj_weight, residual),
+        )  # fmt: skip
+        return (out, levels, indices) if save else (out, [], [])
+
+    def backward(
+        self, grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params
+    ):
+        x = _laid(x)
+        return _SERVERS["triton"].backward(
+            grad.contiguous(memory_format=layout(x)), x, (height, width), levels, indices, weights, proj_weight,
+            pool_size, residual, need_x, need_params,
+        )  # fmt: skip
+
+    def fake_forward(self, x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
+        x = _laid(x)
+        out = torch.empty_like(x, dtype=_out_dtype(x, proj_weight, residual))
+        batch, channels = x.shape[0], proj_weight.shape[0]
+        own = torch.contiguous_format if x.dim() == 4 and x.is_contiguous() else torch.channels_last
+        like = {"dtype": proj_weight.dtype, "device": x.device, "memory_format": own}
+        sizes = level_sizes(height, width, len(weights), pool_size)[1:] if save else []
+        levels = [torch.empty((batch, channels, *size), **like) for size in sizes]
+        return out, levels, [torch.empty_like(level, dtype=torch.uint8) for level in levels]
+
+    def fake_backward(
+        self, grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params
+    ):
+        layers = [weight.new_empty(weight.numel() + weight.shape[0]) for weight in weights]
+        proj = proj_weight.new_empty(proj_weight.shape), proj_weight.new_empty(proj_weight.shape[0])
+        flat = [*layers, *proj] if need_params else []
+        return torch.empty_like(_laid(x)) if need_x else x.new_empty(0), flat
+
+    def definition(
+        self, x: Tensor, height: int, width: int, weights: Sequence[Tensor], proj_weight: Tensor, pool_size: int, **_
+    ) -> Tensor:
+        if x.dim() == 3:  # tokens, of which the last are the map's
+            x = x[:, -height * width :].mT.unflatten(2, (height, width))
+        return _define(x, weights, proj_weight, pool_size)
+
+
+_ON_TRITON = _OnTriton("acp")
 
 
 def _out_dtype(x: Tensor, weight: Tensor, residual: bool) -> torch.dtype:
     return torch.promote_types(x.dtype, weight.dtype) if residual else weight.dtype
 
 
-def _forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
-    out, levels, indices = _SERVERS["triton"].forward(
-        _laid(x), (height, width), weights, biases, proj_weight, proj_bias, pool_size, residual, save,
-        _out_dtype(x, proj_weight, residual),
-    )  # fmt: skip
-    return (out, levels, indices) if save else (out, [], [])
-
-
-def _backward(grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params):
-    x = _laid(x)
-    if x.dim() == 4:
-        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-        grad = grad.contiguous(memory_format=layout)
-    return _SERVERS["triton"].backward(
-        grad.contiguous() if x.dim() == 3 else grad, x, (height, width), levels, indices, weights, proj_weight,
-        pool_size, residual, need_x, need_params,
-    )  # fmt: skip
-
-
-def _fake_forward(x, height, width, weights, biases, proj_weight, proj_bias, pool_size, residual, save):
-    x = _laid(x)
-    out = torch.empty_like(x, dtype=_out_dtype(x, proj_weight, residual))
-    batch, channels = x.shape[0], proj_weight.shape[0]
-    layout = torch.contiguous_format if x.dim() == 4 and x.is_contiguous() else torch.channels_last
-    sizes = level_sizes(height, width, len(weights), pool_size)[1:] if save else []
-    levels = [
-        torch.empty((batch, channels, *size), dtype=proj_weight.dtype, device=x.device, memory_format=layout)
-        for size in sizes
-    ]
-    return out, levels, [torch.empty_like(level, dtype=torch.uint8) for level in levels]
-
-
-def _fake_backward(
-    grad, x, height, width, levels, indices, weights, proj_weight, pool_size, residual, need_x, need_params
-):
-    layers = [weight.new_empty(weight.numel() + weight.shape[0]) for weight in weights]
-    proj = proj_weight.new_empty(proj_weight.shape), proj_weight.new_empty(proj_weight.shape[0])
-    grads = [*layers, *proj] if need_params else []
-    return torch.empty_like(_laid(x)) if need_x else x.new_empty(0), grads
-
-
-_SIZE, _OPTIONS = "SymInt height, SymInt width", "int pool_size, bool residual"
-FORWARD = register(
-    f"acp_forward(Tensor x, {_SIZE}, Tensor[] weights, Tensor[] biases, Tensor proj_weight, Tensor proj_bias, "
-    f"{_OPTIONS}, bool save) -> (Tensor out, Tensor[] levels, Tensor[] indices)",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    f"acp_backward(Tensor grad, Tensor x, {_SIZE}, Tensor[] levels, Tensor[] indices, Tensor[] weights, "
-    f"Tensor proj_weight, {_OPTIONS}, bool need_x, bool need_params) -> (Tensor grad_x, Tensor[] grad_params)",
-    _backward,
-    _fake_backward,
-)
-
-
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
-
-    @staticmethod
-    def forward(ctx, size, pool_size, residual, x, *params):
-        count = len(params) // 2 - 1
-        weights, biases, (proj_weight, proj_bias) = params[:count], params[count:-2], params[-2:]
-        options = pool_size, residual
-        out, levels, indices = forward(x, *size, list(weights), list(biases), proj_weight, proj_bias, *options, True)
-        ctx.size, ctx.options = size, options
-        ctx.save_for_backward(x, proj_weight, *weights, *levels, *indices)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, proj_weight, *rest = ctx.saved_tensors
-        count = len(rest) // 3
-        weights, levels, indices = (rest[i * count : (i + 1) * count] for i in range(3))
-        need_x, *needs = ctx.needs_input_grad[3:]
-        run = BACKWARD if watched(grad, x, *weights, proj_weight) else _backward
-        grad_x, grads = run(grad, x, *ctx.size, levels, indices, weights, proj_weight, *ctx.options, need_x, any(needs))
-        found = [grad_x, *(_by_parameter(grads, weights) if grads else [None] * len(needs))]
-        found = [g if need else None for g, need in zip(found, (need_x, *needs), strict=True)]
-        return None, None, None, *once(found, grad, x, proj_weight, *weights)
+def _define(x: Tensor, weights: Sequence[Tensor], proj: Tensor, pool_size: int) -> Tensor:
+    aggregate = "sum" if proj.shape[0] == proj.shape[1] else "concat"
+    convs = [(weight, None) for weight in weights]
+    return reference.aggressive_conv_pooling(x, convs, (proj, None), pool_size=pool_size, aggregate=aggregate)
 
 
 def _by_parameter(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:

@@ -1,18 +1,39 @@
-"""Conceptual attention: the registered operators `fastattn::cat_{forward,backward}` (Triton), and the composition of
-torch's operators that serves the CPU without the extension, both by the algebra of `fastattn.interaction.reference`.
+"""Conceptual attention: the registered operators `fastattn::whole_cat_{forward,backward}` (the extension) and
+`fastattn::cat_{forward,backward}` (Triton), and the composition of torch's operators that serves the CPU without the
+extension, all by the algebra of `fastattn.interaction.reference`.
 
 x is (B, N, C), score (K, C); value and out, (C, C), have biases. The parameters are of one dtype, out of x's or theirs,
-whichever is wider. Backward needs besides x the logarithms of the softmax over K (B, N) and over N (B, K), in base 2,
-and the tokens' means (B, K, C), all float32; the concept tokens and what they give back, without the bias, (B, K, C).
+whichever is wider. Triton's backward needs besides x the logarithms of the softmax over K (B, N) and over N (B, K), in
+base 2, and the tokens' means (B, K, C), all float32; the concept tokens and what they give back, without the bias,
+(B, K, C).
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.registry import Servers, once, register, watched
+from ...core.operation import FlatOperation, Operation, Servers, once
+from ...core.tensors import contiguous
+from .. import reference
+from . import native
 
 _SERVERS = Servers("cat.call")
+
+
+class _Whole(FlatOperation):
+    """x (B, N, C); params are the scores' weight, then weight and bias of value and of out. Saved are both softmaxes'
+    greatest scores and inverse sums, the tokens' means, concept tokens and what these give back: nothing of N x K."""
+
+    server = native
+
+    def definition(self, x: Tensor, params: Sequence[Tensor], **_: Any) -> Tensor:
+        return _define(x, params[0], params[1], params[3])
+
+
+CAT = _Whole("whole_cat", lay=contiguous)
 
 
 def conceptual_attention(x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
@@ -20,76 +41,63 @@ def conceptual_attention(x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
 
     params are score, value's weight and bias, out's weight and bias.
     """
-    x = x.contiguous()
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
-        return _Recorded.apply(x, *params)
-    return forward(x, *params, False)[0]
-
-
-def forward(x, score, value, value_bias, out, out_bias, save):
-    """Return out and what is to be saved."""
-    params = score, value, value_bias, out, out_bias
-    return (FORWARD if watched(x, *params) else _forward)(x, *params, save)
-
-
-def _forward(x, score, value, value_bias, out, out_bias, save):
-    dtype = torch.promote_types(x.dtype, score.dtype)
-    params = (p.contiguous() for p in (score, value, value_bias, out, out_bias))
-    return _SERVERS["triton"].forward(x.contiguous(), *params, save, dtype)
-
-
-def _backward(grad, x, score, value, out, logs_n, logs_k, means, concepts, values):
-    score, value, out = (p.contiguous() for p in (score, value, out))
-    return _SERVERS["triton"].backward(
-        grad.contiguous(), x.contiguous(), score, value, out, logs_n, logs_k, means, concepts, values
-    )
-
-
-def _fake_forward(x, score, value, value_bias, out, out_bias, save):
-    (batch, tokens, channels), concepts = x.shape, score.shape[0]
-    result = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, score.dtype))
-    logs_n = x.new_empty((batch, tokens) if save else 0, dtype=torch.float32)
-    logs_k = x.new_empty((batch, concepts), dtype=torch.float32)
-    means = x.new_empty((batch, concepts, channels), dtype=torch.float32)
-    return result, logs_n, logs_k, means, score.new_empty(means.shape), score.new_empty(means.shape)
-
-
-def _fake_backward(grad, x, score, value, out, logs_n, logs_k, means, concepts, values):
-    bias = score.new_empty(value.shape[0])
-    return x.new_empty(x.shape), *(p.new_empty(p.shape) for p in (score, value, bias, out, bias))
+    return _ON_TRITON.call((), x.contiguous(), *params)
 
 
 _SAVED = "Tensor logs_n, Tensor logs_k, Tensor means, Tensor concepts, Tensor values"
-FORWARD = register(
-    "cat_forward(Tensor x, Tensor score, Tensor value, Tensor value_bias, Tensor out, Tensor out_bias, bool save) "
-    f"-> (Tensor result, {_SAVED})",
-    _forward,
-    _fake_forward,
-)
-BACKWARD = register(
-    f"cat_backward(Tensor grad, Tensor x, Tensor score, Tensor value, Tensor out, {_SAVED}) -> (Tensor grad_x, "
-    "Tensor grad_score, Tensor grad_value, Tensor grad_value_bias, Tensor grad_out, Tensor grad_out_bias)",
-    _backward,
-    _fake_backward,
-)
 
 
-class _Recorded(torch.autograd.Function):
-    """Autograd around the registered operators."""
+class _OnTriton(Operation):
+    forward_schema = (
+        "(Tensor x, Tensor score, Tensor value, Tensor value_bias, Tensor out, Tensor out_bias, bool save) "
+        f"-> (Tensor result, {_SAVED})"
+    )
+    backward_schema = (
+        f"(Tensor grad, Tensor x, Tensor score, Tensor value, Tensor out, {_SAVED}) -> (Tensor grad_x, "
+        "Tensor grad_score, Tensor grad_value, Tensor grad_value_bias, Tensor grad_out, Tensor grad_out_bias)"
+    )
 
-    @staticmethod
-    def forward(ctx, x, *params):
-        result, *saved = forward(x, *params, True)
-        score, value, _, out, _ = params
-        ctx.save_for_backward(x, score, value, out, *saved)
-        return result
+    def outputs(self, options, inputs, save):
+        result, *saved = self.run(inputs, *inputs, save)
+        x, score, value, _, out, _ = inputs
+        return result, (x, score, value, out, *saved)
 
-    @staticmethod
-    def backward(ctx, grad):
-        saved = ctx.saved_tensors
-        found = (BACKWARD if watched(grad, *saved) else _backward)(grad, *saved)
-        found = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
-        return tuple(once(found, grad, *saved[:4]))
+    def gradients(self, options, kept, grads, needs):
+        tensors = (*grads, *kept)
+        return self.run_backward(tensors, *tensors)
+
+    def forward(self, x, score, value, value_bias, out, out_bias, save):
+        dtype = torch.promote_types(x.dtype, score.dtype)
+        params = (p.contiguous() for p in (score, value, value_bias, out, out_bias))
+        return _SERVERS["triton"].forward(x.contiguous(), *params, save, dtype)
+
+    def backward(self, grad, x, score, value, out, logs_n, logs_k, means, concepts, values):
+        score, value, out = (p.contiguous() for p in (score, value, out))
+        return _SERVERS["triton"].backward(
+            grad.contiguous(), x.contiguous(), score, value, out, logs_n, logs_k, means, concepts, values
+        )
+
+    def fake_forward(self, x, score, value, value_bias, out, out_bias, save):
+        (batch, tokens, channels), concepts = x.shape, score.shape[0]
+        result = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, score.dtype))
+        logs_n = x.new_empty((batch, tokens) if save else 0, dtype=torch.float32)
+        logs_k = x.new_empty((batch, concepts), dtype=torch.float32)
+        means = x.new_empty((batch, concepts, channels), dtype=torch.float32)
+        return result, logs_n, logs_k, means, score.new_empty(means.shape), score.new_empty(means.shape)
+
+    def fake_backward(self, grad, x, score, value, out, logs_n, logs_k, means, concepts, values):
+        bias = score.new_empty(value.shape[0])
+        return x.new_empty(x.shape), *(p.new_empty(p.shape) for p in (score, value, bias, out, bias))
+
+    def definition(self, x: Tensor, score: Tensor, value: Tensor, out: Tensor, **_: Any) -> Tensor:
+        return _define(x, score, value, out)
+
+
+_ON_TRITON = _OnTriton("cat")
+
+
+def _define(x: Tensor, score: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    return reference.conceptual_attention(x, score, (value, None), (out, None))
 
 
 def compose(x: Tensor, params: tuple[Tensor, ...]) -> Tensor:

@@ -1,0 +1,237 @@
+"""The one way from a tensor to a kernel: registered operators, autograd around them, and who serves them.
+
+An `Operation` is a pair of operators, `fastattn::NAME_forward` and `fastattn::NAME_backward`. A family's subclass says
+what they take and compute; registration, recording, FLOPs and the way past the dispatcher are the same for all.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import flops, tensors
+from .parameters import unflatten
+from .tensors import dense, layout
+
+LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
+DEVICES = ("CPU", "CUDA")
+_registered: dict[str, torch._ops.OpOverload] = {}
+
+
+def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
+    """Register an operator, what computes it and what makes its empty results, once; return it."""
+    if name not in _registered:  # else its module is loaded anew
+        LIBRARY.define(name + schema)
+        for device in DEVICES:
+            LIBRARY.impl(name, run, device)
+        torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
+        _registered[name] = getattr(torch.ops.fastattn, name).default
+    return _registered[name]
+
+
+class Operation:
+    """An operation of tensors, recorded as one node.
+
+    A subclass has `forward_schema` and `backward_schema`; `forward` and `backward`, which the two operators run, with
+    fakes for both; `definition`, the reference on forward's arguments by name, whose FLOPs are counted for both; and
+    for autograd `outputs` and `gradients`.
+    """
+
+    forward_schema: str
+    backward_schema: str
+    materializes = True  # zeros for outputs without a gradient
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.forward_op = register(f"{name}_forward", self.forward_schema, self.forward, self.fake_forward)
+        self.backward_op = register(f"{name}_backward", self.backward_schema, self.backward, self.fake_backward)
+        flops.define(name, self.definition)
+
+    def __str__(self) -> str:
+        return self.name
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    fake_forward: Callable[..., Any]
+    fake_backward: Callable[..., Any]
+    definition: Callable[..., Any]
+
+    def outputs(self, options: tuple, inputs: Sequence[Any], save: bool) -> tuple[Any, Sequence[Tensor | None]]:
+        """Run forward; return its output or outputs, and what backward needs."""
+        raise NotImplementedError
+
+    def gradients(
+        self, options: tuple, kept: Sequence[Any], grads: Sequence[Any], needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """Run backward; return the gradient of each input, of those that need one."""
+        raise NotImplementedError
+
+    def run(self, watchable: Sequence[Tensor], *arguments: Any) -> Any:
+        """Run forward, through its operator where one of its tensors, or the call, is watched."""
+        return (self.forward_op if tensors.watched(*watchable) else self.forward)(*arguments)
+
+    def run_backward(self, watchable: Sequence[Tensor], *arguments: Any) -> Any:
+        """Run backward likewise."""
+        return (self.backward_op if tensors.watched(*watchable) else self.backward)(*arguments)
+
+    def call(self, options: tuple, *inputs: Any) -> Any:
+        """Run the operation, recording a graph only where a gradient is wanted."""
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+            return _Recorded.apply(self, options, *inputs)
+        return self.outputs(options, inputs, False)[0]
+
+
+class FlatOperation(Operation):
+    """An operation of x and a flat list of parameters, which one call of its `server`, a module, does each way.
+
+    `save` tells forward whether to return what backward needs besides x and params, as one float32 tensor, or none.
+    Backward returns the parameters' gradients as one tensor, in the order of params.
+    """
+
+    server: Any  # has forward, backward and saved
+
+    def __init__(self, name: str, options: str = "", lay: Callable[[Tensor], Tensor] = dense) -> None:
+        """`options` are the schema's, and `lay` returns x as the servers take it: its output lies likewise."""
+        self.lay = lay
+        known = f"Tensor x, Tensor[] params{options}"
+        self.forward_schema = f"({known}, bool save) -> (Tensor out, Tensor saved)"
+        self.backward_schema = (
+            f"(Tensor grad_out, Tensor x, Tensor saved, Tensor[] params{options}, bool need_x, bool need_params) "
+            "-> (Tensor grad_x, Tensor grad_params)"
+        )
+        super().__init__(name)
+        _differentiate(self)
+
+    def __call__(self, x: Tensor, params: Sequence[Tensor], *options: Any) -> Tensor:
+        """Run the operation, recording a graph only where a gradient is wanted."""
+        x = self.lay(x)
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in params)):
+            return _Recorded.apply(self, options, x, *params)
+        return self.run((x, *params), x, params, *options, False)[0]
+
+    def outputs(self, options, inputs, save):
+        x, *params = inputs
+        out, saved = self.run(inputs, x, params, *options, save)
+        return out, (x, saved, *params)
+
+    def gradients(self, options, kept, grads, needs):
+        (grad_out,), (x, saved, *params), (need_x, *need) = grads, kept, needs
+        grad_x, flat = self.run_backward((grad_out, *kept), grad_out, x, saved, params, *options, need_x, any(need))
+        return [grad_x, *(unflatten(flat, params) if any(need) else params)]
+
+    def forward(self, x, params, *rest):
+        *options, save = rest
+        return self.server.forward(self.lay(x), params, *options, save)
+
+    def backward(self, grad_out, x, saved, params, *rest):
+        *options, need_x, need_params = rest
+        x = self.lay(x)
+        grad_out = grad_out.contiguous(memory_format=layout(x))
+        return self.serve_backward(grad_out, x, saved, params, options, need_x, need_params)
+
+    def fake_forward(self, x, params, *rest):
+        *options, save = rest
+        x = self.lay(x)
+        saved = self.saved(x, params, options) if save else x.new_empty(0, dtype=torch.float32)
+        return torch.empty_like(x, dtype=self.out_dtype(x, options)), saved
+
+    def fake_backward(self, grad_out, x, saved, params, *rest):
+        *_, need_x, need_params = rest
+        size = sum(p.numel() for p in params) if need_params else 0
+        grad_params = x.new_empty(size, dtype=self.grads_dtype(x, params))
+        return torch.empty_like(self.lay(x)) if need_x else x.new_empty(0), grad_params
+
+    def serve_backward(self, grad_out, x, saved, params, options, need_x, need_params):
+        """Return what backward returns, on tensors that lie alike."""
+        return self.server.backward(grad_out, x, saved, params, *options, need_x, need_params)
+
+    def saved(self, x: Tensor, params: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+        """Return an empty tensor for what forward saves."""
+        return self.server.saved(x, params)
+
+    def out_dtype(self, x: Tensor, options: Sequence[Any]) -> torch.dtype:
+        """Return the dtype of forward's output."""
+        return x.dtype
+
+    def grads_dtype(self, x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
+        """Return the dtype of the parameters' gradients, all in one tensor."""
+        return torch.float32
+
+
+class _Recorded(torch.autograd.Function):
+    """Autograd around an operation, which costs less than inside of its operators."""
+
+    @staticmethod
+    def forward(ctx, operation, options, *inputs):
+        outs, kept = operation.outputs(options, inputs, True)
+        ctx.operation, ctx.options = operation, options
+        ctx.set_materialize_grads(operation.materializes)
+        ctx.save_for_backward(*kept)
+        return outs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        kept, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        found = ctx.operation.gradients(ctx.options, kept, grads, needs)
+        found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
+        return None, None, *once(found, *grads, *kept)
+
+
+def _differentiate(operation: FlatOperation) -> None:
+    """Give forward's operator its gradient where it is called by itself, as a program is that torch.export made."""
+    operator = operation.forward_op
+    count = len(operator._schema.arguments)
+
+    def keep(ctx, inputs, output):
+        x, params, *options, save = inputs
+        ctx.options, ctx.saves = tuple(options), save
+        ctx.save_for_backward(x, output[1], *params)
+
+    def grads(ctx, grad_out, _):
+        if not ctx.saves:
+            raise RuntimeError(f"{operator.name()} was called with save=False: nothing is kept for backward")
+        kept, (need_x, needs, *_) = ctx.saved_tensors, ctx.needs_input_grad
+        needs = (need_x, *needs)
+        found = operation.gradients(ctx.options, kept, (grad_out,), needs)
+        found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
+        grad_x, *found = once(found, grad_out, *kept)
+        return grad_x, found, *[None] * (count - 2)
+
+    torch.library.register_autograd(operator.name(), grads, setup_context=keep, lib=LIBRARY)
+
+
+class Servers(dict):
+    """The module that serves an operation, by backend; that of Triton is imported when it is first asked for."""
+
+    def __init__(self, name: str, **known: ModuleType) -> None:
+        super().__init__(known)
+        self.name = name
+
+    def __missing__(self, backend: str) -> ModuleType:
+        assert backend == "triton", backend
+        self[backend] = importlib.import_module(f"fastattn.kernels.{self.name}")
+        return self[backend]
+
+
+def once(grads: Sequence[Tensor | None], *inputs: Tensor | None) -> Sequence[Tensor | None]:
+    """Return what an autograd Function's backward returns, such that differentiating it raises."""
+    if not torch.is_grad_enabled():  # create_graph=False
+        return grads
+    wanted = [g for g in grads if g is not None]
+    results = iter(_Once.apply(len(wanted), *wanted, *(t for t in inputs if t is not None)))
+    return [g if g is None else next(results) for g in grads]
+
+
+class _Once(torch.autograd.Function):
+    """Pass gradients through, and refuse to be differentiated."""
+
+    @staticmethod
+    def forward(ctx, count, *inputs):
+        return tuple(t.view_as(t) for t in inputs[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("double backward is not supported by fastattn's fast paths; use backend='reference'")
