@@ -37,7 +37,7 @@ def info() -> str:
         f"available  {', '.join(available_backends())}",
     ]
     for device in ("cpu", "cuda") if devices else ("cpu",):
-        for operation in backends.OPERATIONS:
+        for operation in backends.operations():
             call = backends.Call(operation, device)
             lines.append(f"{operation} on {device}, float32: {backends.choose('auto', *call)}")
             reasons = {name: backends.unsupported_reasons(name, call) for name in backends.BACKENDS}

@@ -387,8 +387,8 @@ def keeps(moved: Traffic, budget) -> bool:
 @pytest.mark.parametrize("layout", few(MEMORY_FORMATS))
 def test_lga_reads_each_map_once_and_never_has_queries_keys_and_values(layout, monkeypatch) -> None:
     """Backward, which takes longer, in one format."""
-    for operation in ("depthwise", "scale_mix", "gram_attention"):  # show the mode what operators do inside
-        monkeypatch.setattr(f"fastattn.lga.{operation}.watched", lambda *tensors: False)
+    # show the mode what operators do inside
+    monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)
     backward = layout == CHANNELS_LAST
     with Largest() as largest:
         found = traffic.lga(replace(LGA, memory_format=layout), LGA_BATCH, backward=backward)
@@ -443,7 +443,7 @@ ACP_IN_THREE_PARTS, ACP_MAPS_IN_ONE_PART = 7.2, 4.1
 def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, layout, monkeypatch) -> None:
     """Nor is a product torch's. In the budget the projection's matrix, which stays in the cache, counts once for a
     batch; every tile reads it."""
-    monkeypatch.setattr("fastattn.interaction.acp.operation.watched", lambda *tensors: False)
+    monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)
     case = AcpCase(1, dim, side, memory_format=layout)
     with FlopCounterMode(display=False) as products:
         moved = traffic.interaction(case, GPU_BATCH, backward=False)["forward"]
@@ -493,7 +493,7 @@ ACP_PARAMETERS = ("weights", "scratch", "grad_params")
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 def test_acps_backward_reads_the_gradient_once_and_a_levels_for_each_convolution(layout, monkeypatch) -> None:
     """Apart from the products of the projection, which are the library's, and the convolutions' few parameters."""
-    monkeypatch.setattr("fastattn.interaction.acp.operation.watched", lambda *tensors: False)
+    monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)
     moved = traffic.interaction(AcpCase(1, 24, 14, memory_format=layout), GPU_BATCH)["backward"]
     assert keeps(moved, ACP_BACKWARD), describe(moved)
     few = sum(sum(record.arrays().get(name, (0, 0))) for record in moved.records for name in ACP_PARAMETERS)
@@ -518,7 +518,7 @@ CAT_BACKWARD = {
 
 
 def test_cat_neither_has_nor_writes_what_is_as_large_as_its_scores(monkeypatch) -> None:
-    monkeypatch.setattr("fastattn.interaction.cat.operation.watched", lambda *tensors: False)
+    monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)
     scores = CAT.tokens * CAT.concepts * 4
     with Largest() as largest:
         found = traffic.interaction(CAT, like_batch=1)
@@ -548,7 +548,7 @@ def memory_of_cat(case: CatCase) -> Largest:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cats_memory_grows_with_tokens_and_with_concepts_but_not_with_both(dtype, monkeypatch) -> None:
-    monkeypatch.setattr("fastattn.interaction.cat.operation.watched", lambda *tensors: False)
+    monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)
     sizes = [(tokens, concepts) for tokens in (1 << 15, 1 << 16) for concepts in (256, 512)]
     found = {size: memory_of_cat(CatCase(1, *size, 32, dtype=dtype)) for size in sizes}
     (few, many), (small, large) = (1 << 15, 1 << 16), (256, 512)
