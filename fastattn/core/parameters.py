@@ -20,15 +20,14 @@ def cast(affine: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def common_dtype(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
     """Return the dtype that the fast paths take the parameters in: theirs, if it is x's or float32."""
-    dtype = params[0].dtype
-    uniform = [p.dtype for p in params].count(dtype) == len(params)
-    return dtype if uniform and (dtype is x.dtype or dtype is torch.float32) else torch.float32
+    return x.dtype if [p.dtype for p in params].count(x.dtype) == len(params) else torch.float32
 
 
 def prepare(x: Tensor, params: Sequence[Tensor]) -> tuple[torch.dtype, Sequence[Tensor], tuple[int, ...]]:
     """Return the parameters contiguous and of one dtype, with that dtype and their numbers of elements."""
-    dtype = common_dtype(x, params)
+    dtype = x.dtype
     if [p.dtype for p in params].count(dtype) != len(params) or not all(map(_is_contiguous, params)):
+        dtype = common_dtype(x, params)
         params = [p.to(dtype).contiguous() for p in params]
     return dtype, params, tuple(map(_numel, params))
 
