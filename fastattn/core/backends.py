@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import flops, native
 from .parameters import DTYPES
@@ -222,11 +222,11 @@ class _Asking(threading.local):
 _asked = _Asking()
 
 
-def _asks(module: nn.Module, x: Any) -> tuple[str, Call]:
+def _asks(module: Any, x: Any) -> tuple[str, Call]:
     """Return which backend a module's forward on x wants, and for which call, as it asks `choose`."""
     _asked.calls = calls = []
     try:
-        module.forward(x)
+        module.forward(*module.arguments_of(x))
     except _Asked:
         return calls[0]
     finally:

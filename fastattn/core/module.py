@@ -58,6 +58,10 @@ class FastModule(Holder):
     operation: Any
     backend: str | None = None
 
+    def arguments_of(self, x: Any) -> tuple:
+        """Return arguments of forward with x, for `explain`."""
+        return (x,)
+
     def _note_children(self) -> None:
         """Note what the children are made as: the end of every constructor."""
         self._made = [_facts(child) for child in _descendants(self)]

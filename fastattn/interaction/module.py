@@ -161,6 +161,9 @@ class EnhancedInteraction(FastModule):
         wider = self.acp(grid.mT.unflatten(2, size))
         return self.cat(torch.cat([prefix, grid + wider.flatten(2).mT], dim=1))
 
+    def arguments_of(self, x: Tensor) -> tuple:
+        return x, (x.shape[1] - self.num_prefix_tokens, 1)  # of any size
+
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if self._runs_through_children():
             return self._through_children(x, size)
