@@ -16,7 +16,9 @@ struct CatGradients {
         out = sums.pointwise(plan.channels, plan.channels);
     }
 
-    void write(const CatPlan& plan, Writer writer) const {
+    // One thread's part
+    void write(const CatPlan& plan, void* const* tensors, int thread, int threads) const {
+        Writer writer(tensors, thread, threads);
         writer.next([&](float* to) { Writer::matrix(score, plan.channels, plan.concepts, to, plan.channels); });
         writer.pointwise(value, plan.channels, plan.channels);
         writer.pointwise(out, plan.channels, plan.channels);
@@ -55,7 +57,8 @@ public:
     struct Own {
         float* sums;             // [concept][padded channels]: the values' gradient, of this thread's tokens
         Map x, grad;             // [channels], tokens of a piece: the latter of the output, then of x
-        Map grad_scores, pulls;  // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
+        // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
+        Map grad_scores, pulls;
 
         Own(const CatPlan& plan, Bump& bump)
             : sums(bump.take(plan.concepts * padded(plan.channels))), x(Map::take(bump, plan.channels, 1, piece_size(plan))),
@@ -63,7 +66,7 @@ public:
               pulls(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
     };
 
-    CatBackward(const CatPlan& plan, const CatParams& params, const CatBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    CatBackward(const CatPlan& plan, const CatParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const CatGradients& out) const {
         const Range tokens = part(plan_.tokens, team);
@@ -178,11 +181,11 @@ private:
 
     const CatPlan& plan_;
     const CatParams& params_;
-    const CatBackwardArgs& args_;
+    const BackwardArgs& args_;
 };
 
 }  // namespace
 
-void cat_backward(const CatPlan& plan, const CatBackwardArgs& args) { run<CatBackward>(plan, args); }
+void backward(const CatPlan& plan, const BackwardArgs& args) { run<CatBackward>(plan, args); }
 
 }  // namespace fastattn

@@ -1,4 +1,5 @@
 // SCSA, SMSA and PCSA backward at one instruction-set level. The algebra is derived in fastattn/scsa/reference.py.
+#include "../args.h"
 #include "../workspace.h"
 #include "sample.h"
 
@@ -8,7 +9,7 @@ namespace {
 template <class Passes, class T>
 class Backward {
 public:
-    Backward(const ScsaPlan& plan, const Params& params, const ScsaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Backward(const ScsaPlan& plan, const Params& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     static int64_t shared_size(const ScsaPlan& plan) {
         const int64_t axes = int64_t{plan.height} + plan.width, ph = plan.pooled_h, pw = plan.pooled_w;
@@ -24,7 +25,7 @@ public:
         const T *input = static_cast<const T*>(args_.x) + offset, *grad_out = static_cast<const T*>(args_.grad_out) + offset;
         const Range range = slice(plan_.channels, team.rank, team.size);
         Bump bump(shared), mine(own);
-        Sample s(plan_, params_, bump, const_cast<float*>(args_.saved) + index * plan_.saved_size, true);  // read only
+        Sample s(plan_, params_, bump, const_cast<float*>(args_.saved) + index * plan_.saved_size(), true);  // read only
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
         const typename Passes::Map *x = passes.fetch(input, range, 0), *d = passes.fetch(grad_out, range, 1);
         const bool average = plan_.channel && plan_.spatial && !plan_.max_pool;
@@ -159,11 +160,11 @@ private:
 
     const ScsaPlan& plan_;
     const Params& params_;
-    const ScsaBackwardArgs& args_;
+    const BackwardArgs& args_;
 };
 
 template <class Passes, class T>
-void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
+void run(const ScsaPlan& plan, const BackwardArgs& args) {
     using Work = Backward<Passes, T>;
     const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
     const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
@@ -204,7 +205,7 @@ void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
 
 }  // namespace
 
-void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
+void backward(const ScsaPlan& plan, const BackwardArgs& args) {
     with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
 }
 

@@ -1,4 +1,5 @@
 // SCSA, SMSA and PCSA forward at one instruction-set level. The algebra is derived in fastattn/scsa/reference.py.
+#include "../args.h"
 #include "../workspace.h"
 #include "sample.h"
 
@@ -12,7 +13,7 @@ class Forward {
     using Map = typename Passes::Map;
 
 public:
-    Forward(const ScsaPlan& plan, const Params& params, const ScsaForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Forward(const ScsaPlan& plan, const Params& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     static int64_t shared_size(const ScsaPlan& plan) { return Sample::size(plan); }
     static int64_t private_size(const ScsaPlan& plan) {
@@ -23,7 +24,7 @@ public:
         const T* input = static_cast<const T*>(args_.x) + index * plan_.channels * plan_.pixels;
         T* out = static_cast<T*>(args_.out) + index * plan_.channels * plan_.pixels;
         Bump bump(shared), mine(own);
-        Sample s(plan_, params_, bump, args_.saved ? args_.saved + index * plan_.saved_size : nullptr, false);
+        Sample s(plan_, params_, bump, args_.saved ? args_.saved + index * plan_.saved_size() : nullptr, false);
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
         const Range range = slice(plan_.channels, team.rank, team.size);
         const Map* x = passes.fetch(input, range, 0);
@@ -70,11 +71,11 @@ private:
 
     const ScsaPlan& plan_;
     const Params& params_;
-    const ScsaForwardArgs& args_;
+    const ForwardArgs& args_;
 };
 
 template <class Passes, class T>
-void run(const ScsaPlan& plan, const ScsaForwardArgs& args) {
+void run(const ScsaPlan& plan, const ForwardArgs& args) {
     using Work = Forward<Passes, T>;
     const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
     const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
@@ -97,7 +98,7 @@ void run(const ScsaPlan& plan, const ScsaForwardArgs& args) {
 
 }  // namespace
 
-void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) {
+void forward(const ScsaPlan& plan, const ForwardArgs& args) {
     with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
 }
 

@@ -44,7 +44,7 @@ struct Sample {
 
     static int64_t size(const ScsaPlan& plan) {
         const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
-        return plan.saved_size + (gates + 3) * plan.channels + 32 * 16;
+        return plan.saved_size() + (gates + 3) * plan.channels + 32 * 16;
     }
 
     // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
