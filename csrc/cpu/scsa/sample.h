@@ -48,7 +48,7 @@ struct Sample {
     }
 
     // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
-    Sample(const ScsaPlan& plan, const Params& p, Bump& bump, float* saved, bool keep_convolution) {
+    Sample(const ScsaPlan& plan, const ScsaParams& p, Bump& bump, float* saved, bool keep_convolution) {
         const int64_t C = plan.channels;
         const auto keep = [&](int64_t rows) {
             if (!saved) return bump.take(rows * C);
