@@ -192,12 +192,12 @@ private:
 // One thread's part of writing the parameters' gradients, which it takes in turns with the others
 class Writer {
 public:
-    Writer(float* const* tensors, int thread, int threads) : tensors_(tensors), thread_(thread), threads_(threads) {}
+    Writer(void* const* tensors, int thread, int threads) : tensors_(tensors), thread_(thread), threads_(threads) {}
 
     // f(tensor)
     template <class F>
     void next(F&& f) {
-        if (item_++ % threads_ == thread_) f(*tensors_);
+        if (item_++ % threads_ == thread_) f(static_cast<float*>(*tensors_));
         ++tensors_;
     }
     void copy(const double* from, int64_t count) {
@@ -224,7 +224,7 @@ public:
     }
 
 private:
-    float* const* tensors_;
+    void* const* tensors_;
     int thread_, threads_;
     int item_ = 0;
 };

@@ -4,54 +4,58 @@
 #include <cstdlib>
 #include <stdexcept>
 
+// F(level, ...) for every level that is compiled, fastest first
+#if defined(__x86_64__)
+#define FASTATTN_LEVELS(F, ...) F(avx512, __VA_ARGS__) F(avx2, __VA_ARGS__) F(baseline, __VA_ARGS__)
+#else
+#define FASTATTN_LEVELS(F, ...) F(baseline, __VA_ARGS__)
+#endif
+
 namespace fastattn {
 namespace {
 
-#define FASTATTN_OPERATIONS(F) \
-    F(scsa_forward, ScsaPlan, ScsaForwardArgs) F(scsa_backward, ScsaPlan, ScsaBackwardArgs) \
-    F(lga_forward, LgaPlan, LgaForwardArgs) F(lga_backward, LgaPlan, LgaBackwardArgs)       \
-    F(acp_forward, AcpPlan, AcpForwardArgs) F(acp_backward, AcpPlan, AcpBackwardArgs)       \
-    F(cat_forward, CatPlan, CatForwardArgs) F(cat_backward, CatPlan, CatBackwardArgs)
+#define FASTATTN_ENUMERATOR(level, ...) level,
+enum class Level { FASTATTN_LEVELS(FASTATTN_ENUMERATOR, ) };
 
-struct Level {
-    const char* name;
-#define FASTATTN_POINTER(operation, Plan, Args) void (*operation)(const Plan&, const Args&);
-    FASTATTN_OPERATIONS(FASTATTN_POINTER)
-#undef FASTATTN_POINTER
-};
+#define FASTATTN_NAME(level, ...) #level,
+const char* const kNames[] = {FASTATTN_LEVELS(FASTATTN_NAME, )};
 
-#define FASTATTN_LEVEL(level)                                                                                                   \
-    {#level, level::scsa_forward, level::scsa_backward, level::lga_forward, level::lga_backward, level::acp_forward, level::acp_backward, \
-     level::cat_forward, level::cat_backward}
+bool runs(Level level) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (level == Level::avx2) return avx2;
+    if (level == Level::avx512)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl");
+#endif
+    return level == Level::baseline;
+}
 
 const std::vector<Level>& levels() {
     static const std::vector<Level> all = [] {
         std::vector<Level> found;
-#if defined(__x86_64__)
-        __builtin_cpu_init();
-        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-        const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        if (avx512) found.push_back(FASTATTN_LEVEL(avx512));
-        if (avx2) found.push_back(FASTATTN_LEVEL(avx2));
-#endif
-        found.push_back(FASTATTN_LEVEL(baseline));
+#define FASTATTN_FIND(level, ...) \
+    if (runs(Level::level)) found.push_back(Level::level);
+        FASTATTN_LEVELS(FASTATTN_FIND, )
         return found;
     }();
     return all;
 }
 
+const char* name_of(Level level) { return kNames[static_cast<int>(level)]; }
+
 const Level* find(const std::string& name) {
     for (const Level& level : levels())
-        if (level.name == name) return &level;
+        if (name_of(level) == name) return &level;
     return nullptr;
 }
 
-std::atomic<const Level*>& current() {
-    static std::atomic<const Level*> level = [] {
+std::atomic<Level>& current() {
+    static std::atomic<Level> level = [] {
         const char* wanted = std::getenv("FASTATTN_CPU_ISA");
         const Level* named = wanted ? find(wanted) : nullptr;
-        return named ? named : &levels().front();
+        return named ? *named : levels().front();
     }();
     return level;
 }
@@ -60,11 +64,11 @@ std::atomic<const Level*>& current() {
 
 std::vector<std::string> isa_levels() {
     std::vector<std::string> names;
-    for (const Level& level : levels()) names.emplace_back(level.name);
+    for (Level level : levels()) names.emplace_back(name_of(level));
     return names;
 }
 
-std::string isa() { return current().load()->name; }
+std::string isa() { return name_of(current()); }
 
 void set_isa(const std::string& name) {
     const Level* level = find(name);
@@ -73,11 +77,24 @@ void set_isa(const std::string& name) {
         for (const std::string& n : isa_levels()) known += (known.empty() ? "" : ", ") + n;
         throw std::invalid_argument("this CPU has no instruction-set level '" + name + "'; it has: " + known);
     }
-    current().store(level);
+    current() = *level;
 }
 
-#define FASTATTN_CALL(operation, Plan, Args) \
-    void operation(const Plan& plan, const Args& args) { current().load()->operation(plan, args); }
-FASTATTN_OPERATIONS(FASTATTN_CALL)
+#define FASTATTN_DECLARE(level, Plan)                  \
+    namespace level {                                  \
+    void forward(const Plan&, const ForwardArgs&);     \
+    void backward(const Plan&, const BackwardArgs&);   \
+    }
+#define FASTATTN_CASE(level, direction) \
+    case Level::level: return level::direction(plan, args);
+#define FASTATTN_CALL(direction, Plan, Args)             \
+    void direction(const Plan& plan, const Args& args) { \
+        switch (current()) { FASTATTN_LEVELS(FASTATTN_CASE, direction) } \
+    }
+#define FASTATTN_OPERATION(name, Plan)           \
+    FASTATTN_LEVELS(FASTATTN_DECLARE, Plan)      \
+    FASTATTN_CALL(forward, Plan, ForwardArgs)    \
+    FASTATTN_CALL(backward, Plan, BackwardArgs)
+#include "../operations.inc"
 
 }  // namespace fastattn

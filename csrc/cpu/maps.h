@@ -23,7 +23,8 @@ struct Map {
     Map flat() const { return {data, 1, height * width, 0}; }                    // of a map without padding
     Map one(int b) const { return {data + b * block(), height, width, pad}; }    // the map of one block
     Map first(int count) const { return {data, 1, count, 0}; }                   // its memory as that of a map of one row
-    Map columns(Range range) const { return {at(0, 0, range.begin), 1, range.end - range.begin, 0, block()}; }  // of a map of one row
+    // of a map of one row
+    Map columns(Range range) const { return {at(0, 0, range.begin), 1, range.end - range.begin, 0, block()}; }
 
     static Map take(Bump& bump, int channels, int height, int width, int pad = 0) {
         Map map{nullptr, height, width, pad};

@@ -1,6 +1,7 @@
 // One call of an operation in one direction: its memory and its threads.
 #pragma once
 
+#include "args.h"
 #include "convolutions.h"
 #include "workspace.h"
 
@@ -16,7 +17,7 @@ struct NoGradients {
 //   Params     (plan, backward, bump); read(plan, tensors, thread, threads) is one thread's part
 //   State      (plan, params, bump), buffers of one sample, shared by its team
 //   Own        (plan, bump), buffers of one thread
-//   Gradients  as ThreadSums has them, with write(plan, writer), or NoGradients
+//   Gradients  as ThreadSums has them; write(plan, tensors, thread, threads) is one thread's part. Or NoGradients
 //   sample(index, team, state, own of all threads, gradients of this one)
 template <class Work, class Plan, class Args>
 void run_typed(const Plan& plan, const Args& args) {
@@ -34,6 +35,7 @@ void run_typed(const Plan& plan, const Args& args) {
     const Params params(plan, backward, bump);
     std::vector<State> states;
     std::vector<Own> own;
+    states.reserve(limit), own.reserve(limit);
     for (int i = 0; i < limit; ++i) {
         states.emplace_back(plan, params, bump);
         own.emplace_back(plan, bump);
@@ -53,7 +55,7 @@ void run_typed(const Plan& plan, const Args& args) {
 #pragma omp barrier
                 grads.add(thread, threads);
 #pragma omp barrier
-                grads.of(0).write(plan, Writer(args.grad_params, thread, threads));
+                grads.of(0).write(plan, args.grad_params, thread, threads);
             }
         }
     }

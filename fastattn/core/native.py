@@ -17,6 +17,7 @@ import torch  # first, so that both share one OpenMP runtime
 from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_numel = Tensor.numel  # fast under map
 
 
 @functools.cache
@@ -71,25 +72,37 @@ def extension():
     return module
 
 
+def run(plan, x: Tensor, saved: Tensor, pointers: list[int]) -> Tensor:
+    """Run a plan's forward on x, keeping what backward needs in `saved` unless that is empty; return out."""
+    out = torch.empty_like(x)
+    plan.forward(x.data_ptr(), out.data_ptr(), saved.data_ptr(), pointers, torch.get_num_threads())
+    return out
+
+
 def gradients(
     plan,
-    inputs: Sequence[Tensor],
+    grad_out: Tensor,
     x: Tensor,
+    saved: Tensor,
     params: Sequence[Tensor],
     pointers: list[int],
     need_x: bool,
     need_params: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Run a plan's backward on its inputs; return (grad_x, all parameters' gradients in float32), empty where not
-    needed."""
+    """Run a plan's backward; return (grad_x, all parameters' gradients in the dtype that the plan writes them in),
+    empty where not needed."""
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    grads = x.new_empty(sum(p.numel() for p in params) if need_params else 0, dtype=torch.float32)
-    places = accumulate((4 * p.numel() for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
+    sizes = list(map(_numel, params)) if need_params else []
+    grads = x.new_empty(sum(sizes), dtype=dtype)
+    ends = accumulate((dtype.itemsize * size for size in sizes), initial=grads.data_ptr())
     plan.backward(
-        *(t.data_ptr() for t in inputs),
+        grad_out.data_ptr(),
+        x.data_ptr(),
+        saved.data_ptr(),
         pointers,
-        grad_x.data_ptr() if need_x else 0,
-        list(places),
+        grad_x.data_ptr(),
+        list(ends)[:-1],
         torch.get_num_threads(),
     )
     return grad_x, grads

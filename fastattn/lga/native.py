@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core import parameters
-from ..core.native import DTYPES, extension, gradients
+from ..core.native import DTYPES, extension, gradients, run
 
 
 @functools.lru_cache(maxsize=512)
@@ -56,10 +56,8 @@ def forward(x: Tensor, params: Sequence[Tensor], *rest) -> tuple[Tensor, Tensor]
     empty unless it is to be saved."""
     *options, save = rest
     plan, params, pointers = _prepare(x, params, options)
-    out = torch.empty_like(x)
     z = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
-    plan.forward(x.data_ptr(), out.data_ptr(), z.data_ptr() if save else 0, pointers, torch.get_num_threads())
-    return out, z
+    return run(plan, x, z, pointers), z
 
 
 def backward(grad_out: Tensor, x: Tensor, z: Tensor, params: Sequence[Tensor], *rest) -> tuple[Tensor, Tensor]:
@@ -69,4 +67,4 @@ def backward(grad_out: Tensor, x: Tensor, z: Tensor, params: Sequence[Tensor], *
     plan, params, pointers = _prepare(x, params, options)
     if z.stride() != x.stride():
         z = saved(x, params).copy_(z)
-    return gradients(plan, (grad_out, x, z), x, params, pointers, need_x, need_params)
+    return gradients(plan, grad_out, x, z, params, pointers, need_x, need_params)

@@ -2,16 +2,14 @@
 
 import functools
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..core import parameters
-from ..core.native import DTYPES, extension
+from ..core.native import DTYPES, extension, gradients, run
 
 _NOTHING = torch.empty(0, dtype=torch.float32)
-_numel = Tensor.numel  # fast under map
 
 
 @functools.lru_cache(maxsize=512)
@@ -68,20 +66,12 @@ def forward(
     if out_dtype is not x.dtype:
         raise ValueError(f"native writes x's own dtype: x is {x.dtype}, out {out_dtype}")
     plan, params, pointers = _prepare(operation, x, params, options)
-    out = torch.empty_like(x)
     saved = (
         torch.empty((x.shape[0], plan.saved_size), dtype=torch.float32, device=x.device)
         if save
         else torch.empty_like(_NOTHING)
     )
-    plan.forward(
-        x.data_ptr(),
-        out.data_ptr(),
-        saved.data_ptr() if save else 0,
-        pointers,
-        torch.get_num_threads(),
-    )
-    return out, saved
+    return run(plan, x, saved, pointers), saved
 
 
 def backward(
@@ -96,16 +86,4 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Run the backward of an operation; return (grad_x, all parameters' gradients), empty where not needed."""
     plan, params, pointers = _prepare(operation, x, params, options)
-    grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
-    grads = params[0].new_empty(sum(map(_numel, params)) if need_params else 0)
-    places = accumulate((p.nbytes for p in params[:-1]), initial=grads.data_ptr()) if need_params else ()
-    plan.backward(
-        grad_out.data_ptr(),
-        x.data_ptr(),
-        saved.data_ptr(),
-        pointers,
-        grad_x.data_ptr() if need_x else 0,
-        list(places),
-        torch.get_num_threads(),
-    )
-    return grad_x, grads
+    return gradients(plan, grad_out, x, saved, params, pointers, need_x, need_params, params[0].dtype)

@@ -24,7 +24,7 @@ from .passes import (
 FORWARD = ("x", "score", "sums", "totals", "means", "logs")
 SPREAD = ("x", "score", "values", "bias", "out", "logs")
 VALUES = ("x", "grad", "score", "logs", "sums", "grad_sums")
-BACKWARD = ("x", "grad", "score", "values", "d_means", "logs_n", "logs_k", "slopes", "deltas", "grad_x", "sums")
+BACKWARD = ("x", "grad", "score", "values", "d_means", "logs_n", "logs_k", "e", "deltas", "grad_x", "sums")
 PROGRAMS = 2  # per multiprocessor, of a pass in parts
 SHORTEST = 4  # blocks of tokens in a part, at least
 CHUNKS = {False: (128, 64, 32, 16), True: (64, 32, 16)}  # of float32
@@ -184,10 +184,10 @@ def backward(
     d_values = sums.sum(1).to(dtype)
     d_gathered = d_values @ out
     d_means = d_gathered @ value
-    slopes = (means * d_means).sum(2)
+    e = (means * d_means).sum(2)
     sums = single((batch * ready.score_parts, concepts, channels))
     deltas = single((batch, tokens))
-    run(ready.backward, (x, grad, score, values, d_means, logs_n, logs_k, slopes, deltas, grad_x, sums))
+    run(ready.backward, (x, grad, score, values, d_means, logs_n, logs_k, e, deltas, grad_x, sums))
     d_value = d_gathered.flatten(0, 1).T @ means.flatten(0, 1).to(dtype)
     d_out = d_values.flatten(0, 1).T @ gathered.flatten(0, 1)
     d_biases = d_gathered.sum((0, 1)), grad_sums.sum(0).to(dtype)

@@ -249,7 +249,7 @@ def token_gradient_kernel(
     x, grad, score, values,
     d_means,  # [B, K, C]
     logs_n, logs_k,
-    slopes,  # [B, K]: of the means, along them
+    e,  # [B, K]: means times their gradient, summed over C
     deltas,  # [B, N]: of the softmax over K
     grad_x,
     N, C, K,
@@ -262,7 +262,7 @@ def token_gradient_kernel(
     b, n = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BM + tl.arange(0, BM)
     x, grad, grad_x = sample(x, b, N * C), sample(grad, b, N * C), sample(grad_x, b, N * C)
     values, d_means = sample(values, b, K * C), sample(d_means, b, K * C)
-    logs_k, slopes = sample(logs_k, b, K), sample(slopes, b, K)
+    logs_k, e = sample(logs_k, b, K), sample(e, b, K)
     log_n = tl.load(sample(logs_n, b, N) + n, mask=n < N, other=0.0)[:, None]
     delta = tl.zeros([BM], tl.float32)
     if not ONE:
@@ -281,7 +281,7 @@ def token_gradient_kernel(
         d_forth = products(x, n, N, d_means, k, K, C, score, BM, BK, CHUNK, EVEN, PRECISION)
         forth = attention(scores, tl.load(logs_k + k, mask=k < K, other=0.0)[None, :], inside)
         accs = mixed(accs, forth, d_means, k, K, C, score, COUNT, CHUNK, EVEN, PRECISION)
-        d_scores = forth * (d_forth - tl.load(slopes + k, mask=k < K, other=0.0)[None, :])
+        d_scores = forth * (d_forth - tl.load(e + k, mask=k < K, other=0.0)[None, :])
         back = attention(scores, log_n, inside)
         if ONE:
             delta = tl.sum(back * d_back, axis=1)
@@ -297,7 +297,7 @@ def token_gradient_kernel(
 
 @kernel
 def score_gradient_kernel(
-    x, grad, score, values, d_means, logs_n, logs_k, slopes, deltas,
+    x, grad, score, values, d_means, logs_n, logs_k, e, deltas,
     sums,  # [B * PARTS, K, C]
     N, C, K, PARTS, LENGTH,
     COUNT: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -310,7 +310,7 @@ def score_gradient_kernel(
     values, d_means = sample(values, b, K * C), sample(d_means, b, K * C)
     logs_n, deltas = sample(logs_n, b, N), sample(deltas, b, N)
     log_k = tl.load(sample(logs_k, b, K) + k, mask=k < K, other=0.0)[:, None]
-    slope = tl.load(sample(slopes, b, K) + k, mask=k < K, other=0.0)[:, None]
+    e_k = tl.load(sample(e, b, K) + k, mask=k < K, other=0.0)[:, None]
     accs = zeros(COUNT, BK, CHUNK)
     for n0 in range(start, end, BN):
         n = n0 + tl.arange(0, BN)
@@ -320,6 +320,6 @@ def score_gradient_kernel(
         d_forth = products(d_means, k, K, x, n, end, C, score, BK, BN, CHUNK, EVEN, PRECISION)
         back = attention(scores, tl.load(logs_n + n, mask=n < end, other=0.0)[None, :], inside)
         d_scores = back * (d_back - tl.load(deltas + n, mask=n < end, other=0.0)[None, :])
-        d_scores += attention(scores, log_k, inside) * (d_forth - slope)
+        d_scores += attention(scores, log_k, inside) * (d_forth - e_k)
         accs = mixed(accs, d_scores, x, n, end, C, score, COUNT, CHUNK, EVEN, PRECISION)
     write(sample(sums, row, K * C), k, K, accs, C, COUNT, CHUNK, EVEN)

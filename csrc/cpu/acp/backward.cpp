@@ -15,7 +15,9 @@ struct AcpGradients {
         for (int i = 0; i < plan.matrices(); ++i) proj.push_back(sums.pointwise(plan.channels, plan.channels));
     }
 
-    void write(const AcpPlan& plan, Writer writer) const {
+    // One thread's part
+    void write(const AcpPlan& plan, void* const* tensors, int thread, int threads) const {
+        Writer writer(tensors, thread, threads);
         const int channels = plan.channels;
         for (const DepthwiseGradients& conv : convs) writer.depthwise(conv, channels);
         writer.next([&](float* to) {
@@ -60,7 +62,7 @@ public:
         }
     };
 
-    AcpBackward(const AcpPlan& plan, const AcpParams& params, const AcpBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    AcpBackward(const AcpPlan& plan, const AcpParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const AcpGradients& out) const {
         float* own = all_own[team.thread(team.rank)].convolved;
@@ -140,11 +142,11 @@ private:
 
     const AcpPlan& plan_;
     const AcpParams& params_;
-    const AcpBackwardArgs& args_;
+    const BackwardArgs& args_;
 };
 
 }  // namespace
 
-void acp_backward(const AcpPlan& plan, const AcpBackwardArgs& args) { run<AcpBackward>(plan, args); }
+void backward(const AcpPlan& plan, const BackwardArgs& args) { run<AcpBackward>(plan, args); }
 
 }  // namespace fastattn

@@ -42,7 +42,7 @@ public:
         Own(const AcpPlan& plan, Bump& bump) : convolved(Map::take(bump, L, plan.height, plan.width)) {}
     };
 
-    AcpForward(const AcpPlan& plan, const AcpParams& params, const AcpForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    AcpForward(const AcpPlan& plan, const AcpParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const NoGradients&) const {
         const int channels = plan_.channels;
@@ -75,11 +75,11 @@ public:
 private:
     const AcpPlan& plan_;
     const AcpParams& params_;
-    const AcpForwardArgs& args_;
+    const ForwardArgs& args_;
 };
 
 }  // namespace
 
-void acp_forward(const AcpPlan& plan, const AcpForwardArgs& args) { run<AcpForward>(plan, args); }
+void forward(const AcpPlan& plan, const ForwardArgs& args) { run<AcpForward>(plan, args); }
 
 }  // namespace fastattn

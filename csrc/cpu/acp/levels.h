@@ -34,8 +34,9 @@ struct AcpParams {
 struct Levels {
     const AcpPlan& plan;
     const AcpParams& params;
-    std::vector<Resized> maps;        // X_0 ... X_L, padded for the next convolution
-    std::vector<int32_t*> places;     // for backward: [block][pixel][L], which pixel of its window a maximum is; from level 1 on
+    std::vector<Resized> maps;  // X_0 ... X_L, padded for the next convolution
+    // for backward: [block][pixel][L], which pixel of its window a maximum is; from level 1 on
+    std::vector<int32_t*> places;
 
     Levels(const AcpPlan& plan, const AcpParams& params, bool backward, Bump& bump) : plan(plan), params(params) {
         for (int i = 0; i <= plan.layers(); ++i) {

@@ -5,10 +5,10 @@
 #include <vector>
 
 #include "../dtype.h"
-#include "../levels.h"
 
 namespace fastattn {
 
+// Parameters, and their gradients, in this order: weight and bias of each convolution, of the projection.
 struct AcpPlan {
     int batch, channels, height, width;
     std::vector<int> kernels;  // of each layer
@@ -21,7 +21,8 @@ struct AcpPlan {
     int64_t pixels() const { return int64_t{height} * width; }
     int64_t elements() const { return batch * channels * pixels(); }
     int matrices() const { return sum ? 1 : layers() + 1; }  // side by side in the projection's weight
-    int param_count() const { return 2 * layers() + 2; }     // as listed below
+    int param_count() const { return 2 * layers() + 2; }     // as listed above
+    static constexpr int64_t saved_size() { return 0; }       // backward forms all anew
     int padding(int level) const { return level < layers() ? kernels[level] / 2 : 0; }  // that the next layer needs
     int level_height(int level) const { return pooled(height, level); }
     int level_width(int level) const { return pooled(width, level); }
@@ -32,24 +33,5 @@ private:
         return size;
     }
 };
-
-// Parameters, and their gradients, in this order: weight and bias of each convolution, of the projection.
-struct AcpForwardArgs {
-    const void* x;
-    void* out;
-    const void* const* params;
-    int threads;
-};
-
-struct AcpBackwardArgs {
-    const void* grad_out;
-    const void* x;
-    const void* const* params;
-    void* grad_x;               // null: not needed
-    float* const* grad_params;  // null: not needed
-    int threads;
-};
-
-FASTATTN_IN_EVERY_LEVEL(void acp_forward(const AcpPlan&, const AcpForwardArgs&); void acp_backward(const AcpPlan&, const AcpBackwardArgs&);)
 
 }  // namespace fastattn

@@ -16,7 +16,9 @@ struct CatGradients {
         out = sums.pointwise(plan.channels, plan.channels);
     }
 
-    void write(const CatPlan& plan, Writer writer) const {
+    // One thread's part
+    void write(const CatPlan& plan, void* const* tensors, int thread, int threads) const {
+        Writer writer(tensors, thread, threads);
         writer.next([&](float* to) { Writer::matrix(score, plan.channels, plan.concepts, to, plan.channels); });
         writer.pointwise(value, plan.channels, plan.channels);
         writer.pointwise(out, plan.channels, plan.channels);
@@ -44,18 +46,19 @@ public:
         Attention forth, back;  // the softmax over the tokens, and over the concepts
         ConceptMaps maps, grads;
         float *turned_values, *turned_means;  // values and the gradient of the means: [block of concepts][channel][L]
-        float* levels;                        // [padded concepts]: means times their gradient
+        float* e;                             // [padded concepts]: means times their gradient
 
         State(const CatPlan& plan, const CatParams&, Bump& bump)
             : forth(plan, bump), back(plan, bump), maps(plan, bump),
               grads(plan, bump), turned_values(bump.take(padded(plan.concepts) * plan.channels)),
-              turned_means(bump.take(padded(plan.concepts) * plan.channels)), levels(bump.take(padded(plan.concepts))) {}
+              turned_means(bump.take(padded(plan.concepts) * plan.channels)), e(bump.take(padded(plan.concepts))) {}
     };
 
     struct Own {
         float* sums;             // [concept][padded channels]: the values' gradient, of this thread's tokens
         Map x, grad;             // [channels], tokens of a piece: the latter of the output, then of x
-        Map grad_scores, pulls;  // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
+        // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
+        Map grad_scores, pulls;
 
         Own(const CatPlan& plan, Bump& bump)
             : sums(bump.take(plan.concepts * padded(plan.channels))), x(Map::take(bump, plan.channels, 1, piece_size(plan))),
@@ -63,7 +66,7 @@ public:
               pulls(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
     };
 
-    CatBackward(const CatPlan& plan, const CatParams& params, const CatBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    CatBackward(const CatPlan& plan, const CatParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const CatGradients& out) const {
         const Range tokens = part(plan_.tokens, team);
@@ -127,9 +130,9 @@ private:
         for (int k = rows.begin; k < rows.end; ++k) {
             V total{};
             for (int b = 0; b < all.end; ++b) total += load(s.maps.means.at(b, 0, k)) * load(s.grads.means.at(b, 0, k));
-            s.levels[k] = sum(total);
+            s.e[k] = sum(total);
         }
-        if (rows.end == plan_.concepts) std::fill(s.levels + rows.end, s.levels + padded(plan_.concepts), 0.0f);
+        if (rows.end == plan_.concepts) std::fill(s.e + rows.end, s.e + padded(plan_.concepts), 0.0f);
     }
 
     // The gradients of the C x C matrices and their biases, and what the tokens need
@@ -154,7 +157,7 @@ private:
         const Map forth = s.forth[piece], grad_scores = own.grad_scores.first(x.width), pulls = own.pulls.first(x.width);
         linear(grad, channels, s.turned_values, nullptr, grad_scores, scored);
         linear(x, channels, s.turned_means, nullptr, pulls, scored);
-        through_softmaxes(s.back[piece], forth, pulls, s.levels, grad_scores);
+        through_softmaxes(s.back[piece], forth, pulls, s.e, grad_scores);
         if (args_.grad_params) gram(grad_scores, {0, concepts}, x, all, out.score.weights, padded(channels));
         if (!args_.grad_x) return;
         linear(grad_scores, concepts, params_.score.transposed, nullptr, grad, all, true);
@@ -162,7 +165,7 @@ private:
         put_rows(grad, channels, static_cast<T*>(args_.grad_x) + offset(index, piece));
     }
 
-    INLINE_BODY void through_softmaxes(const Map& back, const Map& forth, const Map& pulls, const float* levels, const Map& grad_scores) const {
+    INLINE_BODY void through_softmaxes(const Map& back, const Map& forth, const Map& pulls, const float* e, const Map& grad_scores) const {
         const int end = blocks(plan_.concepts);
         for (int n = 0; n < back.width; ++n) {
             V total{};
@@ -170,7 +173,7 @@ private:
             const V mean = splat(sum(total));
             for (int b = 0; b < end; ++b) {
                 float* p = grad_scores.at(b, 0, n);
-                const V own = load(forth.at(b, 0, n)) * (load(pulls.at(b, 0, n)) - load(levels + b * L));
+                const V own = load(forth.at(b, 0, n)) * (load(pulls.at(b, 0, n)) - load(e + b * L));
                 store(p, load(back.at(b, 0, n)) * (load(p) - mean) + own);
             }
         }
@@ -178,11 +181,11 @@ private:
 
     const CatPlan& plan_;
     const CatParams& params_;
-    const CatBackwardArgs& args_;
+    const BackwardArgs& args_;
 };
 
 }  // namespace
 
-void cat_backward(const CatPlan& plan, const CatBackwardArgs& args) { run<CatBackward>(plan, args); }
+void backward(const CatPlan& plan, const BackwardArgs& args) { run<CatBackward>(plan, args); }
 
 }  // namespace fastattn

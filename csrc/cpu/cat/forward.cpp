@@ -32,7 +32,7 @@ public:
               forth(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
     };
 
-    CatForward(const CatPlan& plan, const CatParams& params, const CatForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    CatForward(const CatPlan& plan, const CatParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const NoGradients&) const {
         const int channels = plan_.channels, concepts = plan_.concepts;
@@ -147,11 +147,11 @@ private:
 
     const CatPlan& plan_;
     const CatParams& params_;
-    const CatForwardArgs& args_;
+    const ForwardArgs& args_;
 };
 
 }  // namespace
 
-void cat_forward(const CatPlan& plan, const CatForwardArgs& args) { run<CatForward>(plan, args); }
+void forward(const CatPlan& plan, const ForwardArgs& args) { run<CatForward>(plan, args); }
 
 }  // namespace fastattn

@@ -4,42 +4,20 @@
 #include <cstdint>
 
 #include "../dtype.h"
-#include "../levels.h"
 
 namespace fastattn {
 
+// Parameters, and their gradients, in this order: score weight; value weight and bias; out weight and bias.
 struct CatPlan {
     int batch, tokens, channels, concepts;
     DType dtype, param_dtype;
 
-    static constexpr int param_count = 5;
-
+    static constexpr int param_count() { return 5; }
     int64_t elements() const { return int64_t{batch} * tokens * channels; }
     int64_t padded_concepts() const { return (concepts + 15) / 16 * 16; }  // for every level
     // Floats that forward keeps of a sample: of the softmax over the tokens greatest score and inverse sum of each concept (padded), of that over the
     // concepts those of each token; the tokens' means, concept tokens and what they give back, [concept][channel] each
     int64_t saved_size() const { return 2 * padded_concepts() + 2 * int64_t{tokens} + 3 * int64_t{concepts} * channels; }
 };
-
-// Parameters, and their gradients, in this order: score weight; value weight and bias; out weight and bias.
-struct CatForwardArgs {
-    const void* x;
-    void* out;
-    float* saved;  // [sample][saved_size]; null: not kept
-    const void* const* params;
-    int threads;
-};
-
-struct CatBackwardArgs {
-    const void* grad_out;
-    const void* x;
-    const float* saved;
-    const void* const* params;
-    void* grad_x;               // null: not needed
-    float* const* grad_params;  // null: not needed
-    int threads;
-};
-
-FASTATTN_IN_EVERY_LEVEL(void cat_forward(const CatPlan&, const CatForwardArgs&); void cat_backward(const CatPlan&, const CatBackwardArgs&);)
 
 }  // namespace fastattn

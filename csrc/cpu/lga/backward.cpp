@@ -51,7 +51,7 @@ public:
         }
     };
 
-    LgaBackward(const LgaPlan& plan, const LgaParams& params, const LgaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    LgaBackward(const LgaPlan& plan, const LgaParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const LgaGradients& grads) const {
         const Own& own = all_own[team.thread(team.rank)];
@@ -62,7 +62,7 @@ public:
 
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) {
             tensor(static_cast<const T*>(args_.x)).fetch(s.mixture.x, b);
-            tensor(args_.z).fetch(s.z, b);
+            tensor(args_.saved).fetch(s.z, b);
             tensor(static_cast<const T*>(args_.grad_out)).fetch(s.grad_out, b);
             clear_pads(s.z, b);
             s.mixture.convolve(b);
@@ -249,11 +249,11 @@ private:
 
     const LgaPlan& plan_;
     const LgaParams& params_;
-    const LgaBackwardArgs& args_;
+    const BackwardArgs& args_;
 };
 
 }  // namespace
 
-void lga_backward(const LgaPlan& plan, const LgaBackwardArgs& args) { run<LgaBackward>(plan, args); }
+void backward(const LgaPlan& plan, const BackwardArgs& args) { run<LgaBackward>(plan, args); }
 
 }  // namespace fastattn

@@ -30,7 +30,7 @@ public:
         Own(const LgaPlan& plan, Bump& bump) : scratch(bump.take(std::max(HeadState::scratch_size(plan), Packed::size(plan)))) {}
     };
 
-    LgaForward(const LgaPlan& plan, const LgaParams& params, const LgaForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    LgaForward(const LgaPlan& plan, const LgaParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const NoGradients&) const {
         float* own = all_own[team.thread(team.rank)].scratch;
@@ -53,7 +53,7 @@ public:
         team.sync();
         for (int b = mine.begin; b < mine.end; ++b) {
             s.mixture.mix(b, s.z);
-            if (args_.z) Tensor<float>{args_.z + offset, dim, plan_.channels_last}.put(s.z, b, b);
+            if (args_.saved) Tensor<float>{args_.saved + offset, dim, plan_.channels_last}.put(s.z, b, b);
         }
         const Range read = feature_blocks(plan_);
         for (const ConvParams& conv : params_.convs) {
@@ -75,11 +75,11 @@ public:
 private:
     const LgaPlan& plan_;
     const LgaParams& params_;
-    const LgaForwardArgs& args_;
+    const ForwardArgs& args_;
 };
 
 }  // namespace
 
-void lga_forward(const LgaPlan& plan, const LgaForwardArgs& args) { run<LgaForward>(plan, args); }
+void forward(const LgaPlan& plan, const ForwardArgs& args) { run<LgaForward>(plan, args); }
 
 }  // namespace fastattn

@@ -48,7 +48,9 @@ struct LgaGradients {
         out = sums.pointwise(dim, dim);
     }
 
-    void write(const LgaPlan& plan, Writer writer) const {
+    // One thread's part
+    void write(const LgaPlan& plan, void* const* tensors, int thread, int threads) const {
+        Writer writer(tensors, thread, threads);
         const int dim = plan.dim;
         for (const ScaleGradients& scale : scales) {
             writer.depthwise(scale.depthwise, dim);

@@ -49,7 +49,7 @@ inline void pooled_statistics(const ScsaPlan& plan, Range range, const float* y,
     });
 }
 
-INLINE_BODY inline void project(const ScsaPlan& plan, const Params& p, const float* y, const float* mean, const float* m2, Projections& out) {
+INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const float* y, const float* mean, const float* m2, Projections& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);

@@ -10,16 +10,7 @@ struct AttentionPartials {
     float *k;  // [N][C], gradient of k, times log2(e)
     float *v;  // [C]
 
-    static int64_t size(const ScsaPlan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
-    AttentionPartials(const ScsaPlan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
-};
-
-// Those of all workers of a sample
-struct TeamPartials {
-    float* memory;
-    int64_t stride;
-    int workers;
-    AttentionPartials of(const ScsaPlan& plan, int rank) const { return {plan, memory + rank * stride}; }
+    AttentionPartials(const ScsaPlan& plan, Bump& bump) : k(bump.take(int64_t{plan.pooled} * plan.channels)), v(bump.take(plan.channels)) {}
 };
 
 // Floats of scratch for attend and attend_backward
@@ -149,10 +140,11 @@ INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range range, const
     });
 }
 
-// From dq, and the workers' partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
+// From dq, and partials(worker) for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
 // channel for the GroupNorm, and parameter gradients (null: not needed).
-INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const Params& p, const float* y, const float* mean, const Projections& projected,
-                             const TeamPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, Params* grads) {
+template <class F>
+INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const ScsaParams& p, const float* y, const float* mean, const Projections& projected,
+                             int workers, F&& partials, float* dq, float* sum_dy, float* sum_dy_y, const ScsaParams* grads) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -160,14 +152,14 @@ INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, cons
         const V weight = load(p.norm_weight + c, m), bias = load(p.norm_bias + c, m);
         const V wq = load(p.q_weight + c, m), wk = load(p.k_weight + c, m), wv = load(p.v_weight + c, m);
         V dv{};
-        for (int w = 0; w < partials.workers; ++w) dv += load(partials.of(plan, w).v + c, m);
+        for (int w = 0; w < workers; ++w) dv += load(partials(w).v + c, m);
         const V from_v = dv * wv * (1.0f / N);
         V q1{}, q0{}, k1{}, k0{}, s0{}, s1{};
         for (int n = 0; n < N; ++n) {
             const V unit = (load(y + n * C + c, m) - center) * rstd, e = unit * weight + bias;
             const V q = load(dq + n * C + c, m);
             V k{};
-            for (int w = 0; w < partials.workers; ++w) k += load(partials.of(plan, w).k + n * C + c, m);
+            for (int w = 0; w < workers; ++w) k += load(partials(w).k + n * C + c, m);
             k *= kLn2;
             const V d = q * wq + k * wk + from_v;
             q1 += q * e, q0 += q;

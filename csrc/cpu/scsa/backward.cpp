@@ -1,5 +1,5 @@
 // SCSA, SMSA and PCSA backward at one instruction-set level. The algebra is derived in fastattn/scsa/reference.py.
-#include "../workspace.h"
+#include "../run.h"
 #include "sample.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -8,23 +8,40 @@ namespace {
 template <class Passes, class T>
 class Backward {
 public:
-    Backward(const ScsaPlan& plan, const Params& params, const ScsaBackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    using Params = ScsaParams;
+    using Gradients = ScsaParams;
 
-    static int64_t shared_size(const ScsaPlan& plan) {
-        const int64_t axes = int64_t{plan.height} + plan.width, ph = plan.pooled_h, pw = plan.pooled_w;
-        const int64_t rows = 2 * axes + ph * plan.window_h * pw + ph * plan.width + plan.pooled + 16;
-        return Sample::size(plan) + rows * plan.channels + 32 * 16;
-    }
-    static int64_t private_size(const ScsaPlan& plan) {
-        return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + AttentionPartials::size(plan) + 64;
-    }
+    struct State {
+        float* memory;
 
-    void sample(int index, Team team, float* shared, float* own, const TeamPartials& partials, Params* grads) const {
+        State(const ScsaPlan& plan, const ScsaParams&, Bump& bump) : memory(bump.take(size(plan))) {}
+
+        static int64_t size(const ScsaPlan& plan) {
+            const int64_t axes = int64_t{plan.height} + plan.width, ph = plan.pooled_h, pw = plan.pooled_w;
+            const int64_t rows = 2 * axes + ph * plan.window_h * pw + ph * plan.width + plan.pooled + 16;
+            return Sample::size(plan) + rows * plan.channels + 32 * 16;
+        }
+    };
+
+    struct Own {
+        AttentionPartials partials;
+        float* memory;
+
+        Own(const ScsaPlan& plan, Bump& bump)
+            : partials(plan, bump),
+              memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
+    };
+
+    Backward(const ScsaPlan& plan, const ScsaParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+
+    void sample(int index, Team team, const State& shared, const std::vector<Own>& own, const ScsaParams& sums_of_thread) const {
+        const ScsaParams* grads = args_.grad_params ? &sums_of_thread : nullptr;
         const int64_t C = plan_.channels, offset = index * C * plan_.pixels;
         const T *input = static_cast<const T*>(args_.x) + offset, *grad_out = static_cast<const T*>(args_.grad_out) + offset;
         const Range range = slice(plan_.channels, team.rank, team.size);
-        Bump bump(shared), mine(own);
-        Sample s(plan_, params_, bump, const_cast<float*>(args_.saved) + index * plan_.saved_size, true);  // read only
+        Bump bump(shared.memory), mine(own[team.thread(team.rank)].memory);
+        float* saved = const_cast<float*>(args_.saved) + index * plan_.saved_size();  // read only
+        Sample s(plan_, params_, bump, saved, true);
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
         const typename Passes::Map *x = passes.fetch(input, range, 0), *d = passes.fetch(grad_out, range, 1);
         const bool average = plan_.channel && plan_.spatial && !plan_.max_pool;
@@ -47,7 +64,7 @@ public:
             normalize_and_gate(plan_, range, s.w);
         }
         passes.gather(d, x, range, s.h.a, s.w.a, sums);
-        if (plan_.channel) attention(range, team, s, sums, bump, mine, partials, dy, grads);
+        if (plan_.channel) attention(range, team, s, sums, bump, mine, own, dy, grads);
         if (plan_.spatial) gates(range, team, s, input, sums, dy, bump, grads);
         if (!args_.grad_x) return;
 
@@ -60,8 +77,8 @@ public:
     }
 
 private:
-    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const TeamPartials& partials,
-                   float* dy, Params* grads) const {
+    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const std::vector<Own>& all_own,
+                   float* dy, const ScsaParams* grads) const {
         const int64_t C = plan_.channels;
         float *d_o = bump.take(C), *g_dg = bump.take(C), *sum_dy = bump.take(C), *sum_dy_y = bump.take(C);
         channel_gate(plan_, range, s.rows.o, s.g);
@@ -82,18 +99,19 @@ private:
         }
         Projections p(plan_, mine);
         project(plan_, params_, s.y, s.y_mean, s.y_m2, p);
-        const AttentionPartials own = partials.of(plan_, team.rank);
+        const auto partials = [&](int rank) -> const AttentionPartials& { return all_own[team.thread(rank)].partials; };
+        const AttentionPartials& own = partials(team.rank);
         std::fill(own.k, own.k + plan_.pooled * C, 0.0f);
         std::fill(own.v, own.v + C, 0.0f);
         attend_backward(plan_, range, p, s.rows, d_o, dy, own, mine.take(attention_scratch(plan_)));
         team.sync();
-        project_backward(plan_, range, params_, s.y, s.y_mean, p, partials, dy, sum_dy, sum_dy_y, grads);
+        project_backward(plan_, range, params_, s.y, s.y_mean, p, team.size, partials, dy, sum_dy, sum_dy_y, grads);
         team.sync();
         const float share = plan_.max_pool ? 1.0f : 1.0f / (plan_.window_h * plan_.window_w);
         pooled_gradient(plan_, range, s.y, p, sum_dy, sum_dy_y, share, dy);
     }
 
-    void gates(Range range, Team team, const Sample& s, const T* x, const Gathered& sums, const float* dy, Bump& bump, Params* grads) const {
+    void gates(Range range, Team team, const Sample& s, const T* x, const Gathered& sums, const float* dy, Bump& bump, const ScsaParams* grads) const {
         const int64_t C = plan_.channels;
         if (plan_.channel) gate_gradients(range, s, x, sums, dy);
         AxisGradient h{sums.r_h, bump.take(C), bump.take(C), grads ? grads->norm_h_weight : nullptr, grads ? grads->norm_h_bias : nullptr};
@@ -158,54 +176,16 @@ private:
     }
 
     const ScsaPlan& plan_;
-    const Params& params_;
-    const ScsaBackwardArgs& args_;
+    const ScsaParams& params_;
+    const BackwardArgs& args_;
 };
-
-template <class Passes, class T>
-void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
-    using Work = Backward<Passes, T>;
-    const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
-    const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
-    const int64_t param_size = round_up(Params::size(plan), 64), partial_size = round_up(AttentionPartials::size(plan), 64);
-    float* memory = workspace((1 + limit) * param_size + limit * (shared + own + partial_size));
-    float* gradients = memory + param_size;                // [thread]
-    float* partials = gradients + limit * param_size;      // [thread]
-    float* shared_buffers = partials + limit * partial_size;  // [team]
-    float* own_buffers = shared_buffers + limit * shared;     // [thread]
-    const Params params(plan, memory);
-    const Work work(plan, params, args);
-#pragma omp parallel num_threads(limit)
-    {
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const Range range = slice(plan.channels, thread, threads);
-        Params grads(plan, gradients + thread * param_size);
-        std::fill(grads.taps, grads.taps + Params::size(plan), 0.0f);
-        read_params(plan, args.params, range, params);
-#pragma omp barrier
-        for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            const TeamPartials team_partials{partials + team.first * partial_size, team.step * partial_size, team.size};
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, team_partials,
-                        args.grad_params ? &grads : nullptr);
-        });
-#pragma omp barrier
-        if (args.grad_params && range.begin < range.end) {
-            const Params total(plan, gradients);
-            for (int t = 1; t < threads; ++t)
-                for (int row = 0; row < Params::rows(plan); ++row) {
-                    float* sum = total.taps + int64_t{row} * plan.channels;
-                    const float* part = sum + t * param_size;
-                    for_lanes(range.begin, range.end, [&](int c, auto m) { store(sum + c, load(sum + c, m) + load(part + c, m), m); });
-                }
-            write_params(plan, total, range, args.grad_params);
-        }
-    }
-}
 
 }  // namespace
 
-void scsa_backward(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
-    with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
+void backward(const ScsaPlan& plan, const BackwardArgs& args) {
+    with_passes(plan, [&](auto passes, auto element) {
+        run_typed<Backward<typename decltype(passes)::type, typename decltype(element)::type>>(plan, args);
+    });
 }
 
 }  // namespace fastattn

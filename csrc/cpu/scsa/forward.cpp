@@ -1,5 +1,5 @@
 // SCSA, SMSA and PCSA forward at one instruction-set level. The algebra is derived in fastattn/scsa/reference.py.
-#include "../workspace.h"
+#include "../run.h"
 #include "sample.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -12,24 +12,36 @@ class Forward {
     using Map = typename Passes::Map;
 
 public:
-    Forward(const ScsaPlan& plan, const Params& params, const ScsaForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    using Params = ScsaParams;
+    using Gradients = NoGradients;
 
-    static int64_t shared_size(const ScsaPlan& plan) { return Sample::size(plan); }
-    static int64_t private_size(const ScsaPlan& plan) {
-        return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64;
-    }
+    struct State {
+        float* memory;
 
-    void sample(int index, Team team, float* shared, float* own) const {
+        State(const ScsaPlan& plan, const ScsaParams&, Bump& bump) : memory(bump.take(Sample::size(plan))) {}
+    };
+
+    struct Own {
+        float* memory;
+
+        Own(const ScsaPlan& plan, Bump& bump)
+            : memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
+    };
+
+    Forward(const ScsaPlan& plan, const ScsaParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+
+    void sample(int index, Team team, const State& shared, const std::vector<Own>& own, const NoGradients&) const {
         const T* input = static_cast<const T*>(args_.x) + index * plan_.channels * plan_.pixels;
         T* out = static_cast<T*>(args_.out) + index * plan_.channels * plan_.pixels;
-        Bump bump(shared), mine(own);
-        Sample s(plan_, params_, bump, args_.saved ? args_.saved + index * plan_.saved_size : nullptr, false);
+        Bump bump(shared.memory), mine(own[team.thread(team.rank)].memory);
+        Sample s(plan_, params_, bump, args_.saved ? args_.saved + index * plan_.saved_size() : nullptr, false);
         const Passes passes(plan_, mine.take(Passes::scratch_size(plan_)));
         const Range range = slice(plan_.channels, team.rank, team.size);
         const Map* x = passes.fetch(input, range, 0);
 
         const bool large = plan_.channels * plan_.pixels * int64_t{sizeof(T)} > kCachedBytes;
-        const bool planes = !plan_.channels_last && static_cast<const void*>(x) == input;  // one after another, where they were
+        // one after another, where they were
+        const bool planes = !plan_.channels_last && static_cast<const void*>(x) == input;
         const bool by_groups = large && planes && plan_.spatial && !team.shared && plan_.channels / 4 >= L / 2;
         const auto group = [&](int i) { return Range{i * plan_.channels / 4, (i + 1) * plan_.channels / 4}; };
 
@@ -69,36 +81,16 @@ private:
     }
 
     const ScsaPlan& plan_;
-    const Params& params_;
-    const ScsaForwardArgs& args_;
+    const ScsaParams& params_;
+    const ForwardArgs& args_;
 };
-
-template <class Passes, class T>
-void run(const ScsaPlan& plan, const ScsaForwardArgs& args) {
-    using Work = Forward<Passes, T>;
-    const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
-    const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
-    const int64_t param_size = round_up(Params::size(plan), 64);
-    float* memory = workspace(param_size + limit * (shared + own));
-    float* shared_buffers = memory + param_size;         // [team]
-    float* own_buffers = shared_buffers + limit * shared;  // [thread]
-    const Params params(plan, memory);
-    const Work work(plan, params, args);
-#pragma omp parallel num_threads(limit)
-    {
-        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        read_params(plan, args.params, slice(plan.channels, thread, threads), params);
-#pragma omp barrier
-        for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own);
-        });
-    }
-}
 
 }  // namespace
 
-void scsa_forward(const ScsaPlan& plan, const ScsaForwardArgs& args) {
-    with_passes(plan, [&](auto passes, auto element) { run<typename decltype(passes)::type, typename decltype(element)::type>(plan, args); });
+void forward(const ScsaPlan& plan, const ForwardArgs& args) {
+    with_passes(plan, [&](auto passes, auto element) {
+        run_typed<Forward<typename decltype(passes)::type, typename decltype(element)::type>>(plan, args);
+    });
 }
 
 }  // namespace fastattn

@@ -28,7 +28,7 @@ inline int radius(const ScsaPlan& plan, int c, int n) {
 }
 
 // u = conv(mean) + bias, and its statistics per channel
-INLINE_BODY inline void convolve(const ScsaPlan& plan, const Params& p, Range range, const Axis& axis) {
+INLINE_BODY inline void convolve(const ScsaPlan& plan, const ScsaParams& p, Range range, const Axis& axis) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -164,8 +164,8 @@ INLINE_BODY inline void gate_backward(const ScsaPlan& plan, Range range, const A
 }
 
 // dû -> gradient of the axis mean times `scale`; accumulates the gradients of taps and bias. `du` [length][C] is room to work in.
-INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const Params& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
-                              float* du, Params* param_grads) {
+INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const ScsaParams& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
+                              float* du, const ScsaParams* param_grads) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;
     float* mean_dy = axis.channel_mean;  // no longer needed

@@ -1,8 +1,41 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <array>
+
+#include "../../bindings.h"
 
 namespace fastattn {
+namespace {
+
+ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int height, int width, std::array<int, 4> kernel_sizes, int head_num,
+                   int window_h, int window_w, bool max_pool, bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype,
+                   bool channels_last) {
+    ScsaPlan plan{};
+    plan.spatial = spatial;
+    plan.channel = channel;
+    plan.batch = batch, plan.channels = channels, plan.height = height, plan.width = width;
+    std::copy(kernel_sizes.begin(), kernel_sizes.end(), plan.kernel_sizes);
+    plan.head_num = head_num;
+    plan.window_h = window_h, plan.window_w = window_w;
+    plan.max_pool = max_pool, plan.softmax_gate = softmax_gate, plan.qkv_bias = qkv_bias;
+    plan.dtype = dtype(x_dtype), plan.param_dtype = dtype(param_dtype);
+    plan.channels_last = channels_last;
+    require(spatial || channel, "a plan needs a spatial or a channel part");
+    require(batch > 0 && channels > 0 && height > 0 && width > 0, "every size must be positive");
+    if (spatial) {
+        require(channels % 4 == 0, "channels must be divisible by 4");
+        require_odd({kernel_sizes.begin(), kernel_sizes.end()});
+    }
+    if (channel) {
+        require(head_num > 0 && channels % head_num == 0, "channels must be divisible by head_num");
+        require(window_h > 0 && window_h <= height && window_w > 0 && window_w <= width, "the window must fit the map");
+    }
+    plan.complete();
+    return plan;
+}
+
+}  // namespace
 
 void ScsaPlan::complete() {
     pooled_h = channel ? height / window_h : 0;
@@ -10,10 +43,11 @@ void ScsaPlan::complete() {
     pooled = pooled_h * pooled_w;
     largest_kernel = spatial ? *std::max_element(kernel_sizes, kernel_sizes + 4) : 1;
     pixels = static_cast<int64_t>(height) * width;
-    // axis means | pooled map, its argmax | attention output, logit maximum, reciprocal softmax denominator
-    const int64_t rows = (spatial ? int64_t{height} + width : 0) + (channel ? int64_t{pooled} * (max_pool ? 2 : 1) + 3 : 0);
-    saved_size = rows * channels;
-    param_count = (spatial ? 12 : 0) + (channel ? (qkv_bias ? 8 : 5) : 0);
+}
+
+void bind_scsa(py::module_& m) {
+    bind_plan(m, "ScsaPlan", &make_plan, "spatial", "channel", "batch", "channels", "height", "width", "kernel_sizes", "head_num", "window_h",
+              "window_w", "max_pool", "softmax_gate", "qkv_bias", "x_dtype", "param_dtype", "channels_last");
 }
 
 }  // namespace fastattn

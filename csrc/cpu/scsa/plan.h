@@ -4,10 +4,11 @@
 #include <cstdint>
 
 #include "../dtype.h"
-#include "../levels.h"
 
 namespace fastattn {
 
+// Parameters, and their gradients, in this order: 4 convolution weights, 4 convolution biases,
+// norm_h, norm_w (weight, bias each) with `spatial`; norm (weight, bias), q, k, v weights, q, k, v biases with `channel`.
 struct ScsaPlan {
     bool spatial;  // SMSA: multi-scale gates along height and width
     bool channel;  // PCSA: pooling and channel attention
@@ -22,33 +23,18 @@ struct ScsaPlan {
     // Derived by `complete()`.
     int pooled_h, pooled_w, pooled;  // 0 without `channel`
     int largest_kernel;
-    int64_t pixels;      // height * width
-    int64_t saved_size;  // floats that forward keeps for backward, per sample
-    int param_count;
+    int64_t pixels;  // height * width
 
     void complete();
-};
 
-// Parameters, and their gradients, in this order: 4 convolution weights, 4 convolution biases,
-// norm_h, norm_w (weight, bias each) with `spatial`; norm (weight, bias), q, k, v weights, q, k, v biases with `channel`.
-struct ScsaForwardArgs {
-    const void* x;
-    void* out;
-    float* saved;  // null: keep nothing
-    const void* const* params;
-    int threads;
+    int64_t elements() const { return batch * channels * pixels; }
+    int param_count() const { return (spatial ? 12 : 0) + (channel ? (qkv_bias ? 8 : 5) : 0); }  // as listed above
+    // Floats that forward keeps of a sample: axis means; pooled map, its argmax; attention output, logit maximum, reciprocal softmax
+    // denominator; [C] each, or rows of that
+    int64_t saved_size() const {
+        const int64_t rows = (spatial ? int64_t{height} + width : 0) + (channel ? int64_t{pooled} * (max_pool ? 2 : 1) + 3 : 0);
+        return rows * channels;
+    }
 };
-
-struct ScsaBackwardArgs {
-    const void* grad_out;
-    const void* x;
-    const float* saved;
-    const void* const* params;
-    void* grad_x;              // null: not needed
-    void* const* grad_params;  // null: not needed
-    int threads;
-};
-
-FASTATTN_IN_EVERY_LEVEL(void scsa_forward(const ScsaPlan&, const ScsaForwardArgs&); void scsa_backward(const ScsaPlan&, const ScsaBackwardArgs&);)
 
 }  // namespace fastattn

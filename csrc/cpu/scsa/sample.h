@@ -44,11 +44,11 @@ struct Sample {
 
     static int64_t size(const ScsaPlan& plan) {
         const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
-        return plan.saved_size + (gates + 3) * plan.channels + 32 * 16;
+        return plan.saved_size() + (gates + 3) * plan.channels + 32 * 16;
     }
 
     // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
-    Sample(const ScsaPlan& plan, const Params& p, Bump& bump, float* saved, bool keep_convolution) {
+    Sample(const ScsaPlan& plan, const ScsaParams& p, Bump& bump, float* saved, bool keep_convolution) {
         const int64_t C = plan.channels;
         const auto keep = [&](int64_t rows) {
             if (!saved) return bump.take(rows * C);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...core import parameters
-from ...core.native import DTYPES, extension, gradients
+from ...core.native import DTYPES, extension, gradients, run
 
 
 @functools.lru_cache(maxsize=512)
@@ -40,9 +40,8 @@ def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 def forward(x: Tensor, params: Sequence[Tensor], pool_size: int, save: bool) -> tuple[Tensor, Tensor]:
     """Run the forward on a dense CPU tensor x (B, C, H, W); return (out, saved)."""
     plan, params, pointers = _prepare(x, params, pool_size)
-    out = torch.empty_like(x)
-    plan.forward(x.data_ptr(), out.data_ptr(), pointers, torch.get_num_threads())
-    return out, saved(x, params)
+    kept = saved(x, params)
+    return run(plan, x, kept, pointers), kept
 
 
 def backward(
@@ -56,4 +55,4 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
     plan, params, pointers = _prepare(x, params, pool_size)
-    return gradients(plan, (grad_out, x), x, params, pointers, need_x, need_params)
+    return gradients(plan, grad_out, x, saved, params, pointers, need_x, need_params)

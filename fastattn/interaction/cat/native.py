@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...core import parameters
-from ...core.native import DTYPES, extension, gradients
+from ...core.native import DTYPES, extension, gradients, run
 
 
 @functools.lru_cache(maxsize=512)
@@ -38,10 +38,8 @@ def saved(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 def forward(x: Tensor, params: Sequence[Tensor], save: bool) -> tuple[Tensor, Tensor]:
     """Run the forward on contiguous CPU tokens x (B, N, C); return (out, saved), saved empty unless it is wanted."""
     plan, params, pointers = _prepare(x, params)
-    out = torch.empty_like(x)
     kept = saved(x, params) if save else x.new_empty(0, dtype=torch.float32)
-    plan.forward(x.data_ptr(), out.data_ptr(), kept.data_ptr() if save else 0, pointers, torch.get_num_threads())
-    return out, kept
+    return run(plan, x, kept, pointers), kept
 
 
 def backward(
@@ -49,4 +47,4 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Run the backward; return (grad_x, all parameters' gradients in float32), empty where not needed."""
     plan, params, pointers = _prepare(x, params)
-    return gradients(plan, (grad_out, x, saved), x, params, pointers, need_x, need_params)
+    return gradients(plan, grad_out, x, saved, params, pointers, need_x, need_params)
