@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.merge: {error}", file=sys.stderr)
         return 2
     print(readme_section(result, f"benchmarks/results/{path.name}"))
-    print(f"Written: {path}. Into the results: python -m fastattn report {path} --readme docs/results.md", file=sys.stderr)
+    print(f"Written: {path}. Then: python -m fastattn report {path} --readme docs/results.md", file=sys.stderr)
     return 0
 
 

@@ -2,7 +2,7 @@
 
     python examples/detector.py [--quick] [--batch 4]
 
-A pyramid of your own takes the module by itself: `fastattn.CFSAM(channels)` maps a list of maps to maps of the same shapes.
+A pyramid of your own takes the module alone: `fastattn.CFSAM(channels)` maps a list of maps to one of the same shapes.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main() -> None:
     with torch.no_grad():
         started = time.perf_counter()
         found = model(images)
-    print(f"{len(images)} images in {time.perf_counter() - started:.2f} s: {[len(each['boxes']) for each in found]} boxes")
+    counts = [len(each["boxes"]) for each in found]
+    print(f"{len(images)} images in {time.perf_counter() - started:.2f} s: {counts} boxes")
 
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import fastattn
-from fastattn.core.module import FastModule
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastattn", "kernels", "csrc", "benchmarks", "tests", "docs", "examples", "findings", "reports")
 PAGES = sorted({*ROOT.glob("*.md"), *(page for folder in FOLDERS[:-1] for page in (ROOT / folder).rglob("*.md"))})
 PAGES.append(ROOT / "reports" / "example" / "report.md")  # the others there are everybody's own
 MADE = ("benchmarks/results/latest.json",)  # by a command that the document names
+ADDED = {"gate", "name"}  # what recipes call a folder that their reader adds
 HOUSES = {"Python": "fastattn", "Triton": "kernels", "C++": "csrc/cpu", "tests": "tests"}
 SHARED = {"kernels/common"}
 MODULES = [name for name in fastattn.__all__ if isinstance(getattr(fastattn, name), type)]
 
 
 def plain(page: Path) -> str:
-    """Return a page without its blocks of code."""
+    """Return a page without its code."""
     return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
@@ -59,10 +59,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_files_that_are_named_exist(page: Path) -> None:
-    """A path from the root, in text or in a command; one with <placeholders> or of the reader's own is none."""
+    """A path from the root, in text or in a command; one with <placeholders> is none."""
     paths = re.findall(rf"(?<![\w/.<-])(?:{'|'.join(FOLDERS)})/[\w./<>*-]*[\w>*]", page.read_text(encoding="utf-8"))
-    missing = {path for path in paths if not set("<>*") & set(path) and path not in MADE and not (ROOT / path).exists()}
-    assert not missing
+    paths = {path for path in paths if not set("<>*") & set(path) and not ADDED & set(path.split("/"))}
+    assert not {path for path in paths - {*MADE} if not (ROOT / path).exists()}
 
 
 def test_the_readme_is_short() -> None:
@@ -105,14 +105,13 @@ EXAMPLES = {
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_served_by_the_backends_of_its_row(name: str, native) -> None:
     make, shape = EXAMPLES.get(name, (lambda: getattr(fastattn, name)(16), (1, 16, 8, 8)))
-    assert isinstance(module := make(), FastModule)
     x = torch.empty(shape)
-    lines = fastattn.explain(module, [x] if name == "CFSAM" else x).splitlines()
+    lines = fastattn.explain(make(), [x] if name == "CFSAM" else x).splitlines()
     found = dict(line.strip().split(": ", 1) for line in lines[1:])
     only_here = "x is on cpu; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests"
     serving = {backend for backend, said in found.items() if said in ("can serve", only_here)}
     row = next(row for row in tables("architecture.md")[2] if named(row["module"]) == [name])
-    assert serving == {*row} - {"module", "operation"} | {"reference"}
+    assert serving == {column for column, cell in row.items() if cell != "-"} - {"module", "operation"} | {"reference"}
 
 
 def test_every_backend_has_its_row() -> None:
@@ -131,7 +130,6 @@ def test_what_the_documents_install_is_there() -> None:
 
 
 def test_the_targets_that_are_named_exist() -> None:
-    targets = set(re.findall(r"^([\w-]+(?: [\w-]+)*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    targets = {target for names in targets for target in names.split()} | {f"gpu-bench-{part}" for part in ("32", "256")}
-    used = {target for page in PAGES for target in re.findall(r"(?:`|^)make ([\w-]+)", page.read_text(), flags=re.MULTILINE)}
-    assert used <= targets
+    known = set(re.findall(r"[\w-]+", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    used = [re.findall(r"(?:`|^)make ([\w-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE) for page in PAGES]
+    assert not set().union(*used) - known
