@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastattn
@@ -56,7 +57,7 @@ def main() -> None:
 
     batches = DataLoader(train, BATCH, shuffle=True, drop_last=True)
     steps = (1 if options.quick else options.epochs) * len(batches)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for step in range(steps):
         if step % len(batches) == 0:
             epoch = iter(batches)
@@ -67,6 +68,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         print(f"step {step + 1} of {steps}: loss {loss.item():.3f}")
+    update_bn(batches, model)  # batch norm's running averages are behind after so few steps
     print(f"accuracy on {len(test)} digits: {accuracy(model, test):.3f}")
 
 
