@@ -38,7 +38,7 @@ help:
 	@echo "make bench-full   run every benchmark"
 	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
 	@echo "                  gpu-test $(GPU_BENCHES),"
-	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for the README"
+	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for docs/results.md"
 	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
 	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
 	@echo "make lint         ruff"

@@ -1,6 +1,6 @@
 """One result from the parts that ran on a GPU: `python -m benchmarks.merge build/gpu`.
 
-Writes benchmarks/results/<gpu>.json and prints the tables for the README.
+Writes benchmarks/results/<gpu>.json and prints the tables for docs/results.md.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.merge: {error}", file=sys.stderr)
         return 2
     print(readme_section(result, f"benchmarks/results/{path.name}"))
-    print(f"Written: {path}. Into the README: python -m fastattn report {path} --readme README.md", file=sys.stderr)
+    print(f"Written: {path}. Then: python -m fastattn report {path} --readme docs/results.md", file=sys.stderr)
     return 0
 
 
