@@ -13,7 +13,8 @@ import torch
 import fastattn
 from fastattn.core import backends
 
-from .shapes import CONTIGUOUS, COUNTED_STAGES, MEMORY_FORMATS, SELECTION, STAGES
+from .shapes import CONTIGUOUS, MEMORY_FORMATS, SELECTION, STAGES
+from .suites.scsa import COUNTED_STAGES
 
 pytest.importorskip("triton")
 BATCH = 32

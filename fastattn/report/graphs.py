@@ -6,8 +6,8 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
+from ..bench.papers import FIGURES
 from .chart import COLORS, OTHER_COLOR
-from .papers import FIGURES
 from .result import Record, records
 from .rivals import grouped
 from .tables import placed

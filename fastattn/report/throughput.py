@@ -4,8 +4,8 @@ other, and the papers' own figures in columns of their own."""
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..bench.papers import PaperFigure, paper_figure
 from .facts import protocol_facts
-from .papers import PaperFigure, paper_figure
 from .result import Record, attempts
 from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
 from .table import EMPTY, Table, number, without_empty_columns
