@@ -45,7 +45,7 @@ def telemetry_table(result: Result) -> Table:
     """What the hardware did while each record was measured."""
     known = {name: column for name, column in who(result).items() if name not in ("dtype", "format")}
     rows = [
-        (*(column(record) for column in known.values()), *(column(record["telemetry"]) for column in TELEMETRY.values()))
+        (*(cell(record) for cell in known.values()), *(cell(record["telemetry"]) for cell in TELEMETRY.values()))
         for record in watched(result)
     ]
     notes = [

@@ -157,7 +157,7 @@ def sources(found: list[Record]) -> list[str]:
 
 
 def who(pairs: Iterable[tuple[str | None, str]]) -> str:
-    """Models and attentions in words: "none, se in resnet50, resnet101; scsa in repvgg_a0"."""
+    """Models and attentions in words: "none, se in resnet50, resnet101; eca in repvgg_a0"."""
     by_attentions: dict[str, list[str]] = {}
     by_model: dict[str, list[str]] = {}
     for model, attention in dict.fromkeys(pairs):
