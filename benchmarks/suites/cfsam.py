@@ -36,14 +36,27 @@ from ..shapes import (
     marked,
     paired,
 )
-from .figures import FAST, GPU_DTYPE, GPU_FAST, HOW, Record, Sample, describe_shape, launched, ratios, row, select
+from .figures import (
+    FAST,
+    GPU_DTYPE,
+    HOW,
+    Record,
+    Sample,
+    describe_shape,
+    gpu_speedup_row,
+    launched,
+    row,
+    select,
+    share_row,
+    speedup_row,
+)
 
 CPU = Cpu()
 COPIES, VIEW = "sdpa copies", "sdpa view"
 MOST_SCORES = 2 << 30  # bytes that an explicit softmax may take for its scores
 MOST_SCORES_ON_GPU = 16 << 30
 CHECKED_TOKENS = 256  # where the scores of all would take more
-CHECKED_IMAGES = 1  # float64 convolutions are slow; every image takes the same path
+CHECKED_IMAGES = 1
 
 SMOKE_LEVELS = ((16, 5), (24, 3), (8, 1))
 GPU_SMOKE_DIM = 128  # heads of 16, the least that Triton's kernels take
@@ -218,13 +231,6 @@ def affine(module: Any) -> Affine:
     return module.weight, module.bias
 
 
-class OnSome(EagerCFSAM):
-    """The same on the first images alone."""
-
-    def forward(self, *maps: Tensor) -> list[Tensor]:
-        return super().forward(*(x[:CHECKED_IMAGES] for x in maps))
-
-
 def random_maps(case: PyramidCase, channels: Sequence[int], device: str = "cpu") -> list[Tensor]:
     generator, layout = torch.Generator().manual_seed(0), MEMORY_FORMATS[case.memory_format]
     shapes = [(case.batch, count, side, side) for count, (_, side) in zip(channels, case.levels, strict=True)]
@@ -246,9 +252,7 @@ def pyramid_scene(case: PyramidCase, device: str = "cpu") -> Scene:
     maps = random_maps(case, channels, device)
     inputs = {f"map {i}": x for i, x in enumerate(maps)}
     grads = [x.flip(0).neg() for x in maps]
-    if case.work == FORWARD:
-        return Scene(case, module, inputs, grads, OnSome, lambda out: out[:CHECKED_IMAGES])
-    return Scene(case, module, inputs, grads, EagerCFSAM)
+    return Scene(case, module, inputs, grads, EagerCFSAM, images=CHECKED_IMAGES)
 
 
 def pyramid_rivals(case: PyramidCase, device: Cpu = CPU) -> list[str]:
@@ -394,7 +398,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     return [
         *(attention_row(records, *asked) for asked in ATTENTION),
         *(module_row(records, layout) for layout in MEMORY_FORMATS),
-        *(share_row(records, levels) for levels in POSITIONS),
+        *(detector_row(records, levels) for levels in POSITIONS),
         *(memory_row(records, work) for work in WORKS),
         *(gather_row(records, layout) for layout in MEMORY_FORMATS),
         attention_traffic_row(records),
@@ -412,22 +416,18 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def gpu_attention_row(records: Sequence[Record], launch: str, work: str, asked: float) -> dict[str, Any]:
     case = AttentionCase(GPU_BATCH, work=work, dtype=GPU_DTYPE)
-    found = select(records, suite="attention", rival=GPU_FAST, **case.facts())
-    what = f"{describe_attention(case)}, {HOW[launch]}"
-    return row(what, "times sdpa view's speed", ">=", asked, ratios(found, "sdpa view"), cases=1, by="median")
+    return gpu_speedup_row(records, [case], VIEW, asked, f"{describe_attention(case)}, {HOW[launch]}")
 
 
 def gpu_module_row(records: Sequence[Record], launch: str, over: str, asked: float) -> dict[str, Any]:
     cases = [PyramidCase(GPU_BATCH, layout, dtype=GPU_DTYPE) for layout in MEMORY_FORMATS]
-    found = [r for case in cases for r in select(records, suite="pyramid", rival=GPU_FAST, **case.facts())]
     what = f"CFSAM forward, SSD300's levels, batch {GPU_BATCH} in both formats, {HOW[launch]}, geometric mean"
-    return row(what, f"times {over}'s speed", ">=", asked, ratios(found, over), len(cases), by="median")
+    return gpu_speedup_row(records, cases, over, asked, what)
 
 
 def attention_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     case = AttentionCase(work=work)
-    found = select(records, suite="attention", rival=FAST, **case.facts())
-    return row(describe_attention(case), f"times {over}'s speed", ">=", asked, ratios(found, over), cases=1)
+    return speedup_row(records, [case], over, asked, describe_attention(case))
 
 
 def describe_attention(case: AttentionCase) -> str:
@@ -436,20 +436,16 @@ def describe_attention(case: AttentionCase) -> str:
 
 def module_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
     case = PyramidCase(memory_format=layout)
-    found = select(records, suite="pyramid", rival=FAST, **case.facts())
     what = f"CFSAM forward, SSD300's levels, batch {case.batch}, {layout}"
-    return row(what, "times eager's speed", ">=", MODULE, ratios(found, "eager"), cases=1)
+    return speedup_row(records, [case], "eager", MODULE, what)
 
 
-def share_row(records: Sequence[Record], levels: str) -> dict[str, Any]:
+def detector_row(records: Sequence[Record], levels: str) -> dict[str, Any]:
     """For comparison, in the largest batch that ran."""
-    found = select(records, suite="model", model="ssd300_vgg16", levels=levels, format="contiguous")
-    batch = max((record["shape"][0] for record in found), default=None)
-    found = [record for record in found if record["shape"][0] == batch]
-    fast, eager = (ratios(select(found, rival=rival), "plain") for rival in (FAST, "eager"))
+    wanted = {"model": "ssd300_vgg16", "levels": levels, "format": CONTIGUOUS}
+    batch = max((record["shape"][0] for record in select(records, suite="model", **wanted)), default=None)
     what = f"SSD300 + CFSAM on {levels} levels" + (f", batch {batch}" if batch else "")
-    entry = row(what, "of plain images/s", ">=", None, fast, cases=1)
-    return entry | {"eager": eager[0].least if eager else None}
+    return share_row(records, what, None, batch=batch, **wanted)
 
 
 def memory_row(records: Sequence[Record], work: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """ACP and CAT as modules, beside their reference, torch.compile, and torch's own operators rearranged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -34,11 +34,11 @@ from ..shapes import (
     marked,
     paired,
 )
-from .figures import FAST, GPU_DTYPE, GPU_FAST, HOW, Record, Sample, describe, launched, ratios, row, select
+from .figures import GPU_DTYPE, HOW, Record, gpu_speedup_row, launched, share_row, speedup_row
 
 CPU = Cpu()
 COMPOSED = "composed"
-CHECKED_IMAGES = 1  # of a forward pass: float64 convolutions are slow; every image takes the same path
+CHECKED_IMAGES = 1
 ACP_BATCH, ACP_LAYERS = 8, 2
 CAT_BATCH = 4
 CAT_TOKENS, CAT_CONCEPTS = ((197, 192), (3136, 192), (16384, 96)), (16, 64, 256)  # tokens with their channels
@@ -114,13 +114,6 @@ class Eager(nn.Module):
         return reference.aggressive_conv_pooling(x, *m.operands(), pool_size=m.pool_size, aggregate=m.aggregate)
 
 
-class OnSome(Eager):
-    """The same on the first images alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:CHECKED_IMAGES])
-
-
 class Composed(Eager):
     """The reference's algebra, by torch's own operators."""
 
@@ -163,9 +156,7 @@ def interaction_scene(case: AcpCase | CatCase, device: str = "cpu") -> Scene:
     if isinstance(case, AcpCase):
         module.to(memory_format=layout)
         x, grad = (t.contiguous(memory_format=layout) for t in (x, grad))
-    if case.work == FORWARD:
-        return Scene(case, module, {"x": x}, [grad], OnSome, lambda out: out[:CHECKED_IMAGES])
-    return Scene(case, module, {"x": x}, [grad], Eager)
+    return Scene(case, module, {"x": x}, [grad], Eager, images=CHECKED_IMAGES)
 
 
 def interaction_rivals(case: AcpCase | CatCase, device: Cpu = CPU) -> list[str]:
@@ -287,7 +278,7 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     return [
         *(acp_row(records, *asked) for asked in ACP),
         *(cat_row(records, *asked) for asked in CAT),
-        *(share_row(records, model) for model in TRANSFORMERS),
+        *(model_row(records, model) for model in TRANSFORMERS),
     ]
 
 
@@ -301,25 +292,22 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def model_row(records: Sequence[Record], model: str) -> dict[str, Any]:
+    """For comparison."""
+    what = f"{model} + ACP + CAT, batch {ACP_BATCH}"
+    return share_row(records, what, None, batch=ACP_BATCH, model=model, work=FORWARD)
+
+
 def acp_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     cases = [AcpCase(ACP_BATCH, *size, work=work) for size in ACP_SIZES]
     what = f"ACP {work}, {ACP_LAYERS} layers, two shapes, batch {ACP_BATCH}, geometric mean"
-    return row(what, f"times {over}'s speed", ">=", asked, of(records, cases, FAST, over), len(cases))
+    return speedup_row(records, cases, over, asked, what)
 
 
 def cat_row(records: Sequence[Record], work: str, over: str, asked: float | None) -> dict[str, Any]:
     cases = [CatCase(CAT_BATCH, *size, work) for size in CAT_SIZES]
     what = f"CAT {work}, three shapes, batch {CAT_BATCH}, geometric mean"
-    return row(what, f"times {over}'s speed", ">=", asked, of(records, cases, FAST, over), len(cases))
-
-
-def share_row(records: Sequence[Record], model: str) -> dict[str, Any]:
-    """For comparison."""
-    found = [r for r in select(records, suite="model", model=model, work=FORWARD) if r["shape"][0] == ACP_BATCH]
-    fast, eager = (ratios(select(found, rival=rival), "plain") for rival in (FAST, "eager"))
-    what = f"{model} + ACP + CAT, batch {ACP_BATCH}"
-    entry = row(what, "of plain images/s", ">=", None, fast, cases=1)
-    return entry | {"eager": eager[0].least if eager else None}
+    return speedup_row(records, cases, over, asked, what)
 
 
 def gpu_row(
@@ -335,15 +323,4 @@ def gpu_row(
             for size in ACP_SIZES
         ]
     what = f"{operation.upper()} {work}, batch {GPU_BATCH}, {shapes}, {HOW[launch]}, geometric mean"
-    samples = of(records, cases, GPU_FAST, over)
-    return row(what, f"times {over}'s speed", ">=", asked, samples, len(cases), by="median")
-
-
-def of(records: Sequence[Record], cases: Sequence[AcpCase | CatCase], rival: str, over: str) -> list[Sample]:
-    """How many times faster a rival is than another in these cases; CAT's go by their concepts too."""
-    found = [r for case in cases for r in select(records, suite=case.suite, rival=rival, **case.facts())]
-    return [replace(sample, case=named(record)) for record in found for sample in ratios([record], over)]
-
-
-def named(record: Record) -> str:
-    return describe(record) + (f", {record['concepts']} concepts" if "concepts" in record else "")
+    return gpu_speedup_row(records, cases, over, asked, what)

@@ -31,10 +31,22 @@ from ..shapes import (
     marked,
     paired,
 )
-from .figures import FAST, GPU_DTYPE, GPU_FAST, HOW, NUMBERS, Record, Sample, describe, launched, ratios, row, select
+from .figures import (
+    FAST,
+    GPU_DTYPE,
+    HOW,
+    NUMBERS,
+    Record,
+    gpu_speedup_row,
+    launched,
+    of_cases,
+    row,
+    saved,
+    speedup_row,
+)
 
 CPU = Cpu()
-CHECKED_IMAGES = 1  # of a forward pass: float64 convolutions are slow; every image takes the same path
+CHECKED_IMAGES = 1
 COMPILED_LGA = LGA_SIZES[0], LGA_SIZES[2]
 SMOKE_LGA = (8, 4, 9)
 LGA_BATCH = 8
@@ -84,13 +96,6 @@ class EagerLGA(nn.Module):
         )
 
 
-class OnSome(EagerLGA):
-    """The same on the first images alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:CHECKED_IMAGES])
-
-
 def lga_scene(case: LgaCase, device: str = "cpu") -> Scene:
     """A fresh module, its x, and as gradient the output itself: with a random one the sums that make an alpha's
     gradient would cancel to the rounding."""
@@ -102,9 +107,7 @@ def lga_scene(case: LgaCase, device: str = "cpu") -> Scene:
         grad = EagerLGA(module)(x) if case.work == TRAINING else x
     module.to(case.dtype).to(memory_format=layout)
     x, grad = (t.to(case.dtype).contiguous(memory_format=layout) for t in (x, grad))
-    if case.work == FORWARD:
-        return Scene(case, module, {"x": x}, [grad], OnSome, lambda out: out[:CHECKED_IMAGES])
-    return Scene(case, module, {"x": x}, [grad], EagerLGA)
+    return Scene(case, module, {"x": x}, [grad], EagerLGA, images=CHECKED_IMAGES)
 
 
 def lga_rivals(case: LgaCase, device: Cpu = CPU) -> list[str]:
@@ -182,35 +185,32 @@ GPU_SPEEDUPS = (
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """LGA's rows."""
-    return [*(speedup_row(records, *asked) for asked in SPEEDUPS), saved_row(records)]
+    return [*(paper_row(records, *asked) for asked in SPEEDUPS), saved_row(records)]
 
 
 def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """LGA's rows on a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
     by_launch = launched(records)
-    return [gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in by_launch]
+    return [gpu_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in by_launch]
 
 
-def speedup_row(records: Sequence[Record], contraction: str, work: str, over: str, asked: float) -> dict[str, Any]:
+def paper_row(records: Sequence[Record], contraction: str, work: str, over: str, asked: float) -> dict[str, Any]:
     sizes = COMPILED_LGA if over == "compile" else LGA_SIZES
     cases = [LgaCase(LGA_BATCH, *size, contraction, work) for size in sizes]
     what = f"LGA {work}, {contraction}, {NUMBERS[len(sizes)]} shapes, batch {LGA_BATCH}, geometric mean"
-    samples = ratios(of(records, cases, rival=FAST), over)
-    return row(what, f"times {over}'s speed", ">=", asked, samples, len(cases))
+    return speedup_row(records, cases, over, asked, what)
 
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
     """The case that saves most, compared with its x."""
     cases = [LgaCase(LGA_BATCH, *size, PAPER, TRAINING) for size in LGA_SIZES]
-    found = of(records, cases, rival=FAST)
-    sizes = [record["saved_for_backward_bytes"] / record["bytes_of_x"] for record in found]
-    samples = [Sample(describe(record), size, size) for record, size in zip(found, sizes, strict=True)]
+    samples = saved(of_cases(records, cases, rival=FAST))
     most = sorted(samples, key=lambda sample: sample.least)[-1:] if len(samples) == len(cases) else []
     what = f"LGA, saved for backward, the most of five shapes, batch {LGA_BATCH}, parameters left out"
     return row(what, "times the size of x", "<=", SAVED, most, cases=1)
 
 
-def gpu_speedup_row(
+def gpu_row(
     records: Sequence[Record], launch: str, contraction: str, work: str, over: str, asked: float | None
 ) -> dict[str, Any]:
     cases = [
@@ -219,10 +219,4 @@ def gpu_speedup_row(
         for size in LGA_SIZES
     ]
     what = f"LGA {work}, {contraction}, batch {GPU_BATCH}, five shapes in both formats, {HOW[launch]}, geometric mean"
-    samples = ratios(of(records, cases, rival=GPU_FAST), over)
-    return row(what, f"times {over}'s speed", ">=", asked, samples, len(cases), by="median")
-
-
-def of(records: Sequence[Record], cases: Sequence[LgaCase], **wanted: object) -> list[Record]:
-    """The records of these cases."""
-    return [record for case in cases for record in select(records, suite="lga", **case.facts(), **wanted)]
+    return gpu_speedup_row(records, cases, over, asked, what)

@@ -33,6 +33,7 @@ from ..shapes import (
 )
 from .figures import (
     FAST,
+    GPU_DTYPE,
     GPU_FAST,
     HOW,
     NUMBERS,
@@ -40,10 +41,15 @@ from .figures import (
     Sample,
     describe,
     describe_shape,
+    gpu_speedup_row,
     launched,
+    of_cases,
     ratios,
     row,
+    saved,
     select,
+    share_row,
+    speedup_row,
 )
 
 Shape = tuple[int, int, int, int]
@@ -231,9 +237,13 @@ GPU_OF_COPY = 0.40
 
 def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """SCSA's rows."""
-    shares = [share_row(records, model, layout, asked) for model, asked in SHARES for layout in MEMORY_FORMATS]
+    shares = [
+        share_row(records, f"{model} + SCSA, batch 8, {layout}", asked, batch=8, model=model, format=layout)
+        for model, asked in SHARES
+        for layout in MEMORY_FORMATS
+    ]
     return [
-        *(speedup_row(records, work, over, asked) for work, over, asked in SPEEDUPS),
+        *(shapes_row(records, work, over, asked) for work, over, asked in SPEEDUPS),
         *(copy_row(records, layout) for layout in MEMORY_FORMATS),
         *shares,
         bfloat16_row(records),
@@ -247,35 +257,27 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     """SCSA's rows on a GPU in bfloat16, launches and graphs each by themselves; by the median of the rounds."""
     by_launch = launched(records)
     return [
-        *(gpu_speedup_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in by_launch),
+        *(gpu_stages_row(found, launch, *asked) for asked in GPU_SPEEDUPS for launch, found in by_launch),
         *(gpu_share_row(found, launch, layout) for launch, found in by_launch for layout in MEMORY_FORMATS),
         *(gpu_copy_row(found, launch, layout) for launch, found in by_launch for layout in MEMORY_FORMATS),
     ]
 
 
-def gpu_speedup_row(
+def gpu_stages_row(
     records: Sequence[Record], launch: str, work: str, over: str, asked: float | None
 ) -> dict[str, Any]:
-    tuned = over == "max-autotune"  # compiled for minutes, so for one format
-    wanted = {"suite": "tuned", "format": CONTIGUOUS} if tuned else {"suite": "module"}
-    shapes = [[GPU_BATCH, *stage] for stage in STAGES]
-    found = [r for r in select(records, rival=GPU_FAST, work=work, **wanted) if r["shape"] in shapes]
-    formats = CONTIGUOUS if tuned else "in both formats"
-    title = f"SCSA {work}, batch {GPU_BATCH}, four shapes {formats}, {HOW[launch]}, geometric mean"
-    cases = len(shapes) * (1 if tuned else 2)
-    return row(title, f"times {over}'s speed", ">=", asked, ratios(found, over), cases, by="median")
+    tuned = over == TUNED  # compiled for minutes, so for one format
+    formats = [CONTIGUOUS] if tuned else [*MEMORY_FORMATS]
+    cases = [Case((GPU_BATCH, *stage), GPU_DTYPE, layout, work) for layout in formats for stage in STAGES]
+    where = CONTIGUOUS if tuned else "in both formats"
+    title = f"SCSA {work}, batch {GPU_BATCH}, four shapes {where}, {HOW[launch]}, geometric mean"
+    return gpu_speedup_row(records, cases, over, asked, title, suite="tuned" if tuned else None)
 
 
 def gpu_share_row(records: Sequence[Record], launch: str, layout: str) -> dict[str, Any]:
-    found = [
-        record
-        for record in select(records, suite="model", model="resnet50", format=layout)
-        if record["shape"][0] == GPU_BATCH
-    ]
-    fast, eager = (ratios(select(found, rival=rival), "plain") for rival in (GPU_FAST, "eager"))
     title = f"resnet50 + SCSA, batch {GPU_BATCH}, {layout}, {HOW[launch]}"
-    entry = row(title, "of plain images/s", ">=", GPU_SHARE, fast, cases=1, by="median")
-    return entry | {"eager": eager[0].median if eager else None}
+    wanted = {"model": "resnet50", "format": layout}
+    return share_row(records, title, GPU_SHARE, batch=GPU_BATCH, rival=GPU_FAST, by="median", **wanted)
 
 
 def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[str, Any]:
@@ -286,11 +288,14 @@ def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[st
     return row(title, "of the copy's bandwidth", ">=", GPU_OF_COPY, ratios(found, "copy"), cases=1, by="median")
 
 
-def speedup_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
+def shapes_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
     shapes = COMPILED_SHAPES if over == "compile" else FIVE_SHAPES
     title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes in both formats, geometric mean"
-    samples = of_shapes(shapes, records, over, suite="module", rival=FAST, work=work, dtype="float32")
-    return row(title, f"times {over}'s speed", ">=", asked, samples, 2 * len(shapes))
+    return speedup_row(records, in_both_formats(shapes, work=work), over, asked, title)
+
+
+def in_both_formats(shapes: Sequence[Shape], **facts: Any) -> list[Case]:
+    return [Case(shape, memory_format=layout, **facts) for shape, layout in product(shapes, MEMORY_FORMATS)]
 
 
 def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
@@ -300,23 +305,14 @@ def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
     return row(title, "times the time of out.copy_(x)", "<=", COPIES, samples, cases=1)
 
 
-def share_row(records: Sequence[Record], model: str, layout: str, asked: float) -> dict[str, Any]:
-    batch = [record for record in select(records, suite="model", model=model, format=layout) if record["shape"][0] == 8]
-    fast, eager = (ratios(select(batch, rival=rival), "plain") for rival in (FAST, "eager"))
-    entry = row(f"{model} + SCSA, batch 8, {layout}", "of plain images/s", ">=", asked, fast, cases=1)
-    return entry | {"eager": eager[0].least if eager else None}
-
-
 def bfloat16_row(records: Sequence[Record]) -> dict[str, Any]:
     title = "SCSA forward in bfloat16, five shapes in both formats, geometric mean"
-    samples = of_shapes(FIVE_SHAPES, records, "float32", suite="precision", rival="bfloat16")
-    return row(title, "times float32's speed", ">=", BFLOAT16, samples, 2 * len(FIVE_SHAPES))
+    cases = in_both_formats(FIVE_SHAPES, dtype=torch.bfloat16)
+    return speedup_row(records, cases, "float32", BFLOAT16, title, rival="bfloat16", suite="precision")
 
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
-    found = select(records, suite="module", rival=FAST, work=TRAINING, shape=list(SAVED_SHAPE), dtype="float32")
-    sizes = [record["saved_for_backward_bytes"] / record["bytes_of_x"] for record in found]
-    samples = [Sample(describe(record), size, size) for record, size in zip(found, sizes, strict=True)]
+    samples = saved(of_cases(records, in_both_formats([SAVED_SHAPE], work=TRAINING), rival=FAST))
     title = f"SCSA, saved for backward, {describe_shape(SAVED_SHAPE)}, parameters left out"
     return row(title, "times the size of x", "<=", SAVED, samples, cases=2)
 
@@ -341,7 +337,3 @@ def traffic_row(records: Sequence[Record], stage: Sequence[int], work: str, aske
     samples = [Sample(describe(record), size, size) for record, size in zip(found, moved, strict=True)]
     what = f"Triton, counted traffic of SCSA {work}, {describe_shape(stage)}, float32"
     return row(what, "times the size of x", "<=", asked, samples, len(MEMORY_FORMATS))
-
-
-def of_shapes(shapes: Sequence[Sequence[int]], records: Sequence[Record], over: str, **wanted: object) -> list[Sample]:
-    return ratios([record for record in select(records, **wanted) if tuple(record["shape"]) in shapes], over)

@@ -98,7 +98,7 @@ def adapted(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_words(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the shape of its queries and keys, and the place of its model's attention."""
-    if record.get("suite") == "attention":
+    if record.get("suite") in ("attention", "memory"):
         shape, heads = record.get("shape"), record.get("heads")
         if isinstance(heads, int) and heads > 0 and isinstance(shape, list) and list(map(type, shape)) == [int] * 3:
             return record | {"q, k, v": f"({shape[0]}, {shape[1]}, {heads} × {shape[2] // heads})"}
