@@ -9,8 +9,9 @@ from fastattn.bench.accuracy import assert_accurate
 from fastattn.bench.contest import fast_backends
 from fastattn.bench.measures import peak_bytes
 from fastattn.bench.scene import setting
+from fastattn.bench.sizes import TRAINING, WORKS
 
-from .shapes import SELECTION, TRAINING, WORKS
+from .shapes import SELECTION
 from .suites.cfsam import LONG, AttentionCase, attention_scene
 
 

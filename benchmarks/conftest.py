@@ -16,10 +16,10 @@ from fastattn.bench.devices import device
 from fastattn.bench.machine import describe
 from fastattn.bench.memory import keep_freed_memory
 from fastattn.bench.resume import rounded
-from fastattn.bench.suite import SuiteContest
+from fastattn.bench.suite import Selection, SuiteContest
 from fastattn.report import SCHEMA, tables, to_text
 
-from .shapes import PART, SELECTION, Selection
+from .shapes import PART, SELECTION
 from .suites import PARTS, described, gpu_summary, summary
 
 KEPT = pytest.StashKey[bool]()

@@ -90,8 +90,7 @@ def launch_model(case: Any) -> None:
 
     import fastattn
     from fastattn import models
-
-    from .shapes import MEMORY_FORMATS
+    from fastattn.bench.sizes import MEMORY_FORMATS
 
     model = models.create(case.model, attention=case.attention).eval()
     found: dict[tuple[int, ...], Any] = {}

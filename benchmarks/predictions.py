@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastattn.bench.sizes import FORWARD
 from fastattn.report import Table, to_text
 from fastattn.report.table import to_markdown
 
 from .issued import ARCH, PROCESSORS, work
 from .machine_code import WORKS, Row, launches
-from .shapes import FORWARD
 from .suites.cfsam import PyramidCase
 from .suites.models import ModelCase
 

@@ -6,48 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastattn.bench.sizes import (
-    ACP_SIZES,
-    CAT_SIZES,
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GRAPH,
-    LAUNCHES,
-    LGA_SIZES,
-    MEMORY_FORMATS,
-    SSD_LEVELS,
-    STAGES,
-    TRAINING,
-    WORKS,
-    name_of,
-)
+from fastattn.bench.sizes import name_of
 from fastattn.bench.suite import Selection
-
-__all__ = [
-    "ACP_SIZES",
-    "CAT_SIZES",
-    "CHANNELS_LAST",
-    "CONTIGUOUS",
-    "FORWARD",
-    "GPU_BATCH",
-    "GPU_DTYPES",
-    "GRAPH",
-    "LAUNCHES",
-    "LGA_SIZES",
-    "MEMORY_FORMATS",
-    "PART",
-    "SELECTION",
-    "SSD_LEVELS",
-    "STAGES",
-    "TRAINING",
-    "WORKS",
-    "Selection",
-    "case_facts",
-    "marked",
-    "name_of",
-    "paired",
-]
 
 SELECTION = pytest.StashKey[Selection]()  # in pytest's config: what was asked for
 PART = pytest.StashKey[str | None]()  # of what a GPU runs

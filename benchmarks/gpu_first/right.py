@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn.bench.accuracy import errors, is_output
+from fastattn.bench.sizes import MEMORY_FORMATS
 from tests.helpers import draw, randomize
 
-from ..shapes import MEMORY_FORMATS
 from ..suites.interaction import coarse
 from .rows import DTYPES, FORMATS
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from ..shapes import CHANNELS_LAST, CONTIGUOUS, FORWARD, GPU_BATCH, STAGES, TRAINING, WORKS, name_of
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, STAGES, TRAINING, WORKS, name_of
+
+from ..shapes import GPU_BATCH
 from ..suites.cfsam import AttentionCase, PyramidCase
 from ..suites.interaction import SMOKE_CAT, AcpCase, CatCase
 from ..suites.lga import LgaCase

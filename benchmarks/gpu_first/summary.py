@@ -9,10 +9,11 @@ import torch
 
 from fastattn.bench.machine import describe
 from fastattn.bench.resume import commit
+from fastattn.bench.sizes import CONTIGUOUS, FORWARD, STAGES, TRAINING
 from fastattn.report import SCHEMA, Table, to_text
 
 from .. import predictions
-from ..shapes import CONTIGUOUS, FORWARD, GPU_BATCH, STAGES, TRAINING
+from ..shapes import GPU_BATCH
 from ..suites import described, gpu_summary
 from ..suites.figures import GPU_FAST, HOW, Record, launched, ratios, row, select
 from .rows import PHASES

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..shapes import TRAINING
+from fastattn.bench.sizes import TRAINING
+
 from ..suites.scsa import Case, scsa_scene
 from .right import REPEATS, build, run
 

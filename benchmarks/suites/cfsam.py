@@ -16,26 +16,13 @@ from fastattn import functional, reference
 from fastattn.bench.contest import COMPILE, EAGER, fast_backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.scene import Forward, Scene
-from fastattn.bench.suite import Suite, Table
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, MEMORY_FORMATS, SSD_LEVELS, TRAINING, WORKS
+from fastattn.bench.suite import Selection, Suite, Table
 from fastattn.cfsam.partition_attention import partition_attention
 from fastattn.cfsam.reference import Affine
 from fastattn.cfsam.token_gather import count_tokens, token_gather
 
-from ..shapes import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GPU_BATCH,
-    GPU_DTYPES,
-    MEMORY_FORMATS,
-    SSD_LEVELS,
-    TRAINING,
-    WORKS,
-    Selection,
-    case_facts,
-    marked,
-    paired,
-)
+from ..shapes import GPU_BATCH, GPU_DTYPES, case_facts, marked, paired
 from .figures import (
     FAST,
     GPU_DTYPE,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..shapes import GRAPH, LAUNCHES, name_of
+from fastattn.bench.sizes import GRAPH, LAUNCHES, name_of
 
 Record = Mapping[str, Any]
 FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU

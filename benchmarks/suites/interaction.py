@@ -14,26 +14,21 @@ from fastattn import reference
 from fastattn.bench.contest import COMPILE, EAGER, fast_backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.scene import Scene
-from fastattn.bench.suite import Suite, Table
-from fastattn.interaction.acp import operation as acp
-from fastattn.interaction.cat import operation as cat
-
-from ..shapes import (
+from fastattn.bench.sizes import (
     ACP_SIZES,
     CAT_SIZES,
     CHANNELS_LAST,
     CONTIGUOUS,
     FORWARD,
-    GPU_BATCH,
-    GPU_DTYPES,
     MEMORY_FORMATS,
     TRAINING,
     WORKS,
-    Selection,
-    case_facts,
-    marked,
-    paired,
 )
+from fastattn.bench.suite import Selection, Suite, Table
+from fastattn.interaction.acp import operation as acp
+from fastattn.interaction.cat import operation as cat
+
+from ..shapes import GPU_BATCH, GPU_DTYPES, case_facts, marked, paired
 from .figures import GPU_DTYPE, HOW, Record, gpu_speedup_row, launched, share_row, speedup_row
 
 CPU = Cpu()

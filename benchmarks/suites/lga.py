@@ -13,24 +13,11 @@ from fastattn import reference
 from fastattn.bench.contest import COMPILE, EAGER, fast_backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.scene import Scene
-from fastattn.bench.suite import Suite, Table
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, LGA_SIZES, MEMORY_FORMATS, TRAINING, WORKS
+from fastattn.bench.suite import Selection, Suite, Table
 from fastattn.lga.reference import CONTRACTIONS
 
-from ..shapes import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GPU_BATCH,
-    GPU_DTYPES,
-    LGA_SIZES,
-    MEMORY_FORMATS,
-    TRAINING,
-    WORKS,
-    Selection,
-    case_facts,
-    marked,
-    paired,
-)
+from ..shapes import GPU_BATCH, GPU_DTYPES, case_facts, marked, paired
 from .figures import (
     FAST,
     GPU_DTYPE,

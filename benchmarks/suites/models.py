@@ -18,20 +18,10 @@ from fastattn.bench.measures import peak_bytes
 from fastattn.bench.networks import CHECKED, Detector, answers, first, inference, prepare
 from fastattn.bench.photographs import noise, photographs
 from fastattn.bench.scene import Forward, setting
-from fastattn.bench.suite import Suite, SuiteContest, Table, convolutions
+from fastattn.bench.sizes import CONTIGUOUS, FORWARD, MEMORY_FORMATS, WORKS, name_of
+from fastattn.bench.suite import Selection, Suite, SuiteContest, Table, convolutions
 
-from ..shapes import (
-    CONTIGUOUS,
-    FORWARD,
-    GPU_BATCH,
-    GPU_DTYPES,
-    MEMORY_FORMATS,
-    WORKS,
-    Selection,
-    marked,
-    name_of,
-    paired,
-)
+from ..shapes import GPU_BATCH, GPU_DTYPES, marked, paired
 from .cfsam import POSITIONS
 from .interaction import TRANSFORMERS
 

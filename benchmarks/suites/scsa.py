@@ -14,23 +14,10 @@ from fastattn import reference
 from fastattn.bench.contest import COMPILE, COPY, EAGER, TUNED, fast_backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.scene import Scene
-from fastattn.bench.suite import SHAPED, SceneContest, Suite, Table
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, MEMORY_FORMATS, STAGES, TRAINING, WORKS, name_of
+from fastattn.bench.suite import SHAPED, SceneContest, Selection, Suite, Table
 
-from ..shapes import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GPU_BATCH,
-    GPU_DTYPES,
-    MEMORY_FORMATS,
-    STAGES,
-    TRAINING,
-    WORKS,
-    Selection,
-    case_facts,
-    name_of,
-    paired,
-)
+from ..shapes import GPU_BATCH, GPU_DTYPES, case_facts, paired
 from .figures import (
     FAST,
     GPU_DTYPE,

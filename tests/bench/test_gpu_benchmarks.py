@@ -12,20 +12,7 @@ from torch import nn
 
 import fastattn
 from benchmarks.conftest import report
-from benchmarks.shapes import (
-    ACP_SIZES,
-    CAT_SIZES,
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GRAPH,
-    LAUNCHES,
-    LGA_SIZES,
-    PART,
-    SELECTION,
-    STAGES,
-    TRAINING,
-)
+from benchmarks.shapes import PART, SELECTION
 from benchmarks.suites import PARTS, SUITES, cfsam, interaction, lga, models, scsa
 from benchmarks.suites.cfsam import AttentionCase, PyramidCase
 from benchmarks.suites.interaction import AcpCase, CatCase
@@ -38,6 +25,18 @@ from fastattn.bench.contest import Contest, Effort, Graphed, fast_backends, key_
 from fastattn.bench.devices import Cpu, Gpu, Rehearsal
 from fastattn.bench.interleave import Rival
 from fastattn.bench.limit import TimeUp, time_limit
+from fastattn.bench.sizes import (
+    ACP_SIZES,
+    CAT_SIZES,
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    FORWARD,
+    GRAPH,
+    LAUNCHES,
+    LGA_SIZES,
+    STAGES,
+    TRAINING,
+)
 
 QUICK = Effort(rounds=3, round_seconds=0.0, pedantic_rounds=1)
 

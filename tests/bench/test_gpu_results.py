@@ -11,12 +11,12 @@ import torch
 
 from benchmarks import conftest as session
 from benchmarks import merge, shapes
-from benchmarks.shapes import CONTIGUOUS, FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, STAGES, TRAINING
 from benchmarks.suites import gpu_summary
 from benchmarks.suites.cfsam import AttentionCase, gpu_cfsam_cases
 from benchmarks.suites.interaction import gpu_interaction_cases
 from benchmarks.suites.lga import gpu_lga_cases
 from fastattn.bench import machine
+from fastattn.bench.sizes import CONTIGUOUS, FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, STAGES, TRAINING
 
 
 def gpu_record(rival: str, speedups: dict[str, float], **facts) -> dict:

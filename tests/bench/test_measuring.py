@@ -13,15 +13,6 @@ import torch
 from torch import nn
 
 from benchmarks.conftest import report
-from benchmarks.shapes import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    MEMORY_FORMATS,
-    STAGES,
-    TRAINING,
-    WORKS,
-)
 from benchmarks.suites import SUITES, cfsam, convergence, interaction, lga, summary
 from benchmarks.suites import models as whole
 from benchmarks.suites.cfsam import ABLATIONS, LONG, AttentionCase, PyramidCase, attention_cases, pyramid_cases
@@ -35,6 +26,7 @@ from fastattn.bench.devices import Cpu
 from fastattn.bench.interleave import Ratio, Rival, Timing, interleave, speedup
 from fastattn.bench.measures import bytes_moved_at_least, peak_bytes, saved_bytes
 from fastattn.bench.scene import setting
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, MEMORY_FORMATS, STAGES, TRAINING, WORKS
 from tests.helpers import assert_accurate
 
 
