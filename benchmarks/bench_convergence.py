@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastattn.bench.devices import Cpu
+from fastattn.bench.contest import fast_backends
 
-from . import shapes
-from .convergence import ATTENTIONS, BATCH, EPOCHS, train
-from .scene import fast_backends
+from .shapes import SELECTION
+from .suites.convergence import ATTENTIONS, BATCH, EPOCHS, train
 
 pytest.importorskip("sklearn")
 
@@ -26,10 +25,10 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("attention", "backend"),
-    [(name, backend) for name in ATTENTIONS for backend in ("reference", *fast_backends(Cpu(), name))],
+    [(name, backend) for name in ATTENTIONS for backend in ("reference", *fast_backends(name, "cpu"))],
 )
 def test_convergence(attention, backend, request, benchmark) -> None:
-    epochs = 1 if request.config.stash[shapes.SELECTION] == "smoke" else EPOCHS
+    epochs = 1 if request.config.stash[SELECTION] == "smoke" else EPOCHS
     training = benchmark.pedantic(train, (attention, backend), {"epochs": epochs}, rounds=1)
     facts = {"operation": attention, "backend": backend, "shape": [BATCH, 1, 8, 8]}
     benchmark.extra_info.update(suite="convergence", **facts, **training._asdict())

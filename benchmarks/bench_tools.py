@@ -13,10 +13,10 @@ from fastattn.bench.interleave import Rival, interleave
 from fastattn.bench.networks import answers, inference
 from fastattn.bench.telemetry import watch
 from fastattn.report import load, write_report
-from tests.report_cases import long_result
+from tests.report.cases import long_result
 
-from . import shapes
-from .figures.tools import ROWS
+from .shapes import SELECTION
+from .suites.tools import ROWS
 
 CALLS, SECONDS, ROUNDS = 5, 1e-3, 4  # of a short call
 
@@ -47,7 +47,7 @@ def timed(call: Callable[[], object], calls: int) -> float:
 
 def test_overhead(request, benchmark) -> None:
     """A call of a millisecond as `bench` times it, watched, over the same in a bare loop, turn by turn."""
-    turns = 2 if request.config.stash[shapes.SELECTION] == "smoke" else 20
+    turns = 2 if request.config.stash[SELECTION] == "smoke" else 20
     call, out = partial(work, steps_of(SECONDS)), torch.zeros(1)
 
     def answer() -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_overhead(request, benchmark) -> None:
 def test_report(request, benchmark, tmp_path) -> None:
     """Reading a result and writing its report in every format."""
     pytest.importorskip("matplotlib")
-    rows = 20 if request.config.stash[shapes.SELECTION] == "smoke" else ROWS
+    rows = 20 if request.config.stash[SELECTION] == "smoke" else ROWS
     path = tmp_path / "long.json"
     path.write_text(json.dumps(long_result(rows)))
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import fastattn
+from fastattn.bench.sizes import CONTIGUOUS, MEMORY_FORMATS, STAGES
 from fastattn.core import backends
 
-from .shapes import CONTIGUOUS, COUNTED_STAGES, MEMORY_FORMATS, SELECTION, STAGES
+from .shapes import SELECTION
+from .suites.scsa import COUNTED_STAGES
 
 pytest.importorskip("triton")
 BATCH = 32

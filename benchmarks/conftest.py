@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastattn.bench.contest import COMPILERS, SHORT_EFFORT, SMOKE_EFFORT, Effort
 from fastattn.bench.devices import device
 from fastattn.bench.machine import describe
 from fastattn.bench.memory import keep_freed_memory
 from fastattn.bench.resume import rounded
+from fastattn.bench.suite import Selection, SuiteContest
 from fastattn.report import SCHEMA, tables, to_text
 
-from .contest import SHORT_EFFORT, SMOKE_EFFORT, Contest, Effort
-from .figures import gpu_summary, summary
-from .shapes import PART, PARTS, SELECTION, Selection
+from .shapes import PART, SELECTION
+from .suites import PARTS, described, gpu_summary, summary
 
 KEPT = pytest.StashKey[bool]()
 PROGRESS = pytest.StashKey["Progress"]()
@@ -73,14 +74,35 @@ def effort(pytestconfig: pytest.Config) -> Effort:
 
 
 @pytest.fixture(scope="module")
-def contest(request: pytest.FixtureRequest, effort: Effort) -> Iterator[Contest]:
+def contest(request: pytest.FixtureRequest, effort: Effort) -> Iterator[SuiteContest]:
     if time.monotonic() > effort.until:
         pytest.skip("the part's time is up")
-    build, case = request.param
-    contest = build(case, effort)
+    suite, case, where = request.param
+    contest = suite.hold(case, effort, where)
     yield contest
     contest.close()
     write_part(request.config)
+
+
+def report(contest: SuiteContest, name: str, benchmark) -> None:
+    """Give a rival's numbers to pytest-benchmark; fail for a wrong result and for a rival that does not run,
+    skip where that is the compiler's, where time ran out, and where it takes no part."""
+    # Inductor is not the package: left out where it finds no compiler, or rounds more than it may
+    give_up = pytest.skip if name.startswith(COMPILERS) else pytest.fail
+    if name in contest.late:
+        pytest.skip(f"{name}: {contest.late[name]}")
+    if name in contest.wrong:
+        give_up(f"{name} is wrong, so it is not timed: {contest.wrong[name]}")
+    if name in contest.broken:
+        give_up(f"{name} does not run: {contest.broken[name]}")
+    if name not in contest.rivals:
+        pytest.skip(f"{name} takes no part in this case")
+    rival, timing, effort = contest.rivals[name], contest.timings[name], contest.effort
+    rounds = int(effort.pedantic_seconds / (timing.calls * timing.least)) - 1  # one warms up
+    rounds = max(1, min(rounds, effort.pedantic_rounds))
+    with rival.context():
+        benchmark.pedantic(rival.call, rounds=rounds, iterations=timing.calls, warmup_rounds=int(rounds > 1))
+    benchmark.extra_info.update(contest.record(name))
 
 
 class Progress:
@@ -144,7 +166,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
 
 def ours(config: pytest.Config, records: list[dict]) -> dict[str, object]:
     """What fastattn.report wants in a result beside the benchmarks."""
-    common: dict[str, object] = {"schema": SCHEMA, "selection": config.stash[SELECTION]}
+    common: dict[str, object] = {"schema": SCHEMA, "selection": config.stash[SELECTION], "suites": described()}
     part = config.stash[PART]
     if part is None:
         return common | {"summary": summary(records)}

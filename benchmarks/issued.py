@@ -16,10 +16,10 @@ from itertools import product
 
 import torch
 
+from fastattn.bench.sizes import CONTIGUOUS
 from fastattn.report import Table, to_text
 
 from .machine_code import WORKS, Row, assembly_of, compiled, launches, scsa_cases
-from .shapes import CONTIGUOUS
 
 ARCH = 90
 PROCESSORS = 132

@@ -30,28 +30,16 @@ from unittest.mock import patch
 import torch
 
 import fastattn
+from fastattn.bench.scene import outputs
+from fastattn.bench.sizes import ACP_SIZES, CAT_SIZES, CHANNELS_LAST, LGA_SIZES, MEMORY_FORMATS, STAGES, name_of
 from fastattn.cfsam.partition_attention import HEAD_DIMS
+from fastattn.lga.reference import CONTRACTIONS
 from fastattn.report import Table, to_text
 
-from .cfsam import attend, gather_tokens, random_maps
-from .scene import outputs
-from .shapes import (
-    ACP_LAYERS,
-    ACP_SIZES,
-    CAT_SIZES,
-    CHANNELS_LAST,
-    CONTRACTIONS,
-    LGA_SIZES,
-    MEMORY_FORMATS,
-    STAGES,
-    AcpCase,
-    AttentionCase,
-    Case,
-    CatCase,
-    LgaCase,
-    PyramidCase,
-    name_of,
-)
+from .suites.cfsam import AttentionCase, PyramidCase, attend, gather_tokens, random_maps
+from .suites.interaction import ACP_LAYERS, AcpCase, CatCase
+from .suites.lga import LgaCase
+from .suites.scsa import Case
 
 BATCH = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}

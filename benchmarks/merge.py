@@ -13,8 +13,7 @@ from typing import Any
 
 from fastattn.report import SCHEMA, ResultError, load, readme_section
 
-from .figures import gpu_summary
-from .shapes import PARTS
+from .suites import PARTS, described, gpu_summary
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,7 +33,7 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise ResultError(f"the parts differ in {what}, remove the old ones: {values}")
     if parts[0]["fastattn"].get("device") != "cuda":
         raise ResultError("these parts did not run on a GPU")
-    parts = sorted(parts, key=lambda part: PARTS.index(part["fastattn"]["part"]))
+    parts = sorted(parts, key=lambda part: [*PARTS].index(part["fastattn"]["part"]))
     benchmarks = {benchmark["fullname"]: benchmark for part in parts for benchmark in part["benchmarks"]}
     return {
         "machine_info": parts[0]["machine_info"],
@@ -45,6 +44,7 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "schema": SCHEMA,
             "selection": parts[0]["fastattn"]["selection"],
             "device": "cuda",
+            "suites": described(),
             "parts": {part["fastattn"]["part"]: len(part["benchmarks"]) for part in parts},
             "summary": gpu_summary([benchmark["extra_info"] for benchmark in benchmarks.values()]),
         },

@@ -67,32 +67,21 @@ def launch_module(module: str, dtype: str, layout: str) -> None:
 def launch_contest(name: str) -> None:
     """One call of a contest's work; of a network each of its attentions, whose sizes repeat."""
     import fastattn
+    from fastattn.bench.scene import setting
 
-    from . import cfsam, interaction, lga, scsa
     from .gpu_first.rows import contests
-    from .scene import setting
-    from .shapes import AttentionCase, Case, LgaCase, ModelCase, PyramidCase
+    from .suites import SUITES
+    from .suites.models import ModelCase
 
     case: Any = contests()[name]
     if isinstance(case, ModelCase):
         launch_model(case)
         return
-    if isinstance(case, Case):
-        scene = scsa.scsa_scene(case)
-        forward: Any = scene.module
-    elif isinstance(case, AttentionCase):
-        scene, forward = cfsam.attention_scene(case), cfsam.attention_forward(case, "triton")
-    elif isinstance(case, PyramidCase):
-        scene = cfsam.pyramid_scene(case)
-        forward = cfsam.pyramid_forward(scene, "triton")
-    elif isinstance(case, LgaCase):
-        scene = lga.lga_scene(case)
-        forward = scene.module
-    else:
-        scene = interaction.interaction_scene(case)
-        forward = scene.module
+    suite = SUITES[case.suite]
+    assert suite.scene is not None
+    scene = suite.scene(case)
     with setting(case.work, "triton"), fastattn.use_backend("triton"):
-        scene.call(forward)()
+        scene.call(suite.forward(scene, "triton"))()
 
 
 def launch_model(case: Any) -> None:
@@ -101,8 +90,7 @@ def launch_model(case: Any) -> None:
 
     import fastattn
     from fastattn import models
-
-    from .shapes import MEMORY_FORMATS
+    from fastattn.bench.sizes import MEMORY_FORMATS
 
     model = models.create(case.model, attention=case.attention).eval()
     found: dict[tuple[int, ...], Any] = {}

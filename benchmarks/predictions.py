@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastattn.bench.sizes import FORWARD
 from fastattn.report import Table, to_text
 from fastattn.report.table import to_markdown
 
 from .issued import ARCH, PROCESSORS, work
 from .machine_code import WORKS, Row, launches
-from .shapes import FORWARD, ModelCase, PyramidCase
+from .suites.cfsam import PyramidCase
+from .suites.models import ModelCase
 
 ISSUES, PRODUCTS = 4, 2048  # by a processor in a cycle: instructions of warps; products of numbers of 16 bits
 START = 2.2e-6  # seconds of a launch after another whose results it reads, in a graph

@@ -4,67 +4,35 @@ from typing import Any
 
 import torch
 
+from fastattn.bench.contest import COMPILE, SMOKE_EFFORT, Effort, fast_backends
 from fastattn.bench.devices import device
+from fastattn.bench.scene import setting
 
-from ..contest import SMOKE_EFFORT, Effort
-from ..gpu import (
-    GpuContest,
-    GpuInteractionContest,
-    GpuLgaContest,
-    GpuModelContest,
-    GpuScsaContest,
-    cfsam_contest,
-)
-from ..scene import COMPILE, COPY, EAGER, fast_backends, setting
-from ..shapes import AcpCase, Case, CatCase, LgaCase, ModelCase
+from ..suites import SUITES
 from .rows import TINY, contests
 
 EFFORT = Effort(rounds=12, round_seconds=0.003, budget_seconds=2.0)
 
 
-def enter(case: Any, effort: Effort) -> GpuContest:
-    """The contest of a case."""
-    if isinstance(case, Case):
-        return GpuScsaContest(case, effort, device(), [EAGER, COMPILE, COPY, *fast_backends(device())])
-    if isinstance(case, ModelCase):
-        return GpuModelContest(case, effort, device())
-    if isinstance(case, LgaCase):
-        return GpuLgaContest(case, effort, device())
-    if isinstance(case, AcpCase | CatCase):
-        return GpuInteractionContest(case, effort, device())
-    return cfsam_contest(case, effort, device())
-
-
 def fast(contest: str) -> dict[str, Any]:
     """The records of a contest's rivals, and what kept others out."""
-    found = enter((contests() | TINY)[contest], EFFORT if torch.cuda.is_available() else SMOKE_EFFORT)
+    case = (contests() | TINY)[contest]
+    found = SUITES[case.suite].hold(case, EFFORT if torch.cuda.is_available() else SMOKE_EFFORT, device())
     try:
-        records = [found.record(name, found.suite) for name in found.timings]
+        records = [found.record(name) for name in found.timings]
     finally:
         found.close()
-    failed = {**found.wrong, **found.broken, **found.late}
-    ours = [name for name in failed if name.startswith(tuple(fast_backends(device())))]
+    failed, backends = found.failed, tuple(fast_backends(SUITES[case.suite].operation or case.attention, device().type))
+    ours = [name for name in failed if name.startswith(backends)]
     return {"ok": bool(records) and not ours, "records": records, **({"failed": failed} if failed else {})}
 
 
 def warm(contest: str) -> dict[str, Any]:
     """Let torch.compile fill its cache on disk with what a contest will ask of it."""
     case = (contests() | TINY)[contest]
-    scene, forward = compiled(case)
+    suite = SUITES[case.suite]
+    assert suite.scene is not None
+    scene = suite.scene(case, device().type)
     with setting(case.work, COMPILE):
-        scene.call(forward)()
+        scene.call(suite.forward(scene, COMPILE))()
     return {"ok": True}
-
-
-def compiled(case: Any) -> tuple[Any, Any]:
-    """The scene of a case, and what torch.compile makes of its reference."""
-    from .. import interaction, lga, scsa
-
-    if isinstance(case, Case):
-        scene = scsa.scsa_scene(case, device().type)
-        return scene, torch.compile(scsa.EagerSCSA(scene.module), dynamic=False)
-    if isinstance(case, LgaCase):
-        scene = lga.lga_scene(case, device().type)
-        return scene, lga.lga_forward(scene, COMPILE)
-    scene = interaction.interaction_scene(case, device().type)
-    return scene, interaction.interaction_forward(scene, COMPILE)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn.bench.accuracy import errors, is_output
+from fastattn.bench.sizes import MEMORY_FORMATS
 from tests.helpers import draw, randomize
 
-from ..interaction import coarse
-from ..shapes import MEMORY_FORMATS
+from ..suites.interaction import coarse
 from .rows import DTYPES, FORMATS
 
 REPEATS = 3

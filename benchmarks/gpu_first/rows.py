@@ -8,25 +8,14 @@ from typing import Any
 
 import torch
 
-from ..shapes import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    FORWARD,
-    GPU_BATCH,
-    GPU_SMOKE_SHAPE,
-    SMOKE_CAT,
-    STAGES,
-    TRAINING,
-    WORKS,
-    AcpCase,
-    AttentionCase,
-    Case,
-    CatCase,
-    LgaCase,
-    ModelCase,
-    PyramidCase,
-    name_of,
-)
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, STAGES, TRAINING, WORKS, name_of
+
+from ..shapes import GPU_BATCH
+from ..suites.cfsam import AttentionCase, PyramidCase
+from ..suites.interaction import SMOKE_CAT, AcpCase, CatCase
+from ..suites.lga import LgaCase
+from ..suites.models import ModelCase
+from ..suites.scsa import GPU_SMOKE_SHAPE, Case
 
 PHASES = {"look": 20.0, "right": 150.0, "fast": 200.0, "why": 100.0}  # seconds of a run of eight minutes
 WHOLE = 480.0

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fastattn
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS
 
-from ..shapes import CHANNELS_LAST, CONTIGUOUS
 from .right import build, outputs, run
 
 HALF = torch.bfloat16

@@ -9,12 +9,13 @@ import torch
 
 from fastattn.bench.machine import describe
 from fastattn.bench.resume import commit
+from fastattn.bench.sizes import CONTIGUOUS, FORWARD, STAGES, TRAINING
 from fastattn.report import SCHEMA, Table, to_text
 
 from .. import predictions
-from ..figures import gpu_summary
-from ..figures.rows import GPU_FAST, HOW, Record, launched, ratios, row, select
-from ..shapes import CONTIGUOUS, FORWARD, GPU_BATCH, STAGES, TRAINING
+from ..shapes import GPU_BATCH
+from ..suites import described, gpu_summary
+from ..suites.figures import GPU_FAST, HOW, Record, launched, ratios, row, select
 from .rows import PHASES
 
 Found = dict[str, Any]  # a row and its result
@@ -31,7 +32,7 @@ def records(found: Sequence[Found]) -> list[dict[str, Any]]:
 
 
 def result(found: Sequence[Found], device: str) -> dict[str, Any]:
-    """A result of schema 2, with the rows that are no contests beside it."""
+    """A result, with the rows that are no contests beside it."""
     benchmarks = records(found)
     return {
         "machine_info": describe(memory_kept=False),
@@ -42,6 +43,7 @@ def result(found: Sequence[Found], device: str) -> dict[str, Any]:
             "schema": SCHEMA,
             "selection": "default" if device == "cuda" else "smoke",
             "device": device,
+            "suites": described(),
             "summary": figures([benchmark["extra_info"] for benchmark in benchmarks]),
         },
         "gpu_first": [{key: value for key, value in one.items() if key != "records"} for one in found],

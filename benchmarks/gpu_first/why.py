@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from ..shapes import TRAINING, Case
+from fastattn.bench.sizes import TRAINING
+
+from ..suites.scsa import Case, scsa_scene
 from .right import REPEATS, build, run
 
 METRICS = {
@@ -85,8 +87,6 @@ def races(said: Sequence[str]) -> list[str]:
 
 def step(*shape: str) -> None:
     """One training step between the profiler's marks."""
-    from ..scsa import scsa_scene
-
     batch, channels, height, width = map(int, shape)
     scene = scsa_scene(Case((batch, channels, height, width), torch.bfloat16, work=TRAINING), "cuda")
     call = scene.call(scene.module)

@@ -10,14 +10,16 @@ import torch
 
 from .interleave import Stopwatch
 from .machine import note_clocks
+from .sizes import GRAPH, LAUNCHES
 
 Work = Callable[[], Any]
 
 
 class Cpu:
-    """The CPU under a wall clock. It has no graphs: the work itself stands in, to rehearse the GPU's benchmarks."""
+    """The CPU under a wall clock."""
 
     type = "cpu"
+    launches: tuple[str | None, ...] = (None,)  # the ways in which work reaches the device, where there are several
     stopwatch: Stopwatch | None = None  # the clock does
 
     def before_round(self) -> None:
@@ -34,10 +36,17 @@ class Cpu:
         """Give back what a contest held."""
 
 
+class Rehearsal(Cpu):
+    """A CPU on which a GPU's benchmarks are rehearsed: the work itself stands in for its graph."""
+
+    launches = (LAUNCHES, GRAPH)
+
+
 class Gpu(Cpu):
     """The current NVIDIA GPU under its own clock."""
 
     type = "cuda"
+    launches = (LAUNCHES, GRAPH)
     warm_calls = 3  # before a capture, as PyTorch asks for
 
     def __init__(self) -> None:
@@ -84,8 +93,8 @@ class Gpu(Cpu):
 
 @functools.cache
 def device() -> Cpu:
-    """The GPU if PyTorch sees one, else the CPU."""
-    return Gpu() if torch.cuda.is_available() else Cpu()
+    """The GPU if PyTorch sees one, else the CPU in its place."""
+    return Gpu() if torch.cuda.is_available() else Rehearsal()
 
 
 def wall_clock() -> float:

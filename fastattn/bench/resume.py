@@ -12,6 +12,7 @@ from typing import Any
 from ..report import SCHEMA, ResultError, load
 from .machine import describe
 from .run import Record
+from .tables import TITLES
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = ("table", "model", "attention", "variant", "shape", "dtype", "format", "rival")
@@ -48,6 +49,7 @@ class GrowingResult:
                 "selection": selection,
                 "device": device,
                 "tables": [table],
+                "titles": {table: TITLES[table]},
                 "complete": False,
                 "protocol": protocol,
                 "summary": [],

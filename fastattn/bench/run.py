@@ -13,18 +13,16 @@ from torch import Tensor
 
 from ..core.backends import BACKENDS, Call, unsupported_reasons
 from ..core.flops import multiply_adds
-from .accuracy import assert_accurate, relative_error
+from .contest import COMPILE, COPY, EAGER, PLAIN, Contest, Effort, fast_backends, reason
 from .devices import Cpu, device
-from .interleave import WARM_CALLS, Rival, Timing, interleave, speedup
-from .networks import answers, inference
+from .interleave import WARM_CALLS, Rival
+from .networks import CHECKED, answers, first, inference
+from .sizes import FORWARD as WORK
+from .sizes import name_of
 from .tables import Row, Setting, Subject
 from .telemetry import watch
 
-PLAIN, EAGER, COMPILE, COPY = "plain", "eager", "compile", "copy"
-CHECKED = 2  # images: float64 convolutions are slow, and every image takes the same path
-COMPILERS_ROOM = 10.0  # of torch.compile's rounding: enough for other orders of sums, far less than another network
 STEADY_SECONDS = 1.0  # that a GPU works at one rival for its energy: the driver's meter is slow
-WORK = "forward"
 ENERGY = ("power_w", "energy_per_image_j")
 FAST = {"cpu": "native", "cuda": "triton"}  # who should serve this package's attentions
 
@@ -47,7 +45,7 @@ class Protocol:
             "batches": list(setting.batches),
             "repeats": self.repeats,
             "warm_up": WARM_CALLS,
-            "dtype": str(setting.dtype).removeprefix("torch."),
+            "dtype": name_of(setting.dtype),
             "format": setting.format,
             "work": WORK,
             "compiled": "all" if self.compiled else "none",
@@ -65,21 +63,14 @@ def tf32() -> str:
 
 def implementations(row: Row, protocol: Protocol) -> list[str]:
     """Who computes a row: eager, torch.compile, and the fast backend of the device."""
-    fast = fast_backend(row.attention, protocol.setting.device) if row.fast else None
-    return [EAGER, *([COMPILE] if protocol.compiled else []), *([fast] if fast else [])]
-
-
-def fast_backend(attention: str, device_type: str) -> str | None:
-    """The backend, the reference left out, that serves an attention on a device."""
-    call = Call(attention, device_type)
-    names = (name for name in BACKENDS if name != "reference" and not unsupported_reasons(name, call))
-    return next(names, None)
+    fast = fast_backends(row.attention, protocol.setting.device)[:1] if row.fast else []
+    return [EAGER, *([COMPILE] if protocol.compiled else []), *fast]
 
 
 def without_fast(row: Row, protocol: Protocol) -> Record | None:
     """What a record says where no fast backend serves a row that one should."""
     device_type = protocol.setting.device
-    if not row.fast or fast_backend(row.attention, device_type):
+    if not row.fast or fast_backends(row.attention, device_type):
         return None
     name = FAST[device_type]
     reasons = unsupported_reasons(name, Call(row.attention, device_type))
@@ -107,78 +98,49 @@ def measure(row: Row, protocol: Protocol) -> list[Record]:
 
 def timed(subject: Subject, names: list[str], protocol: Protocol, facts: Record) -> list[Record]:
     """The records of a subject's rivals, timed in turns."""
-    hardware = device_of(protocol)
-    copied = tensors(subject.inputs) if "bytes_moved_at_least" in facts else []
-    rivals, errors, failed = admitted(subject, names, copied)
-    timings: dict[str, Timing] = {}
+    contest = admitted(subject, names, protocol, alone="bytes_moved_at_least" in facts)
+    hardware, failed = contest.device, contest.failed
     with watch(hardware.type) as seen:
-        if set(rivals) & set(names):
-            timings = interleave(
-                list(rivals.values()),
-                rounds=protocol.repeats,
-                budget_seconds=math.inf,
-                stopwatch=hardware.stopwatch,
-                before_round=hardware.before_round,
-            )
+        if failed.keys() != set(names):
+            contest.run()
     state = seen.facts()
     found = []
     for name in names:
         if name in failed:
             found.append(facts | {"rival": name, "failed": failed[name]})
             continue
-        measured = figures(name, timings, facts) | {"relative_error": errors[name]}
-        energy = {} if hardware.type == "cpu" else steady(rivals[name], hardware, facts["shape"][0])
-        found.append(facts | measured | {"rival": name, "telemetry": state | energy})
+        energy = {} if hardware.type == "cpu" else steady(contest.rivals[name], hardware, facts["shape"][0])
+        found.append(facts | figures(name, contest, facts) | {"rival": name, "telemetry": state | energy})
     return found
 
 
-def figures(name: str, timings: dict[str, Timing], facts: Record) -> Record:
-    """Times in milliseconds, images per second by the median, ratios over the others of the same rounds."""
-    timing = timings[name]
-    found: Record = {
-        "least_ms": timing.least * 1e3,
-        "median_ms": timing.median * 1e3,
-        "quartiles_ms": [quartile * 1e3 for quartile in timing.quartiles],
-        "rounds": len(timing.rounds),
-        "calls_per_round": timing.calls,
-        "images_per_s": facts["shape"][0] / timing.median,
-        "speedup": {other: speedup(timings, name, other).facts() for other in timings if other != name},
-    }
+def figures(name: str, contest: Contest, facts: Record) -> Record:
+    """Times, images per second by the median, ratios over the others of the same rounds."""
+    seconds = contest.timings[name].median
+    found: Record = contest.times(name) | {"images_per_s": facts["shape"][0] / seconds}
     if "bytes_moved_at_least" in facts:
-        found["gb_per_s"] = facts["bytes_moved_at_least"] / timing.median / 1e9
-    if COPY in timings:
-        found["copy_gb_per_s"] = facts["bytes_moved_at_least"] / timings[COPY].median / 1e9
+        found["gb_per_s"] = facts["bytes_moved_at_least"] / seconds / 1e9
+    if COPY in contest.timings:
+        found["copy_gb_per_s"] = facts["bytes_moved_at_least"] / contest.timings[COPY].median / 1e9
     return found
 
 
-def admitted(
-    subject: Subject, names: list[str], copied: list[Tensor]
-) -> tuple[dict[str, Rival], dict[str, float], dict[str, str]]:
-    """Who is timed, those who compute what the reference does, their errors, and why others are not; beside them the
-    network without attention, or a plain copy of a module's inputs."""
-    rivals: dict[str, Rival] = {}
-    errors: dict[str, float] = {}
-    failed: dict[str, str] = {}
+def admitted(subject: Subject, names: list[str], protocol: Protocol, *, alone: bool) -> Contest:
+    """The contest of those who compute what the reference does; beside them the network without attention, or a plain
+    copy of the inputs of a module alone."""
+    contest = Contest(device_of(protocol), Effort(rounds=protocol.repeats, budget_seconds=math.inf), launches=(None,))
     truth, eager = truths(subject)
     for name in names:
-        backend = name if name in BACKENDS else "reference"
         module = torch.compile(subject.module, dynamic=False) if name == COMPILE else subject.module
-        context = partial(inference, backend)
         call = partial(answers, module, *subject.inputs)
-        try:
-            with context():
-                found = {key: out[:CHECKED].clone() for key, out in call().items()}
-            assert_accurate(found, truth, eager, room=COMPILERS_ROOM if name == COMPILE else 1.0)
-        except Exception as error:  # an assertion, a compiler, memory
-            failed[name] = reason(error)
-            continue
-        errors[name] = max(relative_error(found[key], exact) for key, exact in truth.items())
-        rivals[name] = Rival(name, call, context)
+        context = partial(inference, name if name in BACKENDS else "reference")
+        contest.enter(name, call, partial(first, call), context, truth, eager)
     if subject.plain is not None:
-        rivals[PLAIN] = Rival(PLAIN, partial(answers, subject.plain, *subject.inputs), partial(inference, "reference"))
-    if copied:
-        rivals[COPY] = Rival(COPY, partial(torch._foreach_copy_, [torch.empty_like(x) for x in copied], copied))
-    return rivals, errors, failed
+        contest.beside(PLAIN, partial(answers, subject.plain, *subject.inputs), partial(inference, "reference"))
+    if alone:
+        copied = tensors(subject.inputs)
+        contest.beside(COPY, partial(torch._foreach_copy_, [torch.empty_like(x) for x in copied], copied))
+    return contest
 
 
 def truths(subject: Subject) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -205,7 +167,7 @@ def steady(rival: Rival, hardware: Cpu, batch: int) -> Record:
 
 def identity(row: Row, protocol: Protocol) -> Record:
     """What tells a record from the others of a result, its rival left out."""
-    dtype = str(protocol.setting.dtype).removeprefix("torch.")
+    dtype = name_of(protocol.setting.dtype)
     where = {"suite": "throughput", "operation": row.attention, "dtype": dtype, "format": protocol.setting.format}
     return where | row.identity | {"work": WORK} | ({"note": row.note} if row.note else {})
 
@@ -233,12 +195,6 @@ def nested(change: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     if isinstance(inputs, Tensor):
         return change(inputs)
     return type(inputs)(nested(change, part) for part in inputs)
-
-
-def reason(error: Exception) -> str:
-    """An error in one line."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The sizes that the papers' networks give the modules, and the memory formats by name, for every benchmark."""
+"""The sizes that the papers' networks give the modules, and the words for what is done with them."""
 
 import torch
 
@@ -17,3 +17,11 @@ LGA_SIZES = ((24, 6, 20), (128, 8, 20), (256, 16, 20), (256, 16, 40), (64, 8, 80
 # ACP's channels and side of the map, CAT's tokens, concepts and channels: ViT-Tiny, Swin-Tiny, and finer maps.
 ACP_SIZES = ((192, 14), (96, 56))
 CAT_SIZES = ((3136, 64, 192), (16384, 64, 96), (3136, 256, 192))
+
+# What is done with a case, and how it reaches a GPU.
+FORWARD, TRAINING = WORKS = ("forward", "forward + backward")
+LAUNCHES, GRAPH = "launches", "graph"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

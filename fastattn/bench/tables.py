@@ -248,6 +248,15 @@ TABLES: dict[str, Rows] = {
 }
 
 
+TITLES = {
+    "scsa-backbones": "Backbones with SCSA and others",
+    "scsa-ablation": "SCSA's ablations",
+    "cfsam-ssd300": "SSD300 with CFSAM and others",
+    "lga-backbones": "Backbones with LGA and others",
+    "modules": "Modules alone",
+}
+
+
 def narrowed(rows: Iterator[Row], names: Sequence[str] | None, attentions: Sequence[str] | None) -> list[Row]:
     """The rows of some networks and attentions alone; ValueError, with the names that are there, for others."""
     every = list(rows)

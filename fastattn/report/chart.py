@@ -2,24 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from .result import Record, records
-from .rivals import CASE, cases, grouped, in_order, speedup
+from .result import Record, of_models, records, suites
+from .rivals import CASE, cases, grouped, in_order, shown, speedup
 from .table import number
 from .throughput import MODULES
 
 COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f", "triton": "#c1501f"}
 OTHER_COLOR = "#4f7f52"
 MOST_GROUPS = 24  # of one panel
-SUITES = {
-    "module": "SCSA",
-    "attention": "Partitioned attention",
-    "pyramid": "CFSAM",
-    "lga": "LGA",
-    "acp": "ACP",
-    "cat": "CAT",
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Panel:
 
 def panels(result: Mapping[str, Any]) -> list[Panel]:
     """Every panel that a result has bars for, none with more groups than a page has room for."""
-    found = module_panels(result) + model_panels(result) + throughput_panels(result)
+    found = suite_panels(result) + model_panels(result) + throughput_panels(result)
     return [part for panel in found for part in parts(panel)]
 
 
@@ -53,13 +46,16 @@ def parts(panel: Panel) -> list[Panel]:
     ]
 
 
-def module_panels(result: Mapping[str, Any]) -> list[Panel]:
+def suite_panels(result: Mapping[str, Any]) -> list[Panel]:
     """Panels for each suite, one for forward and one for training: speed over eager."""
-    return [panel for suite in SUITES for panel in suite_panels(result, suite)]
+    charted = [name for name, suite in suites(result).items() if suite.get("chart")]
+    return [panel for name in charted for panel in panels_of(result, name)]
 
 
-def suite_panels(result: Mapping[str, Any], suite: str) -> list[Panel]:
-    found = [r for r in records(result, suite) if r["rival"] != "eager" and "eager" in r["speedup"]]
+def panels_of(result: Mapping[str, Any], name: str) -> list[Panel]:
+    suite = suites(result)[name]
+    label = partial(label_of, suite)
+    found = [r for r in records(result, name) if r["rival"] != "eager" and "eager" in r["speedup"]]
     made = []
     for work, dtype, launch in dict.fromkeys((r["work"], r["dtype"], r.get("launch")) for r in found):
         some = [r for r in found if (r["work"], r["dtype"], r.get("launch")) == (work, dtype, launch)]
@@ -67,23 +63,22 @@ def suite_panels(result: Mapping[str, Any], suite: str) -> list[Panel]:
         for members in cases(some, label):
             groups[label(next(iter(members.values())))] = {name: speedup(r, "eager") for name, r in members.items()}
         how = f", {launch}" if launch else ""
-        made.append(Panel(f"{SUITES[suite]} {work}, {dtype}{how}: times eager's speed", groups, relative=True))
+        made.append(Panel(f"{suite['chart']} {work}, {dtype}{how}: times eager's speed", groups, relative=True))
     return made
 
 
-def label(record: Record) -> str:
+def label_of(suite: Mapping[str, Any], record: Record) -> str:
     """What tells a case from the others of its panel."""
-    own = next((f"{record[name]} {name}" for name in ("parts", "concepts") if name in record), record["format"])
-    options = [record[name] for name in ("ablation", "contraction") if name in record]
-    options += [f"{record['layers']} layers"] if "layers" in record else []
-    return "\n".join([CASE["shape"](record), *options, own])
+    options = [(name, record[name]) for name in suite.get("label", ()) if name in record]
+    lines = [value if isinstance(value, str) else f"{shown(value)} {name}" for name, value in options]
+    return "\n".join([CASE["shape"](record), *lines, *([record["format"]] if "format" in suite["columns"] else [])])
 
 
 def model_panels(result: Mapping[str, Any]) -> list[Panel]:
     """One panel for all models: images per second."""
     groups: dict[str, dict[str, float]] = {}
     for members in cases(
-        records(result, "model"),
+        [record for name in of_models(result) for record in records(result, name)],
         lambda r: (r["model"], r["shape"][0], r["format"], r["dtype"], r.get("launch"), r.get("levels"), r["work"]),
     ):
         first = next(iter(members.values()))

@@ -5,34 +5,19 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from . import throughput
 from .facts import facts, on_gpu
-from .result import Record, attempts
-from .rivals import by_median, cell, in_order, shape_text, spread, spread_notes
+from .result import Record, attempts, suites
+from .rivals import by_median, cell, in_order, options_of, shown, spread, spread_notes
 from .table import EMPTY, Table, number, times, with_spread
+from .throughput import titles_of
 
 Result = Mapping[str, Any]
 Case = tuple[str, ...]
 
-# What tells cases apart, in the order of the columns.
-IDENTITY = (
-    *("model", "attention", "variant", "operation", "shape", "heads", "parts", "layers", "concepts", "contraction"),
-    *("ablation", "levels", "dtype", "format", "work", "launch", "rival"),
-)
-TITLES = {
-    "module": "SCSA as a module",
-    "tuned": "SCSA beside max-autotune",
-    "copy": "SCSA beside out.copy_(x)",
-    "precision": "SCSA in two precisions",
-    "attention": "Partitioned attention",
-    "pyramid": "CFSAM at SSD300's levels",
-    "lga": "LGA as a module",
-    "acp": "ACP as a module",
-    "cat": "CAT as a module",
-    "model": "Whole models",
-}
+# What tells cases apart, in the order of the columns: before and behind what belongs to some suites alone.
+BEFORE = ("model", "attention", "variant", "operation", "shape")
+BEHIND = ("dtype", "format", "work", "launch", "rival")
 THROUGHPUT = "throughput"
-RATES = ("model", THROUGHPUT)  # suites whose figure is images per second
 OWN = ("native", "triton")  # this package's backends on a CPU and on a GPU
 OWN_NOTE = "fastattn: its native backend on a CPU, its Triton backend on a GPU."
 RATIO_NOTE = "A ratio's spread is derived, to first order: the root of the sum of its two results' squared spreads."
@@ -42,9 +27,12 @@ def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
     """Results by label, as tables: one for each suite, of throughput one for each table, that at least two have in
     common; its rows are the cases and rivals, its figures each result's own and its ratio to the first's."""
     notes = [f"{label}: {origin(result)}." for label, result in results.items()] + differences(results)
+    described = {name: suite for result in results.values() for name, suite in suites(result).items()}
+    titles = {name: title for result in results.values() for name, title in titles_of(result).items()}
+    identity = (*BEFORE, *options_of(described.values()), *BEHIND)
     built = []
     across = len(set(map(on_gpu, results.values()))) > 1
-    for suite in (*TITLES, THROUGHPUT):
+    for suite in (*described, THROUGHPUT):
         found = {label: attempts(result, suite) for label, result in results.items()}
         if across and suite == THROUGHPUT:
             found = {label: list(map(as_fastattn, records)) for label, records in found.items()}
@@ -52,8 +40,8 @@ def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
             some = {label: [r for r in records if r.get("table", "") == table] for label, records in found.items()}
             present = {label: records for label, records in some.items() if records}
             if len(present) > 1:
-                title = TITLES.get(suite) or throughput.TITLES.get(table, table)
-                built.append(comparison(title, present, suite in RATES, notes))
+                known = described.get(suite, {"title": titles.get(table, table), "models": True})
+                built.append(comparison(known, identity, present, notes))
     return built
 
 
@@ -91,13 +79,20 @@ def origin(result: Result) -> str:
     return f"{known['machine']}; {versions}; commit {commit}"
 
 
-def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes: Iterable[str]) -> Table:
-    """One table's cases, in the order in which the results have them; `found` by label, none of it empty."""
+def comparison(
+    suite: Mapping[str, Any], identity: Case, found: Mapping[str, list[Record]], notes: Iterable[str]
+) -> Table:
+    """One table's cases, in the order in which the results have them; `found` by label, none of it empty; `identity`
+    are the keys that tell cases apart."""
+
+    def case_of(record: Record) -> Case:
+        return tuple(shown(record.get(name)) for name in identity)
+
     every = [record for records in found.values() for record in records]
     by_case = {label: {case_of(record): record for record in measured_last(found[label])} for label in found}
     cases = list(dict.fromkeys(map(case_of, every)))
     first, *others = found
-    unit, figure = unit_of(every, rate)
+    unit, figure = unit_of(every, bool(suite.get("models")))
     varying = columns(cases)
     rows = []
     for case in cases:
@@ -106,9 +101,9 @@ def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes:
         ratios = [ratio(members[first], members[label]) for label in others]
         rows.append((*(case[place] for place in varying), *own, *ratios))
     return Table(
-        f"Side by side: {title}",
+        f"Side by side: {suite['title']}",
         (
-            *(IDENTITY[place] for place in varying),
+            *(identity[place] for place in varying),
             *(f"{label} {unit}" for label in found),
             *(f"{label} vs {first}" for label in others),
         ),
@@ -119,7 +114,7 @@ def comparison(title: str, found: Mapping[str, list[Record]], rate: bool, notes:
             *spread_notes(every)[:1],
             *([RATIO_NOTE] if any(spread(record) is not None for record in every) else []),
             *([OWN_NOTE] if any(record["rival"] == "fastattn" for record in every) else []),
-            *constants(cases, varying),
+            *constants(identity, cases, varying),
             *reasons(by_case),
             *notes,
         ],
@@ -148,28 +143,15 @@ def measured_last(found: Iterable[Record]) -> list[Record]:
     return sorted(found, key=lambda record: "failed" not in record)
 
 
-def case_of(record: Record) -> Case:
-    """What tells a record from the others of its suite, as text."""
-    return tuple(shown(record.get(name)) for name in IDENTITY)
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return EMPTY
-    if isinstance(value, list):
-        return shape_text(value) if all(isinstance(part, int) for part in value) else ", ".join(map(str, value))
-    return str(value)
-
-
 def columns(cases: list[Case]) -> list[int]:
     """The places of what varies from case to case; all that is known where nothing does."""
-    varying = [place for place in range(len(IDENTITY)) if len({case[place] for case in cases}) > 1]
+    varying = [place for place in range(len(cases[0])) if len({case[place] for case in cases}) > 1]
     return varying or [place for place, value in enumerate(cases[0]) if value != EMPTY]
 
 
-def constants(cases: list[Case], varying: list[int]) -> list[str]:
+def constants(identity: Case, cases: list[Case], varying: list[int]) -> list[str]:
     """A sentence on what is the same in all cases, and so has no column."""
-    same = [f"{IDENTITY[i]} {value}" for i, value in enumerate(cases[0]) if i not in varying and value != EMPTY]
+    same = [f"{identity[i]} {value}" for i, value in enumerate(cases[0]) if i not in varying and value != EMPTY]
     return [f"In all rows: {', '.join(same)}."] if same else []
 
 

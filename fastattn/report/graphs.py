@@ -6,11 +6,10 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
+from ..bench.papers import FIGURES
 from .chart import COLORS, OTHER_COLOR
-from .papers import FIGURES
-from .result import Record, records
+from .result import Record, of_models, records, suites
 from .rivals import grouped
-from .tables import placed
 from .throughput import MODULES, YARDSTICKS
 
 MARKERS = "osD^vPX*<>ph8"
@@ -99,7 +98,8 @@ def accuracy(result: Mapping[str, Any]) -> list[Graph]:
 def roofline(result: Mapping[str, Any]) -> list[Graph]:
     """Bytes per second that modules achieve, by how many they have to move, under those of measured copies: a line
     through the copies, or at the level of a single one."""
-    found = [r for r in records(result, "module") + records(result, "throughput") if moved(r)]
+    names = [name for name, suite in suites(result).items() if suite.get("roofline")]
+    found = [r for name in (*names, "throughput") for r in records(result, name) if moved(r)]
     panels: dict[str, list[Series]] = {}
     for what, some in grouped(found, lambda r: f"{attention(r)} {r['work']}, {r['dtype']}").items():
         by_rival = grouped([r for r in some if r["rival"] != "copy"], lambda r: r["rival"])
@@ -128,7 +128,7 @@ def moved(record: Record) -> float:
 def copied(result: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Megabytes of the measured copies, rising, and gigabytes per second; of several copies of a size the median."""
     found: dict[float, set[float]] = {}  # the members of a contest share its copy
-    for record in (record for suite in ("module", "copy", "throughput") for record in records(result, suite)):
+    for record in (record for suite in (*suites(result), "throughput") for record in records(result, suite)):
         rate = record.get("gb_per_s") if record["rival"] == "copy" else record.get("copy_gb_per_s")
         if rate and moved(record):
             found.setdefault(moved(record), set()).add(rate)
@@ -138,7 +138,7 @@ def copied(result: Mapping[str, Any]) -> list[tuple[float, float]]:
 def scaling(result: Mapping[str, Any]) -> list[Graph]:
     """Images per second over the batch, and over the size, where a network ran with more than one."""
     made = []
-    for table, found in by_table(result, "throughput", "model").items():
+    for table, found in by_table(result, "throughput", *of_models(result)).items():
         fast = {(r["model"], attention(r)) for r in found if r["rival"] not in YARDSTICKS}
         shown = [
             r
@@ -186,8 +186,8 @@ def color(rival: str) -> str:
 
 def attention(record: Record) -> str:
     """A record's attention and variant in words."""
-    if record["suite"] == "model":
-        return placed(record)
+    if "placed" in record:
+        return record["placed"]
     name = record.get("attention") or record.get("operation") or record["suite"]
     return " ".join(filter(None, (name, record.get("variant") if record.get("table") != MODULES else None)))
 

@@ -1,56 +1,61 @@
 """How far a result can be trusted: what failed, what the hardware did meanwhile, and what to be wary of."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from .result import Record, failures
-from .rivals import shape_text, spread
+from .result import Record, failures, suites
+from .rivals import options_of, shape_text, spread
 from .table import EMPTY, MARKED_SPREAD, Table, number, percent, without_empty_columns
 
 MOVED = 0.03  # clocks that moved by more may have moved the times
 CLOCKS = {"sm_mhz": "SM clock", "memory_mhz": "memory clock", "cpu_mhz": "CPU clock"}
-# What tells a record from all others.
-OPTIONS = ("levels", "ablation", "heads", "parts", "layers", "concepts", "contraction")
-
-WHO: dict[str, Callable[[Record], str]] = {
-    "suite": lambda r: str(r.get("table") or r["suite"]),
-    "model": lambda r: str(r.get("model") or EMPTY),
-    "attention": lambda r: str(r.get("attention") or r.get("operation") or EMPTY),
-    "variant": lambda r: str(r.get("variant") or options(r) or EMPTY),
-    "shape": lambda r: shape_text(r["shape"]),
-    "dtype": lambda r: r["dtype"],
-    "format": lambda r: r["format"],
-    "work": lambda r: r["work"],
-    "launch": lambda r: str(r.get("launch") or EMPTY),
-    "rival": lambda r: r["rival"],
-}
+Result = Mapping[str, Any]
 
 
-def options(record: Record) -> str:
-    return ", ".join(f"{record[name]} {name}" for name in OPTIONS if record.get(name))
+def who(result: Result) -> dict[str, Callable[[Record], str]]:
+    """What tells a record from all others, by the name of its column."""
+    names = options_of(suites(result).values())
+
+    def options(record: Record) -> str:
+        return ", ".join(f"{record[name]} {name}" for name in names if record.get(name))
+
+    return {
+        "suite": lambda r: str(r.get("table") or r["suite"]),
+        "model": lambda r: str(r.get("model") or EMPTY),
+        "attention": lambda r: str(r.get("attention") or r.get("operation") or EMPTY),
+        "variant": lambda r: str(r.get("variant") or options(r) or EMPTY),
+        "shape": lambda r: shape_text(r["shape"]),
+        "dtype": lambda r: r["dtype"],
+        "format": lambda r: r["format"],
+        "work": lambda r: r["work"],
+        "launch": lambda r: str(r.get("launch") or EMPTY),
+        "rival": lambda r: r["rival"],
+    }
 
 
-def not_measured_table(result: Mapping[str, Any]) -> Table:
+def not_measured_table(result: Result) -> Table:
     """The records that failed, with their reasons."""
-    rows = [(*(column(record) for column in WHO.values()), record["failed"]) for record in failures(result)]
-    return without_empty_columns(Table("Not measured", (*WHO, "reason"), rows))
+    known = who(result)
+    rows = [(*(column(record) for column in known.values()), record["failed"]) for record in failures(result)]
+    return without_empty_columns(Table("Not measured", (*known, "reason"), rows))
 
 
-def telemetry_table(result: Mapping[str, Any]) -> Table:
+def telemetry_table(result: Result) -> Table:
     """What the hardware did while each record was measured."""
-    who = {name: column for name, column in WHO.items() if name not in ("dtype", "format")}
+    known = {name: column for name, column in who(result).items() if name not in ("dtype", "format")}
     rows = [
-        (*(column(record) for column in who.values()), *(column(record["telemetry"]) for column in TELEMETRY.values()))
+        (*(cell(record) for cell in known.values()), *(cell(record["telemetry"]) for cell in TELEMETRY.values()))
         for record in watched(result)
     ]
     notes = [
         "Clocks: the median of the samples, in brackets the least to the most. Energy: of the whole GPU, by image; one "
         "measurement, without a spread.",
     ]
-    return without_empty_columns(Table("Hardware while measuring", (*who, *TELEMETRY), rows, notes))
+    return without_empty_columns(Table("Hardware while measuring", (*known, *TELEMETRY), rows, notes))
 
 
-def watched(result: Mapping[str, Any]) -> list[Record]:
+def watched(result: Result) -> list[Record]:
     """The measured records that have telemetry."""
     found = [benchmark["extra_info"] for benchmark in result["benchmarks"]]
     return [record for record in found if record.get("telemetry") and "failed" not in record and "rival" in record]
@@ -77,7 +82,7 @@ TELEMETRY: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def warnings(result: Mapping[str, Any]) -> list[str]:
+def warnings(result: Result) -> list[str]:
     """What a reader has to know before the numbers, a sentence each; none where nothing is wrong."""
     every = [benchmark["extra_info"] for benchmark in result["benchmarks"]]
     seen = watched(result)
@@ -87,17 +92,21 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
     if failed := failures(result):
         found.append(f"{rows(len(failed))} could not be measured; the table of what was not measured has the reasons.")
     spreads = [(value, record) for record in every if (value := spread(record)) is not None]
+    described = partial(in_words, who(result))
     text = "{} spread by more than {} (interquartile range over median), at most {}: {}."
-    found.extend(beyond(text, spreads, MARKED_SPREAD))
+    found.extend(beyond(text, spreads, MARKED_SPREAD, described))
     for name, what in CLOCKS.items():
         moved = [(swing(record["telemetry"].get(name)), record) for record in seen]
-        found.extend(beyond(f"During {{}} the {what} moved by more than {{}}, at most by {{}}: {{}}.", moved, MOVED))
+        text = f"During {{}} the {what} moved by more than {{}}, at most by {{}}: {{}}."
+        found.extend(beyond(text, moved, MOVED, described))
     if others := [record for record in seen if record["telemetry"].get("other_processes")]:
         found.append(f"Another process used the GPU during {len(others)} of {rows(len(seen))}.")
     return found
 
 
-def beyond(text: str, shares: list[tuple[float, Record]], limit: float) -> list[str]:
+def beyond(
+    text: str, shares: list[tuple[float, Record]], limit: float, described: Callable[[Record], str]
+) -> list[str]:
     """A sentence where shares pass a limit: how many rows of all, the limit, the largest share, whose it is."""
     far = [(share, record) for share, record in shares if share > limit]
     if not far:
@@ -115,6 +124,5 @@ def swing(clock: Mapping[str, float] | None) -> float:
     return (clock["most"] - clock["least"]) / clock["median"] if clock and clock["median"] else 0.0
 
 
-def described(record: Record) -> str:
-    """A record in words."""
-    return " ".join(text for column in WHO.values() if (text := column(record)) != EMPTY)
+def in_words(known: Mapping[str, Callable[[Record], str]], record: Record) -> str:
+    return " ".join(text for column in known.values() if (text := column(record)) != EMPTY)

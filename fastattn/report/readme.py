@@ -5,18 +5,9 @@ from typing import Any
 
 from .facts import on_gpu
 from .quality import not_measured_table
-from .result import ResultError
-from .table import Table, to_markdown
-from .tables import (
-    acp_table,
-    attention_table,
-    cat_table,
-    lga_table,
-    model_table,
-    module_table,
-    pyramid_table,
-    summary_table,
-)
+from .result import ResultError, attempts, of_models, suites
+from .table import to_markdown
+from .tables import suite_table, summary_table
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 GPU_BEGIN, GPU_END = "<!-- gpu results: begin -->", "<!-- gpu results: end -->"
@@ -41,19 +32,21 @@ def update_readme(result: dict[str, Any], path: str | Path, source: str) -> None
 
 def readme_section(result: dict[str, Any], source: str) -> str:
     """The tables that a README has room for, as Markdown; `source` names the result file."""
-    modules = gpu_modules(result) if on_gpu(result) else module_table(result)
-    others = [build(result) for build in (attention_table, pyramid_table, lga_table, acp_table, cat_table)]
-    every = (summary_table(result), model_table(result), modules, *others, not_measured_table(result))
+    wanted = {name: suite["readme"] for name, suite in suites(result).items() if suite.get("readme")}
+    built = [
+        suite_table(some_of(result, name) if how == "some" and on_gpu(result) else result, name)
+        for name, how in sorted(wanted.items(), key=lambda each: each[0] not in of_models(result))
+    ]
+    every = (summary_table(result), *built, not_measured_table(result))
     shown = [table for table in every if table.rows]
     return "\n".join([f"Generated from `{source}`.\n", *map(to_markdown, shown)])
 
 
-def gpu_modules(result: dict[str, Any]) -> Table:
-    """SCSA on a GPU in bfloat16 at the smallest batch; the other batches and dtypes are in the report."""
-    modules = [b for b in result["benchmarks"] if b["extra_info"]["suite"] == "module"]
-    some = [b for b in modules if b["extra_info"]["dtype"] == "bfloat16"]
-    batch = min((b["extra_info"]["shape"][0] for b in some), default=None)
-    return module_table(result | {"benchmarks": [b for b in some if b["extra_info"]["shape"][0] == batch]})
+def some_of(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """A result of a suite on a GPU in bfloat16 at the smallest batch alone; the others are in the report."""
+    some = [r for r in attempts(result, name) if r["dtype"] == "bfloat16"]
+    batch = min((r["shape"][0] for r in some), default=None)
+    return result | {"benchmarks": [{"extra_info": r} for r in some if r["shape"][0] == batch]}
 
 
 def source_name(result: str, readme: str) -> str:

@@ -1,18 +1,20 @@
-"""Reading a result of schema 2, written by `pytest benchmarks/ --benchmark-json=FILE` or by `python -m fastattn bench`.
+"""Reading a result of schema 3, written by `pytest benchmarks/ --benchmark-json=FILE` or by `python -m fastattn bench`,
+and one of schema 2, which is read as if it described its suites.
 
     machine_info   cpu, threads, isa, gpu, gpu_details, versions {package: version}, ...
     commit_info    id, time, dirty
     datetime       when it was measured
     benchmarks     [{name, extra_info: a record}], with pytest-benchmark's own keys beside them
-    fastattn       schema (2), selection (smoke, default, full or quick), device (cuda, or cpu, which may be missing),
-                   summary (asked and measured, may be empty); of `bench` also tables, complete (false: it was cut
-                   short) and protocol {batches, sizes, repeats, dtype, format, work, inputs}; of parts of a run on a
-                   GPU `part` or `parts`
+    fastattn       schema (3), selection (smoke, default, full or quick), device (cuda, or cpu, which may be missing),
+                   summary (asked and measured, may be empty), suites {name: what fastattn.bench.suite.Table says of
+                   it} in the order of the report; of `bench` also tables, their titles {table: title}, complete
+                   (false: it was cut short) and protocol {batches, sizes, repeats, dtype, format, work, inputs}; of
+                   parts of a run on a GPU `part` or `parts`
 
 A record says in `suite` what it is. python, traffic, memory, convergence and tools have no rivals. All others have:
 
     rival, shape, dtype, format, work     which member of an interleaved contest did what, and what else tells its case
-                                          from the others of the suite (IDENTITY in checks.py; on a GPU also `launch`)
+                                          from the others of the suite (its columns; on a GPU also `launch`)
     least_ms, median_ms, quartiles_ms     milliseconds a call: least, median, [q1, q3] of the rounds;
                                           spread = (q3 - q1) / median; a round averages `calls_per_round` calls
     speedup                               {other: {least, median}} over each other member of the contest: the ratio of
@@ -37,10 +39,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import schema2
 from .checks import ALONE, TIMES, record_fault, result_fault
 
 Record = dict[str, Any]
-SCHEMA = 2
+SCHEMA = 3
+READ = (2, SCHEMA)
 
 
 class ResultError(ValueError):
@@ -63,15 +67,18 @@ def load(path: str | Path) -> dict[str, Any]:
     ours = result.get("fastattn") if isinstance(result, dict) else None
     if not isinstance(ours, dict) or not isinstance(result.get("benchmarks"), list):
         raise ResultError(f"{path} is no result of fastattn's benchmarks")
-    if ours.get("schema") != SCHEMA:
-        raise ResultError(f"{path} has schema {ours.get('schema')!r}; this version reads {SCHEMA}")
+    if ours.get("schema") not in READ:
+        read = " and ".join(map(str, READ))
+        raise ResultError(f"{path} has schema {ours.get('schema')!r}; this version reads {read}")
+    if ours["schema"] != SCHEMA:
+        result = schema2.adapted(result)
     if fault := result_fault(result):
         raise ResultError(f"{path} {fault}")
     for benchmark in result["benchmarks"]:
         name = benchmark.get("name", "a benchmark") if isinstance(benchmark, dict) else "a benchmark"
         info = benchmark.get("extra_info") if isinstance(benchmark, dict) else None
         record: Record = info if isinstance(info, dict) else {}
-        if fault := record_fault(record):
+        if fault := record_fault(record, suites(result)):
             raise ResultError(f"{path}: {name} {fault}")
         benchmark["extra_info"] = normalised(record)
     return result
@@ -124,6 +131,16 @@ def without_time(record: Mapping[str, Any]) -> str | None:
         if not isinstance(time, (int, float)) or not math.isfinite(time) or time <= 0:
             return f"{name} is {time!r}"
     return None
+
+
+def suites(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a result says about its suites, by name."""
+    return result["fastattn"].get("suites") or {}
+
+
+def of_models(result: Mapping[str, Any]) -> list[str]:
+    """The suites of whole models."""
+    return [name for name, suite in suites(result).items() if suite.get("models")]
 
 
 def attempts(result: Mapping[str, Any], suite: str) -> list[Record]:

@@ -1,6 +1,7 @@
 """What the tables of contests share: the records of a case side by side, and a column for each rival."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from .result import Record
@@ -15,19 +16,17 @@ CASE: dict[str, Column] = {
     "work": lambda r: r["work"],
 }
 LAUNCH: dict[str, Column] = {"launch": lambda r: r["launch"]}  # launches or graph, on a GPU alone
-# What the other rivals are compared with.
-YARDSTICKS = ("eager", "compile", "max-autotune", "copy", "float32", "sdpa copies", "sdpa view", "composed")
+# What the other rivals are compared with, in every suite.
+YARDSTICKS = ("eager", "compile", "max-autotune", "copy")
+RATE = ("GB/s", "gb_per_s")  # of a suite that names no other
 
 SPREAD_NOTE = (
     "(n%): the spread, the interquartile range of the rounds over their median, marked ! above 5%; a rate has that of "
     "its time. A round averages as many calls as fill 5 ms, and at least one."
 )
 RATIO_NOTE = "A ratio has a spread where the ratios inside the rounds were kept, and else none of its own."
-NOTES = [
-    "ms: the least of the interleaved rounds. a vs b: how many times faster a is than b.",
-    "GB/s: what any implementation moves (forward: x and out; with backward: five times x) by that time.",
-]
-COMPOSED_NOTES = [NOTES[0], "composed: torch's own operators, rearranged by the same algebra."]
+MS_NOTE = "ms: the least of the interleaved rounds. a vs b: how many times faster a is than b."
+GB_NOTE = "GB/s: what any implementation moves (forward: x and out; with backward: five times x) by that time."
 GPU_NOTES = [
     "µs: the median of the interleaved rounds, each of many calls one behind the other between two CUDA events. The L2 "
     "is emptied before a round; then a call that is not timed brings back what fits.",
@@ -42,19 +41,40 @@ def shape_text(shape: Iterable[int]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
 
 
-def rivals_table(
-    title: str,
-    found: list[Record],
-    case: Mapping[str, Column],
-    rate: tuple[str, str] = ("GB/s", "gb_per_s"),
-    notes: list[str] | None = None,
-) -> Table:
-    """One row for each case: every rival's milliseconds, the fast ones' ratios and rates (a name and its key)."""
+def shown(value: Any) -> str:
+    """A fact as a cell."""
+    if value is None:
+        return EMPTY
+    if isinstance(value, list):
+        return shape_text(value) if all(isinstance(part, int) for part in value) else ", ".join(map(str, value))
+    return str(value)
+
+
+def columns_of(suite: Mapping[str, Any]) -> dict[str, Column]:
+    """What tells a suite's cases apart, by title."""
+    return {title: partial(cell_of, key) for title, key in suite["columns"].items()}
+
+
+def cell_of(key: str, record: Record) -> str:
+    name, _, place = key.partition(".")
+    return shown(record[name][int(place)] if place else record.get(name))
+
+
+def options_of(suites: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of records that belong to some of these suites alone."""
+    return in_order(name for suite in suites for name in suite.get("options", ()))
+
+
+def rivals_table(suite: Mapping[str, Any], found: list[Record]) -> Table:
+    """One row for each case: every rival's milliseconds, the fast ones' ratios and rates."""
     gpu = any("launch" in record for record in found)
-    case = {**case, **(LAUNCH if gpu else {})}
+    case = columns_of(suite) | (LAUNCH if gpu else {})
+    rate = tuple(suite.get("rate", RATE))
+    notes = GPU_NOTES if gpu else [MS_NOTE, *([GB_NOTE] if rate == RATE else []), *suite.get("notes", ())]
+    yardsticks = (*YARDSTICKS, *suite.get("yardsticks", ()))
     names = in_order(record["rival"] for record in found)
-    plain = [name for name in names if name in YARDSTICKS]
-    fast = [name for name in names if name not in YARDSTICKS]
+    plain = [name for name in names if name in yardsticks]
+    fast = [name for name in names if name not in yardsticks]
     pairs = [(name, over) for name in fast for over in plain if not (gpu and over == "copy")]
     rows = []
     for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
@@ -73,7 +93,7 @@ def rivals_table(
         *(f"{name} {rate[0]}" for name in fast),
         *(f"{name} / copy GB/s" for name in fast if gpu),
     )
-    return Table(title, columns, rows, [*(GPU_NOTES if gpu else notes or NOTES), *spread_notes(found)])
+    return Table(suite["title"], columns, rows, [*notes, *spread_notes(found)])
 
 
 def spread_notes(found: Iterable[Record]) -> list[str]:

@@ -1,11 +1,12 @@
-"""The tables of a result: asked and measured, throughput, each attention's, models, trainings, and what failed."""
+"""The tables of a result: asked and measured, throughput, each suite's, trainings, and what failed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .facts import on_gpu, protocol
 from .quality import not_measured_table, telemetry_table
-from .result import Record, attempts, records
-from .rivals import CASE, COMPOSED_NOTES, LAUNCH, NOTES, Column, cases, cell, in_order, ratio_cell, rivals_table
+from .result import Record, attempts, records, suites
+from .rivals import CASE, LAUNCH, Column, cases, cell, columns_of, in_order, ratio_cell, rivals_table
 from .rivals import spread_notes as on_spread
 from .table import EMPTY, Table, number
 from .throughput import throughput_tables
@@ -18,16 +19,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     built = [
         summary_table(result),
         *throughput_tables(result),
-        module_table(result),
-        tuned_table(result),
-        copy_table(result),
-        precision_table(result),
-        attention_table(result),
-        pyramid_table(result),
-        lga_table(result),
-        acp_table(result),
-        cat_table(result),
-        model_table(result),
+        *suite_tables(result),
         convergence_table(result),
         not_measured_table(result),
         telemetry_table(result),
@@ -54,96 +46,14 @@ def summary_table(result: dict[str, Any]) -> Table:
     return Table("Asked and measured", columns, rows, [protocol(result), ONE_MEASUREMENT])
 
 
-def module_table(result: dict[str, Any]) -> Table:
-    """SCSA as a module: every rival's milliseconds, and how many times faster the fast ones are."""
-    return rivals_table("SCSA as a module", attempts(result, "module"), CASE)
+def suite_tables(result: Mapping[str, Any]) -> list[Table]:
+    """A table for each suite that the result describes."""
+    return [suite_table(result, name) for name in suites(result)]
 
 
-def tuned_table(result: dict[str, Any]) -> Table:
-    """SCSA as a module on a GPU, where torch.compile searches for the fastest kernels."""
-    return rivals_table("SCSA beside max-autotune", attempts(result, "tuned"), CASE)
-
-
-def copy_table(result: dict[str, Any]) -> Table:
-    """SCSA's time as a multiple of a plain copy's."""
-    return rivals_table("SCSA beside out.copy_(x)", attempts(result, "copy"), CASE)
-
-
-def precision_table(result: dict[str, Any]) -> Table:
-    """The same fast path in float32 and in bfloat16."""
-    case = {name: column for name, column in CASE.items() if name != "dtype"}
-    return rivals_table("SCSA in two precisions", attempts(result, "precision"), case)
-
-
-def attention_table(result: dict[str, Any]) -> Table:
-    """CFSAM's attention alone, in parts."""
-    case: dict[str, Column] = {
-        "q, k, v": lambda r: f"({r['shape'][0]}, {r['shape'][1]}, {r['heads']} × {r['shape'][2] // r['heads']})",
-        "parts": lambda r: str(r["parts"]),
-        "dtype": CASE["dtype"],
-        "work": CASE["work"],
-    }
-    notes = [
-        NOTES[0],
-        "GFLOP/s: multiplications and additions of the matrix products, two forward and five backward, by that time.",
-        "The explicit softmax, eager's and compile's, is left out where its scores alone would not fit.",
-    ]
-    found = attempts(result, "attention")
-    return rivals_table("Partitioned attention", found, case, ("GFLOP/s", "gflop_per_s"), notes)
-
-
-def pyramid_table(result: dict[str, Any]) -> Table:
-    """CFSAM as a module, and what of it is left out."""
-    case: dict[str, Column] = {
-        "batch": lambda r: str(r["shape"][0]),
-        "tokens": lambda r: str(r["shape"][1]),
-        "parts of it": lambda r: r["ablation"],
-        "dtype": CASE["dtype"],
-        "format": CASE["format"],
-        "work": CASE["work"],
-    }
-    notes = [NOTES[0], "LFE: local extraction; GFE: the transformer block over all levels; fusion of both."]
-    found = attempts(result, "pyramid")
-    return rivals_table("CFSAM at SSD300's levels", found, case, ("images/s", "images_per_s"), notes)
-
-
-def lga_table(result: dict[str, Any]) -> Table:
-    """LGA as a module, in both contractions."""
-    case: dict[str, Column] = {
-        "shape": CASE["shape"],
-        "heads": lambda r: str(r["heads"]),
-        "contraction": lambda r: r["contraction"],
-        "dtype": CASE["dtype"],
-        "format": CASE["format"],
-        "work": CASE["work"],
-    }
-    notes = [NOTES[0], "paper: equation 10; released: what the author's code computes, without queries and keys."]
-    return rivals_table("LGA as a module", attempts(result, "lga"), case, ("images/s", "images_per_s"), notes)
-
-
-def acp_table(result: dict[str, Any]) -> Table:
-    """ACP as a module, by the number of its layers."""
-    case: dict[str, Column] = {
-        "shape": CASE["shape"],
-        "layers": lambda r: str(r["layers"]),
-        "dtype": CASE["dtype"],
-        "format": CASE["format"],
-        "work": CASE["work"],
-    }
-    found = attempts(result, "acp")
-    return rivals_table("ACP as a module", found, case, ("images/s", "images_per_s"), COMPOSED_NOTES)
-
-
-def cat_table(result: dict[str, Any]) -> Table:
-    """CAT as a module, by its tokens and concepts."""
-    case: dict[str, Column] = {
-        "tokens": CASE["shape"],
-        "concepts": lambda r: str(r["concepts"]),
-        "dtype": CASE["dtype"],
-        "work": CASE["work"],
-    }
-    found = attempts(result, "cat")
-    return rivals_table("CAT as a module", found, case, ("images/s", "images_per_s"), COMPOSED_NOTES)
+def suite_table(result: Mapping[str, Any], name: str) -> Table:
+    suite = suites(result)[name]
+    return (model_table if suite.get("models") else rivals_table)(suite, attempts(result, name))
 
 
 def convergence_table(result: dict[str, Any]) -> Table:
@@ -164,15 +74,11 @@ def convergence_table(result: dict[str, Any]) -> Table:
     return Table("Training on digits", columns, rows, notes)
 
 
-def model_table(result: dict[str, Any]) -> Table:
+def model_table(suite: Mapping[str, Any], found: list[Record]) -> Table:
     """Whole models: images per second of each rival, and its share of the plain model's."""
-    found = attempts(result, "model")
     gpu = any("launch" in record for record in found)
     case: dict[str, Column] = {
-        "model": lambda r: r["model"],
-        "attention": placed,
-        "batch": lambda r: str(r["shape"][0]),
-        "format": CASE["format"],
+        **columns_of(suite),
         **({"dtype": CASE["dtype"], **LAUNCH} if gpu else {}),
         **({"work": CASE["work"]} if any(r["work"] != "forward" for r in found) else {}),
     }
@@ -195,12 +101,4 @@ def model_table(result: dict[str, Any]) -> Table:
     notes = [f"{' and '.join(sizes)} {what}{how}; plain: the model without attention, others: with it."]
     if any(r.get("levels") for r in found):
         notes.append("Of a detector: backbone, attention and head, without the boxes' decoding.")
-    return Table("Whole models", columns, rows, notes + on_spread(found))
-
-
-def placed(record: Record) -> str:
-    """The attention that a model's rivals have, and the levels that it is on."""
-    levels = record.get("levels")
-    operation = record.get("operation", "scsa")
-    name = "ACP + CAT" if operation == "interaction" else operation.upper()
-    return name + (f" on {levels} levels" if levels else "")
+    return Table(suite["title"], columns, rows, notes + on_spread(found))

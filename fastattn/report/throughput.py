@@ -4,20 +4,13 @@ other, and the papers' own figures in columns of their own."""
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..bench.papers import PaperFigure, paper_figure
 from .facts import protocol_facts
-from .papers import PaperFigure, paper_figure
 from .result import Record, attempts
 from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
 from .table import EMPTY, Table, number, without_empty_columns
 
 MODULES = "modules"
-TITLES = {
-    "scsa-backbones": "Backbones with SCSA and others",
-    "scsa-ablation": "SCSA's ablations",
-    "cfsam-ssd300": "SSD300 with CFSAM and others",
-    "lga-backbones": "Backbones with LGA and others",
-    MODULES: "Modules alone",
-}
 COMPILE = "compile"
 YARDSTICKS = ("eager", COMPILE)  # what the fast implementations are compared with
 ENERGY_NOTE = "J/image: of the whole GPU; one measurement, without a spread."
@@ -40,10 +33,19 @@ def throughput_tables(result: Mapping[str, Any]) -> list[Table]:
     found = attempts(result, "throughput")
     protocol = "; ".join(protocol_facts(result))
     names = in_order(record["table"] for record in found)
-    return [throughput_table(name, [r for r in found if r["table"] == name], protocol) for name in names]
+    titles = titles_of(result)
+    return [
+        throughput_table(name, titles.get(name, name), [r for r in found if r["table"] == name], protocol)
+        for name in names
+    ]
 
 
-def throughput_table(name: str, found: list[Record], protocol: str) -> Table:
+def titles_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """The titles of a result's tables by name."""
+    return result["fastattn"].get("titles") or {}
+
+
+def throughput_table(name: str, title: str, found: list[Record], protocol: str) -> Table:
     """A row for each model, attention, variant, batch and size; a column for each implementation and ratio. What no row
     has is left out."""
     case = case_columns(name, found)
@@ -86,7 +88,7 @@ def throughput_table(name: str, found: list[Record], protocol: str) -> Table:
     notes = [*(ALONE if alone else EXPLAINED), *([f"Protocol: {protocol}."] if protocol else []), SPREAD_NOTE]
     notes += [ENERGY_NOTE] if any(joules(record) != EMPTY for record in found) else []
     notes += same_throughout(case, found) + placements(found) + sources(found)
-    return without_empty_columns(Table(f"{TITLES.get(name, name)} ({name})", columns, rows, notes), keep=case)
+    return without_empty_columns(Table(f"{title} ({name})", columns, rows, notes), keep=case)
 
 
 def case_columns(name: str, found: list[Record]) -> dict[str, Column]:
@@ -155,7 +157,7 @@ def sources(found: list[Record]) -> list[str]:
 
 
 def who(pairs: Iterable[tuple[str | None, str]]) -> str:
-    """Models and attentions in words: "none, se in resnet50, resnet101; scsa in repvgg_a0"."""
+    """Models and attentions in words: "none, se in resnet50, resnet101; eca in repvgg_a0"."""
     by_attentions: dict[str, list[str]] = {}
     by_model: dict[str, list[str]] = {}
     for model, attention in dict.fromkeys(pairs):

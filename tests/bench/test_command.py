@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fastattn
 from fastattn import models
 from fastattn.__main__ import main as package
-from fastattn.bench import command, resume, run, tables
+from fastattn.bench import command, contest, resume, run, tables
 from fastattn.bench.command import main
 from fastattn.bench.devices import Cpu
 from fastattn.bench.run import Protocol, identity, implementations, measure
@@ -134,7 +134,8 @@ def test_what_cannot_be_counted_is_timed_all_the_same(monkeypatch: pytest.Monkey
 
 
 def test_a_fast_backend_that_is_missing_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "unsupported_reasons", lambda name, call: [f"{name} is not here"])
+    for module in (run, contest):
+        monkeypatch.setattr(module, "unsupported_reasons", lambda name, call: [f"{name} is not here"])
     eager, fast = measure(small(), EAGER_AND_NATIVE)
     assert eager["rival"] == "eager"
     assert (fast["rival"], fast["failed"]) == ("native", "native is not here")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.convergence import ATTENTIONS, BATCH, EPOCHS, FIRST, TRAINED, apart, train
+from benchmarks.suites.convergence import ATTENTIONS, BATCH, EPOCHS, FIRST, TRAINED, apart, train
 from tests.helpers import DEVICE, INTERPRETED
 
 pytest.importorskip("sklearn")

@@ -3,6 +3,7 @@
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,18 +11,21 @@ import torch
 from torch import nn
 
 import fastattn
-from benchmarks import cfsam, gpu, interaction, lga, shapes
-from benchmarks.contest import Contest, Effort
-from benchmarks.gpu import (
-    GpuInteractionContest,
-    GpuLgaContest,
-    GpuModelContest,
-    GpuScsaContest,
-    Graphed,
-    cfsam_contest,
-)
-from benchmarks.limit import TimeUp, time_limit
-from benchmarks.shapes import (
+from benchmarks.conftest import report
+from benchmarks.shapes import PART, SELECTION
+from benchmarks.suites import PARTS, SUITES, cfsam, interaction, lga, models, scsa
+from benchmarks.suites.cfsam import AttentionCase, PyramidCase
+from benchmarks.suites.interaction import AcpCase, CatCase
+from benchmarks.suites.lga import PAPER, RELEASED, LgaCase
+from benchmarks.suites.models import ModelCase
+from benchmarks.suites.scsa import Case
+from fastattn.bench import contest as engine
+from fastattn.bench import devices, machine
+from fastattn.bench.contest import Contest, Effort, Graphed, fast_backends, key_of
+from fastattn.bench.devices import Cpu, Gpu, Rehearsal
+from fastattn.bench.interleave import Rival
+from fastattn.bench.limit import TimeUp, time_limit
+from fastattn.bench.sizes import (
     ACP_SIZES,
     CAT_SIZES,
     CHANNELS_LAST,
@@ -30,21 +34,9 @@ from benchmarks.shapes import (
     GRAPH,
     LAUNCHES,
     LGA_SIZES,
-    PAPER,
-    RELEASED,
     STAGES,
     TRAINING,
-    AcpCase,
-    AttentionCase,
-    Case,
-    CatCase,
-    LgaCase,
-    ModelCase,
-    PyramidCase,
 )
-from fastattn.bench import devices, machine
-from fastattn.bench.devices import Cpu, Gpu
-from fastattn.bench.interleave import Rival
 
 QUICK = Effort(rounds=3, round_seconds=0.0, pedantic_rounds=1)
 
@@ -164,22 +156,22 @@ def test_the_wall_clock_waits_for_the_gpu(cuda: FakeCuda) -> None:
 def test_the_device_is_a_gpu_where_pytorch_sees_one(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(devices.device.__wrapped__(), Gpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert type(devices.device.__wrapped__()) is Cpu
+    assert type(devices.device.__wrapped__()) is Rehearsal
 
 
 def test_a_contest_takes_the_devices_stopwatch_and_lets_it_go(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "query_driver", lambda: {"sm": 1000.0})
     clocks: dict[str, list[float]] = {"sm": [], "memory": []}
     monkeypatch.setattr(machine, "_clocks", clocks)
-    contest = gpu.GpuContest(QUICK, Gpu())
+    contest = Contest(Gpu(), QUICK)
     exact = {"out": torch.ones(2, dtype=torch.float64)}
 
     def call() -> dict[str, torch.Tensor]:
         cuda.launch("call", 0.5)
         return {"out": torch.ones(2)}
 
-    contest.compete("some", call, call, call, Rival("", call).context, exact, {"out": torch.ones(2)})
-    contest.run(QUICK)
+    contest.enter("some", call, call, Rival("", call).context, exact, {"out": torch.ones(2)})
+    contest.run()
     assert contest.timings["some-launches"].median == pytest.approx(0.5)
     assert contest.timings["some-graph"].median == pytest.approx(0.001)
     assert clocks["sm"] == [1000.0]
@@ -220,13 +212,13 @@ def test_backward_can_be_stopped() -> None:
         Slow.apply(x).backward()
         return {"grad": x}
 
-    contest = Contest()
+    contest = Contest(Cpu(), QUICK)
     contest.admit(Rival("slow", answers), answers, {}, {}, seconds=0.05)
     assert contest.late == {"slow": "no answer within 0 s"}
 
 
 def test_who_is_late_is_skipped_and_not_tried_again_as_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpu.LIMITS, "max-autotune", 0.05)
+    monkeypatch.setitem(engine.LIMITS, "max-autotune", 0.05)
     tries = []
 
     def answers() -> dict[str, torch.Tensor]:
@@ -234,39 +226,39 @@ def test_who_is_late_is_skipped_and_not_tried_again_as_a_graph(monkeypatch: pyte
         time.sleep(30)
         return {}
 
-    contest = gpu.GpuContest(QUICK, Cpu())
-    contest.compete("max-autotune", answers, answers, answers, Rival("", answers).context, {}, {})
+    contest = Contest(Rehearsal(), QUICK)
+    contest.enter("max-autotune", answers, answers, Rival("", answers).context, {}, {})
     assert tries == [1]
     for launch in (LAUNCHES, GRAPH):
         with pytest.raises(pytest.skip.Exception, match="no answer"):
-            contest.report(None, gpu.rival("max-autotune", launch), QUICK, "tuned")
+            report(contest, key_of("max-autotune", launch), None)
 
 
 def test_limits_shrink_when_the_parts_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(gpu.GpuContest, "admit", lambda self, *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(Contest, "admit", lambda self, *arguments: given.append(arguments[-1]))
     nothing = Rival("", dict).context
     for until in (float("inf"), time.monotonic() - 1):
-        contest = gpu.GpuContest(Effort(until=until), Cpu())
-        contest.compete("compile", dict, dict, dict, nothing, {}, {})
-    assert given == [gpu.LIMITS["compile"]] * 2 + [gpu.LAST_LIMIT] * 2
+        contest = Contest(Rehearsal(), Effort(until=until))
+        contest.enter("compile", dict, dict, nothing, {}, {})
+    assert given == [engine.LIMITS["compile"]] * 2 + [engine.LAST_LIMIT] * 2
 
 
 @pytest.mark.parametrize("batch", [32, 256])
 def test_what_is_asked_for_runs_first(batch: int) -> None:
-    cases = shapes.gpu_cases(batch, "default")
+    cases = scsa.gpu_cases(batch, "default")
     assert len(cases) == len(set(map(str, cases))) == len(STAGES) * 2 * 2 * 2
     assert [case.dtype for case in cases] == [torch.bfloat16] * 16 + [torch.float32] * 16
     assert [case.work for case in cases[:16]] == [FORWARD] * 8 + [TRAINING] * 8
-    tuned = shapes.gpu_cases(batch, "default", tuned=True)
+    tuned = scsa.gpu_cases(batch, "default", tuned=True)
     assert set(tuned) == set(cases)
     assert [case.memory_format for case in tuned[:16]] == [CONTIGUOUS] * 8 + [CHANNELS_LAST] * 8
-    names = [str(case) for case in shapes.gpu_model_cases("default")]
+    names = [str(case) for case in models.gpu_model_cases("default")]
     assert len(set(names)) == len(names) == 8
 
 
 def test_what_is_asked_of_cfsam_runs_first() -> None:
-    cases = shapes.gpu_cfsam_cases("default")
+    cases = cfsam.gpu_cfsam_cases("default")
     assert len(cases) == len(set(map(str, cases))) == 2 * (4 * 2 + 2 * 2)
     assert [case.dtype for case in cases] == [torch.bfloat16] * 12 + [torch.float32] * 12
     assert cases[:2] == [AttentionCase(32, work=work, dtype=torch.bfloat16) for work in (FORWARD, TRAINING)]
@@ -275,7 +267,7 @@ def test_what_is_asked_of_cfsam_runs_first() -> None:
 
 
 def test_what_is_asked_of_lga_runs_first() -> None:
-    cases = shapes.gpu_lga_cases("default")
+    cases = lga.gpu_lga_cases("default")
     assert len(cases) == len(set(map(str, cases))) == 2 * 5 * 5
     assert [case.dtype for case in cases] == [torch.bfloat16] * 25 + [torch.float32] * 25
     asked = [
@@ -288,7 +280,7 @@ def test_what_is_asked_of_lga_runs_first() -> None:
 
 
 def test_what_is_asked_of_acp_and_cat_runs_first() -> None:
-    cases = shapes.gpu_interaction_cases("default")
+    cases = interaction.gpu_interaction_cases("default")
     assert len(cases) == len(set(map(str, cases))) == 2 * 2 * (4 + 3)
     assert [case.dtype for case in cases] == [torch.bfloat16] * 14 + [torch.float32] * 14
     asked = [
@@ -312,15 +304,16 @@ def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1))
-    names = ["eager", "compile", "max-autotune", "copy", *gpu.fast_backends(Cpu())[:1]]
+    names = ["eager", "compile", "max-autotune", "copy", *fast_backends("scsa", "cpu")]
     tf32 = torch.backends.cudnn.allow_tf32
-    contest = GpuScsaContest(Case((2, 8, 8, 8), memory_format=CHANNELS_LAST, work=work), QUICK, Cpu(), names)
+    suite = replace(SUITES["module"], rivals=lambda case, device: names)
+    contest = suite.hold(Case((2, 8, 8, 8), memory_format=CHANNELS_LAST, work=work), QUICK, Rehearsal())
     assert compiled == [None, "max-autotune", "max-autotune-no-cudagraphs"]
     assert len(steps) >= 3
     assert not contest.wrong | contest.broken | contest.late
-    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.timings) == {key_of(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
     assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
-    ours, copied = contest.facts("eager-graph"), contest.facts("copy-graph")
+    ours, copied = contest.record("eager-graph"), contest.record("copy-graph")
     assert (ours["rival"], ours["launch"], ours["format"]) == ("eager", GRAPH, CHANNELS_LAST)
     size = 2 * 8 * 8 * 8 * 4
     assert ours["bytes_moved_at_least"] == size * (2 if work == FORWARD else 5)
@@ -331,20 +324,20 @@ def test_scsa_contest_compares_like_with_like(work: str, monkeypatch: pytest.Mon
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
-@pytest.mark.parametrize("case", shapes.gpu_cfsam_cases("smoke"), ids=str)
+@pytest.mark.parametrize("case", cfsam.gpu_cfsam_cases("smoke"), ids=str)
 def test_cfsam_contest_compares_like_with_like(
     case: AttentionCase | PyramidCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
     alone = isinstance(case, AttentionCase)
-    fast = gpu.fast_backends(Cpu(), "cfsam")
+    fast = fast_backends("cfsam", "cpu")
     names = ["eager", "compile", *(["sdpa copies", "sdpa view"] if alone else []), *fast]
-    contest = cfsam_contest(case, QUICK, Cpu())
+    contest = SUITES[case.suite].hold(case, QUICK, Rehearsal())
     assert not contest.wrong | contest.broken | contest.late
-    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.timings) == {key_of(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
     assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
-    assert contest.suite == ("attention" if alone else "pyramid")
-    facts = contest.facts("compile-graph")
+    facts = contest.record("compile-graph")
+    assert facts["suite"] == ("attention" if alone else "pyramid")
     operation = "partition_attention" if alone else "cfsam"
     assert facts.items() >= {**case.facts(), "operation": operation, "rival": "compile", "launch": GRAPH}.items()
     seconds = contest.timings["compile-graph"].median
@@ -358,16 +351,16 @@ def test_cfsam_contest_compares_like_with_like(
     contest.close()
 
 
-@pytest.mark.parametrize("case", shapes.gpu_lga_cases("smoke"), ids=str)
+@pytest.mark.parametrize("case", lga.gpu_lga_cases("smoke"), ids=str)
 def test_lga_contest_compares_like_with_like(case: LgaCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
-    names = ["eager", *(["compile"] if case.contraction == PAPER else []), *gpu.fast_backends(Cpu(), "lga")]
-    contest = GpuLgaContest(case, QUICK, Cpu())
+    names = ["eager", *(["compile"] if case.contraction == PAPER else []), *fast_backends("lga", "cpu")]
+    contest = SUITES[case.suite].hold(case, QUICK, Rehearsal())
     assert not contest.wrong | contest.broken | contest.late
-    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.timings) == {key_of(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
     assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
-    facts = contest.facts("eager-graph")
-    assert contest.suite == "lga"
+    facts = contest.record("eager-graph")
+    assert facts["suite"] == "lga"
     assert facts.items() >= {**case.facts(), "operation": "lga", "rival": "eager", "launch": GRAPH}.items()
     size = 8 * 9 * 9 * case.dtype.itemsize
     assert facts["bytes_moved_at_least"] == size * (2 if case.work == FORWARD else 5)
@@ -375,39 +368,39 @@ def test_lga_contest_compares_like_with_like(case: LgaCase, monkeypatch: pytest.
 
 
 def test_scenes_of_lga_lie_on_the_device() -> None:
-    for case in shapes.gpu_lga_cases("smoke"):
+    for case in lga.gpu_lga_cases("smoke"):
         scene = lga.lga_scene(case, "meta")
         assert all(tensor.is_meta for tensor in (*scene.leaves.values(), *scene.grads))
         assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
 
 
-@pytest.mark.parametrize("case", shapes.gpu_interaction_cases("smoke"), ids=str)
+@pytest.mark.parametrize("case", interaction.gpu_interaction_cases("smoke"), ids=str)
 def test_interaction_contest_compares_like_with_like(
     case: AcpCase | CatCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
-    names = ["eager", "compile", *gpu.fast_backends(Cpu(), case.operation)]
-    contest = GpuInteractionContest(case, QUICK, Cpu())
+    names = ["eager", "compile", *fast_backends(case.suite, "cpu")]
+    contest = SUITES[case.suite].hold(case, QUICK, Rehearsal())
     assert not contest.wrong | contest.broken | contest.late
-    assert set(contest.timings) == {gpu.rival(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
+    assert set(contest.timings) == {key_of(name, launch) for name in names for launch in (LAUNCHES, GRAPH)}
     assert set(contest.speedups("eager-graph")) == set(names) - {"eager"}
-    facts = contest.facts("eager-graph")
-    assert contest.suite == case.operation
-    assert facts.items() >= {**case.facts(), "operation": case.operation, "rival": "eager", "launch": GRAPH}.items()
+    facts = contest.record("eager-graph")
+    assert facts["suite"] == case.suite
+    assert facts.items() >= {**case.facts(), "operation": case.suite, "rival": "eager", "launch": GRAPH}.items()
     size = (8 * 9 * 9 if isinstance(case, AcpCase) else 40 * 8) * case.dtype.itemsize
     assert facts["bytes_moved_at_least"] == size * (2 if case.work == FORWARD else 5)
     contest.close()
 
 
 def test_scenes_of_acp_and_cat_lie_on_the_device() -> None:
-    for case in shapes.gpu_interaction_cases("smoke"):
+    for case in interaction.gpu_interaction_cases("smoke"):
         scene = interaction.interaction_scene(case, "meta")
         assert all(tensor.is_meta for tensor in (*scene.leaves.values(), *scene.grads))
         assert all(found.is_meta for found in scene.results(scene.exact(scene.module)).values())
 
 
 def test_scenes_of_cfsam_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, attention, pyramid = shapes.gpu_cfsam_cases("smoke")
+    *_, attention, pyramid = cfsam.gpu_cfsam_cases("smoke")
     whole, module = cfsam.attention_scene(attention, "meta"), cfsam.pyramid_scene(pyramid, "meta")
     monkeypatch.setattr(cfsam, "MOST_SCORES_ON_GPU", 0)
     some = cfsam.attention_scene(attention, "meta")
@@ -418,7 +411,7 @@ def test_scenes_of_cfsam_lie_on_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_gpu_has_room_for_longer_explicit_attention() -> None:
-    cases = [case for case in shapes.gpu_cfsam_cases("default") if isinstance(case, AttentionCase)]
+    cases = [case for case in cfsam.gpu_cfsam_cases("default") if isinstance(case, AttentionCase)]
     assert all(cfsam.explicit_fits(case, "cuda") for case in cases)
     assert not all(cfsam.explicit_fits(case, "cpu") for case in cases)
     assert not cfsam.explicit_fits(AttentionCase(32, 20_000), "cuda")
@@ -430,9 +423,9 @@ def test_model_contest(monkeypatch: pytest.MonkeyPatch) -> None:
         layers = [nn.Conv2d(3, 8, 3, 8), nn.BatchNorm2d(8), nn.ReLU(), *attentions]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    monkeypatch.setattr(gpu.models, "create", create)
+    monkeypatch.setattr(models.models, "create", create)
     case = ModelCase("some", 4, CHANNELS_LAST, torch.bfloat16)
-    contest = GpuModelContest(case, QUICK, Cpu())
+    contest = SUITES[case.suite].hold(case, QUICK, Rehearsal())
     assert not contest.wrong | contest.broken | contest.late
     facts = contest.facts("plain-launches")
     assert (facts["attention"], facts["shape"], facts["dtype"]) == ("none", [4, 3, 224, 224], "bfloat16")
@@ -446,20 +439,24 @@ def test_rows_of_every_part_and_none_without_a_gpu(monkeypatch: pytest.MonkeyPat
     pytest.importorskip("timm")
     from benchmarks import bench_gpu
 
-    monkeypatch.setattr(bench_gpu, "device", Cpu)
-    for name in shapes.PARTS:
-        build, cases, rivals = bench_gpu.rows(name, "default")
-        kinds = {"models": (GpuModelContest, 8), "cfsam": (cfsam_contest, 24), "lga": (GpuLgaContest, 50)}
-        kinds["interaction"] = GpuInteractionContest, 28
-        assert (build.func, len(cases)) == kinds.get(name, (GpuScsaContest, 32))
+    monkeypatch.setattr(bench_gpu, "device", Rehearsal)
+    for name, cases in PARTS.items():
+        pairs = cases("default")
+        suites = {"models": {"model"}, "cfsam": {"attention", "pyramid"}, "lga": {"lga"}, "interaction": {"acp", "cat"}}
+        tuned = name.endswith("-tuned")
+        assert {suite for suite, _ in pairs} == suites.get(name, {"tuned" if tuned else "module"})
+        assert len(pairs) == {"models": 8, "cfsam": 24, "lga": 50, "interaction": 28}.get(name, 32)
+        rivals = {rival for suite, case in pairs for rival in SUITES[suite].rivals(case, Rehearsal())}
         assert ("sdpa view" in rivals) == (name == "cfsam")
-        assert ("max-autotune" in rivals) == name.endswith("-tuned")
+        assert ("max-autotune" in rivals) == tuned
+        assert ("compile" in rivals) == (name != "models" and not tuned)
+        assert "composed" not in rivals
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked: list[tuple] = []
 
     def generate(part: str | None, selection: str) -> list[tuple]:
         asked.clear()
-        stash = {shapes.PART: part, shapes.SELECTION: selection}
+        stash = {PART: part, SELECTION: selection}
         parametrize = lambda *arguments, **options: asked.append((*arguments, options))  # noqa: E731
         bench_gpu.pytest_generate_tests(SimpleNamespace(config=SimpleNamespace(stash=stash), parametrize=parametrize))
         return asked

@@ -11,21 +11,12 @@ import torch
 
 from benchmarks import conftest as session
 from benchmarks import merge, shapes
-from benchmarks.figures import gpu_summary
-from benchmarks.shapes import (
-    CONTIGUOUS,
-    FORWARD,
-    GRAPH,
-    LAUNCHES,
-    MEMORY_FORMATS,
-    STAGES,
-    TRAINING,
-    AttentionCase,
-    gpu_cfsam_cases,
-    gpu_interaction_cases,
-    gpu_lga_cases,
-)
+from benchmarks.suites import gpu_summary
+from benchmarks.suites.cfsam import AttentionCase, gpu_cfsam_cases
+from benchmarks.suites.interaction import gpu_interaction_cases
+from benchmarks.suites.lga import gpu_lga_cases
 from fastattn.bench import machine
+from fastattn.bench.sizes import CONTIGUOUS, FORWARD, GRAPH, LAUNCHES, MEMORY_FORMATS, STAGES, TRAINING
 
 
 def gpu_record(rival: str, speedups: dict[str, float], **facts) -> dict:
@@ -77,7 +68,7 @@ def interaction_records() -> list[dict]:
     found = []
     for launch, case in product((LAUNCHES, GRAPH), gpu_interaction_cases("default")):
         over = {"eager": 8.0 if case.memory_format == CONTIGUOUS else 2.0, "compile": 1.25}
-        found.append(gpu_record("triton", over, suite=case.operation, launch=launch, **case.facts()))
+        found.append(gpu_record("triton", over, suite=case.suite, launch=launch, **case.facts()))
     return found
 
 

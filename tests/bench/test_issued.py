@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.issued import ARCH, Thread, busiest, issued, parse, per_element
 from benchmarks.machine_code import launches, scsa_cases
-from benchmarks.shapes import CONTIGUOUS
+from fastattn.bench.sizes import CONTIGUOUS
 from tests.helpers import DEVICE, INTERPRETED
 
 pytest.importorskip("triton")

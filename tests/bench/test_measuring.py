@@ -4,7 +4,7 @@ records."""
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -12,45 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cfsam, convergence, interaction, lga
-from benchmarks import models as whole
-from benchmarks.contest import Contest, Effort
-from benchmarks.figures import summary
-from benchmarks.measures import bytes_moved_at_least, peak_bytes, saved_bytes
-from benchmarks.scene import COMPILE, EAGER, setting
-from benchmarks.shapes import (
-    ABLATIONS,
-    CHANNELS_LAST,
-    COMPILED_SHAPES,
-    CONTIGUOUS,
-    COPY_SHAPE,
-    FIVE_SHAPES,
-    FORWARD,
-    LONG,
-    MEMORY_FORMATS,
-    PAPER,
-    RELEASED,
-    SAVED_SHAPE,
-    STAGES,
-    TRAINING,
-    TRANSFORMERS,
-    WORKS,
-    AcpCase,
-    AttentionCase,
-    CatCase,
-    LgaCase,
-    ModelCase,
-    PyramidCase,
-    acp_cases,
-    attention_cases,
-    cat_cases,
-    lga_cases,
-    model_cases,
-    module_cases,
-    pyramid_cases,
-)
+from benchmarks.conftest import report
+from benchmarks.suites import SUITES, cfsam, convergence, interaction, lga, summary
+from benchmarks.suites import models as whole
+from benchmarks.suites.cfsam import ABLATIONS, LONG, AttentionCase, PyramidCase, attention_cases, pyramid_cases
+from benchmarks.suites.interaction import TRANSFORMERS, AcpCase, CatCase, acp_cases, cat_cases
+from benchmarks.suites.lga import PAPER, RELEASED, LgaCase, lga_cases
+from benchmarks.suites.models import ModelCase, model_cases
+from benchmarks.suites.scsa import COMPILED_SHAPES, COPY_SHAPE, FIVE_SHAPES, SAVED_SHAPE, module_cases
 from fastattn import reference
+from fastattn.bench.contest import COMPILE, EAGER, Contest, Effort, fast_backends
+from fastattn.bench.devices import Cpu
 from fastattn.bench.interleave import Ratio, Rival, Timing, interleave, speedup
+from fastattn.bench.measures import bytes_moved_at_least, peak_bytes, saved_bytes
+from fastattn.bench.scene import setting
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, MEMORY_FORMATS, STAGES, TRAINING, WORKS
 from tests.helpers import assert_accurate
 
 
@@ -178,18 +154,18 @@ class Square(Contest):
     """Rivals that square a number, one of them wrongly and one not at all."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Cpu(), Effort(rounds=1, round_seconds=0.0, pedantic_rounds=1))
         x = torch.arange(1.0, 5.0)
         truth, eager = {"out": x.double() ** 2}, {"out": x**2}
         for name, compute in {"right": lambda: x * x, "wrong": lambda: x + x, "compile": self.fail}.items():
-            self.admit(Rival(name, compute), lambda compute=compute: {"out": compute()}, truth, eager)
-        self.run(Effort(rounds=1, round_seconds=0.0, pedantic_rounds=1))
+            self.enter(name, compute, lambda compute=compute: {"out": compute()}, nullcontext, truth, eager)
+        self.run()
 
     def fail(self) -> torch.Tensor:
         raise RuntimeError("no compiler")
 
-    def facts(self, name: str) -> dict[str, object]:
-        return {"shape": [4]}
+    def record(self, name: str) -> dict[str, object]:
+        return {"rival": name, "shape": [4]} | self.times(name)
 
 
 class FakeBenchmark:
@@ -206,14 +182,16 @@ def test_a_wrong_rival_fails_and_is_never_timed() -> None:
     contest, benchmark = Square(), FakeBenchmark()
     assert set(contest.timings) == {"right"}
     with pytest.raises(pytest.fail.Exception, match=r"wrong is wrong.*out: error"):
-        contest.report(benchmark, "wrong", Effort(), "module")
+        report(contest, "wrong", benchmark)
     with pytest.raises(pytest.skip.Exception, match="no compiler"):
-        contest.report(benchmark, "compile", Effort(), "module")
+        report(contest, "compile", benchmark)
     assert benchmark.calls == 0
-    contest.report(benchmark, "right", Effort(), "module")
+    report(contest, "right", benchmark)
     assert benchmark.extra_info["rival"] == "right"
     assert benchmark.extra_info["speedup"] == {}
     assert benchmark.calls == 1
+    assert contest.failed.keys() == {"wrong", "compile"}
+    assert contest.failed["compile"] == "RuntimeError: no compiler"
 
 
 def test_saved_bytes_count_each_storage_once_and_leave_parameters_out() -> None:
@@ -340,7 +318,7 @@ def test_rivals_of_acp_and_cat_compute_the_modules(case: AcpCase | CatCase, work
     with setting(work, "reference"):
         assert_accurate(scene.answers(scene.module), exact, eager)
     with setting(work, interaction.COMPOSED):
-        assert_accurate(scene.answers(interaction.interaction_forward(scene, interaction.COMPOSED)), exact, eager)
+        assert_accurate(scene.answers(SUITES[case.suite].forward(scene, interaction.COMPOSED)), exact, eager)
     assert exact["out"].shape == (1 if work == FORWARD else 3, *case.shape[1:])
     assert ("grad x" in exact) == (work == TRAINING)
     assert len(exact) == (1 if work == FORWARD else 2 + len(list(scene.module.parameters())))
@@ -360,7 +338,7 @@ def test_no_convolution_of_acps_scene_rounds() -> None:
 
 def test_compile_takes_part_in_interaction_where_the_case_wants_it() -> None:
     for case in (AcpCase(1, 6, 7), CatCase(1, 20, 5, 6)):
-        fast = interaction.fast_backends(interaction.CPU, case.operation)
+        fast = fast_backends(case.suite, "cpu")
         assert interaction.interaction_rivals(case) == [EAGER, COMPILE, "composed", *fast]
         assert COMPILE not in interaction.interaction_rivals(replace(case, compiled=False))
 
@@ -386,9 +364,9 @@ def test_a_model_in_training_has_gradients_and_is_compiled_where_wanted(monkeypa
     monkeypatch.setattr(whole, "photographs", lambda batch, side: torch.randn(batch, 3, 32, 32))
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled.append(model) or model)
     case = ModelCase("some", 3, attention="interaction", work=TRAINING, compiled=True)
-    names = ["plain", EAGER, COMPILE, *interaction.fast_backends(interaction.CPU, "interaction")]
+    names = ["plain", EAGER, COMPILE, *fast_backends("interaction", "cpu")]
     assert whole.model_rivals(case) == names
-    contest = whole.ModelContest(case, Effort(rounds=3, round_seconds=0.0))
+    contest = SUITES["model"].hold(case, Effort(rounds=3, round_seconds=0.0), Cpu())
     assert not contest.wrong | contest.broken | contest.late
     assert list(contest.timings) == names
     assert compiled == [contest.networks["interaction"]]
@@ -471,10 +449,10 @@ def lga_records() -> list[dict]:
 def interaction_records() -> list[dict]:
     found = []
     for case in acp_cases("default") + cat_cases("default"):
-        composed = 1.25 if case.operation == "acp" else 0.75
+        composed = 1.25 if case.suite == "acp" else 0.75
         over = {"eager": both(3.0 if case.work == FORWARD else 1.5), "composed": both(composed)}
         over |= {"compile": both(1.55)} if case.compiled else {}
-        found.append(record(**case.facts(), suite=case.operation, speedup=over))
+        found.append(record(**case.facts(), suite=case.suite, speedup=over))
     for model, work in itertools.product(TRANSFORMERS, WORKS):
         share = 0.8 if work == FORWARD else 0.5
         case = {"suite": "model", "model": model, "shape": [8, 3, 224, 224], "work": work}

@@ -7,7 +7,8 @@ pytest.importorskip("triton")
 from benchmarks import predictions
 from benchmarks.gpu_first.rows import contests
 from benchmarks.machine_code import Compilation, Row
-from benchmarks.shapes import ModelCase, PyramidCase
+from benchmarks.suites.cfsam import PyramidCase
+from benchmarks.suites.models import ModelCase
 
 
 def row(programs: int, warps: int, moved: int) -> Row:

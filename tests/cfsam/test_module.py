@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastattn
-from benchmarks.measures import peak_bytes
+from fastattn.bench.measures import peak_bytes
 from fastattn.cfsam import operation as composition
 from fastattn.cfsam.partition_attention import aligned, rows
 from fastattn.cfsam.reference import Level

@@ -204,8 +204,8 @@ def test_multiply_adds_of_known_models() -> None:
 
 def test_multiply_adds_of_a_detectors_backbone_and_head() -> None:
     pytest.importorskip("torchvision")
-    from benchmarks.models import Detector
     from fastattn import models
+    from fastattn.bench.networks import Detector
 
     image = torch.empty(1, 3, 300, 300)
     plain, attentive = (

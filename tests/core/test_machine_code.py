@@ -29,7 +29,9 @@ from benchmarks.machine_code import (
     rows,
     scsa_cases,
 )
-from benchmarks.shapes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, PAPER, RELEASED, STAGES, Case, name_of
+from benchmarks.suites.lga import PAPER, RELEASED
+from benchmarks.suites.scsa import Case
+from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS, STAGES, name_of
 from tests.helpers import DEVICE, FULL, INTERPRETED, few, named
 
 pytest.importorskip("triton")

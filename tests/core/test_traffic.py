@@ -19,21 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastattn
 from benchmarks import interpreter, traffic
 from benchmarks.machine_code import default_plan, interaction, recorded
-from benchmarks.shapes import (
-    ACP_BATCH,
-    ACP_LAYERS,
-    CHANNELS_LAST,
-    GPU_BATCH,
-    LGA_BATCH,
-    MEMORY_FORMATS,
-    AcpCase,
-    AttentionCase,
-    Case,
-    CatCase,
-    LgaCase,
-    PyramidCase,
-)
+from benchmarks.shapes import GPU_BATCH
+from benchmarks.suites.cfsam import AttentionCase, PyramidCase
+from benchmarks.suites.interaction import ACP_BATCH, ACP_LAYERS, AcpCase, CatCase
+from benchmarks.suites.lga import LGA_BATCH, LgaCase
+from benchmarks.suites.scsa import Case
 from benchmarks.traffic import AccessError, Record, Traffic, as_extra_info, count, measure, planned_like
+from fastattn.bench.sizes import CHANNELS_LAST, MEMORY_FORMATS
 from tests.helpers import draw, few, make
 
 triton = pytest.importorskip("triton")

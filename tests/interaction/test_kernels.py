@@ -12,8 +12,8 @@ from tests.helpers import DEVICE, DTYPES, FAST, FORMATS, INTERPRETED, by_turns, 
 pytest.importorskip("triton")
 
 from benchmarks.machine_code import recorded
-from benchmarks.measures import peak_bytes
 from benchmarks.traffic import count
+from fastattn.bench.measures import peak_bytes
 from fastattn.kernels.acp import call as acp
 from fastattn.kernels.acp import conv_pool, pyramid_project
 from fastattn.kernels.cat import call as cat

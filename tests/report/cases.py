@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from benchmarks.suites import described
+from fastattn.bench.tables import TITLES
 from fastattn.report import SCHEMA
 
 Record = dict[str, Any]
+DESCRIBED = {"schema": SCHEMA, "suites": described(), "titles": TITLES}
 
 
 def benchmark(rival: str, least_ms: float, over: dict[str, float], /, **facts: Any) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def result_of(benchmarks: list[dict[str, Any]], **ours: Any) -> dict[str, Any]:
         "commit_info": {"id": "0123456789abcdef", "time": "2026-11-21T11:50:33+00:00", "dirty": False},
         "datetime": "2026-11-21T11:59:07.100192+00:00",
         "benchmarks": benchmarks,
-        "fastattn": {"schema": SCHEMA, "selection": "default", "summary": [], **ours},
+        "fastattn": {**DESCRIBED, "selection": "default", "summary": [], **ours},
     }
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from fastattn.report.comparison import comparison_tables, differences
 from fastattn.report.table import Table
+from tests.report.cases import DESCRIBED
 
 
 def record(rival: str, ms: float | None, **facts) -> dict:
@@ -20,7 +21,7 @@ def result(*benchmarks: dict, cpu: str = "Some CPU", threads: int = 2, torch: st
         "machine_info": {"cpu": cpu, "gpu": None, "threads": threads, "isa": "avx2", "versions": versions},
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
         "benchmarks": list(benchmarks),
-        "fastattn": {"schema": 2, "selection": "default"} | ours,
+        "fastattn": DESCRIBED | {"selection": "default"} | ours,
     }
 
 
@@ -217,7 +218,7 @@ def test_the_notes_name_machine_versions_and_commit_of_each() -> None:
 
 
 def test_a_result_that_says_nothing_of_its_machine_is_unknown() -> None:
-    bare = {"benchmarks": [record("native", 1.0)], "fastattn": {"schema": 2}}
+    bare = {"benchmarks": [record("native", 1.0)], "fastattn": DESCRIBED}
     notes = only({"a": bare, "b": bare}).notes
     assert "a: unknown CPU; threads: ?; native: ?; unknown versions; commit unknown." in notes
 

@@ -8,12 +8,12 @@ import pytest
 
 from fastattn import report
 from fastattn.report import Table, chart, graphs, load, tables, to_markdown, to_text, update_readme, write_report
-from tests.report.cases import benchmark
+from tests.report.cases import DESCRIBED, benchmark
 
 
 @pytest.fixture
 def result() -> dict:
-    model = {"suite": "model", "model": "resnet50", "shape": [8, 3, 224, 224]}
+    model = {"suite": "model", "model": "resnet50", "placed": "SCSA", "shape": [8, 3, 224, 224]}
     return {
         "machine_info": {"cpu": "Some CPU", "threads": 2, "isa": "avx2", "versions": {"torch": "2.11.0"}},
         "commit_info": {"id": "0123456789abcdef"},
@@ -28,7 +28,7 @@ def result() -> dict:
             benchmark("native", 102.0, {"plain": 0.98}, **model),
         ],
         "fastattn": {
-            "schema": report.SCHEMA,
+            **DESCRIBED,
             "selection": "default",
             "summary": [
                 {
@@ -115,9 +115,11 @@ def test_model_table_gives_the_share_of_the_plain_model(result: dict) -> None:
 @pytest.fixture
 def cfsam_result(result: dict) -> dict:
     attention = {"suite": "attention", "shape": [4, 1940, 256], "heads": 8, "parts": 2, "gflop_per_s": 123.4}
-    long = attention | {"shape": [1, 20000, 256]}
+    attention |= {"q, k, v": "(4, 1940, 8 × 32)"}
+    long = attention | {"shape": [1, 20000, 256], "q, k, v": "(1, 20000, 8 × 32)"}
     pyramid = {"suite": "pyramid", "shape": [4, 1940, 256], "ablation": "LFE + GFE"}
     model = {"suite": "model", "model": "ssd300_vgg16", "operation": "cfsam", "shape": [4, 3, 300, 300]}
+    models = {levels: model | {"levels": levels, "placed": f"CFSAM on {levels} levels"} for levels in ("all", "deep")}
     result["benchmarks"] = [
         benchmark("eager", 200.0, {"native": 0.25}, **attention),
         benchmark("sdpa view", 51.0, {"eager": 3.9}, **attention),
@@ -126,8 +128,8 @@ def cfsam_result(result: dict) -> dict:
         benchmark("native", 800.0, {"sdpa view": 1.0}, **long),
         benchmark("eager", 150.0, {"native": 0.5}, **pyramid),
         benchmark("native", 100.0, {"eager": 1.5}, **pyramid),
-        *(benchmark("plain", 100.0, {"native": 1.5}, **model, levels=levels) for levels in ("all", "deep")),
-        benchmark("native", 150.0, {"plain": 0.667}, **model, levels="all"),
+        *(benchmark("plain", 100.0, {"native": 1.5}, **models[levels]) for levels in models),
+        benchmark("native", 150.0, {"plain": 0.667}, **models["all"]),
         {"name": "memory", "extra_info": {"suite": "memory", "shape": [1, 20000, 256], "peak_memory_bytes": 1}},
     ]
     return result
@@ -155,7 +157,7 @@ def test_a_pyramids_table_tells_ablations_apart_and_a_detectors_levels(cfsam_res
 
 def test_cfsams_part_of_a_report(cfsam_result: dict, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    panels = chart.module_panels(cfsam_result)
+    panels = chart.suite_panels(cfsam_result)
     assert [panel.title.partition(":")[0] for panel in panels] == [
         "Partitioned attention forward, float32",
         "CFSAM forward, float32",
@@ -190,7 +192,7 @@ def test_lgas_table_tells_contractions_apart(lga_result: dict) -> None:
     assert (paper["native vs eager"], released["native vs eager"]) == ("5.00×", "10.0×")
     assert released["native images/s"] == "4000"
     assert "### LGA as a module" in report.readme_section(lga_result, "result.json")
-    panels = chart.module_panels(lga_result)
+    panels = chart.suite_panels(lga_result)
     assert [panel.title for panel in panels] == ["LGA forward, float32: times eager's speed"]
     groups = [f"(8, 24, 20, 20)\n{contraction}\ncontiguous" for contraction in ("paper", "released")]
     assert list(panels[0].groups) == groups
@@ -201,6 +203,7 @@ def interaction_result(result: dict) -> dict:
     acp = {"suite": "acp", "operation": "acp", "shape": [8, 96, 56, 56]}
     cat = {"suite": "cat", "operation": "cat", "shape": [4, 3136, 192]}
     model = {"suite": "model", "model": "vit_tiny_patch16_224", "operation": "interaction", "shape": [8, 3, 224, 224]}
+    model |= {"placed": "ACP + CAT"}
     result["benchmarks"] = [
         *(benchmark("eager", 20.0, {"native": 0.2}, **acp, layers=layers) for layers in (2, 3)),
         *(benchmark("native", 4.0, {"eager": 5.0, "composed": 1.5}, **acp, layers=layers) for layers in (2, 3)),
@@ -229,7 +232,7 @@ def test_tables_of_acp_and_cat_tell_layers_and_concepts_apart(interaction_result
 
 
 def test_charts_of_acp_and_cat(interaction_result: dict) -> None:
-    acp, cat = chart.module_panels(interaction_result)
+    acp, cat = chart.suite_panels(interaction_result)
     assert [panel.title.partition(":")[0] for panel in (acp, cat)] == ["ACP forward, float32", "CAT forward, float32"]
     assert list(acp.groups) == [f"(8, 96, 56, 56)\n{layers} layers\ncontiguous" for layers in (2, 3)]
     assert list(cat.groups) == [f"(4, 3136, 192)\n{concepts} concepts" for concepts in (64, 256)]
@@ -361,7 +364,7 @@ def test_a_gpus_tables_go_by_the_median_and_tell_launches_from_graphs(gpu_result
 
 def test_a_gpus_chart(gpu_result: dict, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    panels = chart.module_panels(gpu_result) + chart.model_panels(gpu_result)
+    panels = chart.suite_panels(gpu_result) + chart.model_panels(gpu_result)
     assert [panel.title for panel in panels[:2]] == [
         "SCSA forward, bfloat16, launches: times eager's speed",
         "SCSA forward, bfloat16, graph: times eager's speed",

@@ -1,6 +1,7 @@
 """Result files: what is read, what is refused, what counts as failed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def without(*names: str) -> str:
         pytest.param('{"benchmarks": [', "cut short", id="truncated"),
         pytest.param('{"benchmarks": []}', "no result", id="pytest-benchmark's, of another project"),
         pytest.param("[1, 2]", "no result", id="another JSON"),
-        pytest.param(ours(schema=99), "schema 99; this version reads 2", id="a schema to come"),
-        pytest.param(ours(schema=1), "schema 1; this version reads 2", id="the schema before"),
+        pytest.param(ours(schema=99), "schema 99; this version reads 2 and 3", id="a schema to come"),
+        pytest.param(ours(schema=1), "schema 1; this version reads 2 and 3", id="the schema before last"),
         pytest.param(without("rival"), r"test\[native\] lacks rival", id="no rival"),
         pytest.param(without("quartiles_ms", "speedup"), "lacks quartiles_ms, speedup", id="no spread"),
         pytest.param(
@@ -101,7 +102,9 @@ CLOCK = {"least": 1.0, "median": 2.0, "most": 3.0}
         pytest.param({"suite": ["throughput"]}, "suite that is no text", id="a suite in a list"),
         pytest.param({"rival": None}, "null as its rival", id="no rival"),
         pytest.param({"shape": [8, 0]}, "no list of whole numbers", id="a shape of nothing"),
-        pytest.param({"suite": "model", "shape": [8, 3]}, "fewer than 4 axes", id="a shape with too few axes"),
+        pytest.param(
+            {"suite": "model", "placed": "SCSA", "shape": [8, 3]}, "fewer than 4 axes", id="a shape with too few axes"
+        ),
         *(
             pytest.param({"speedup": {"eager": {"least": 1, "median": 1, "quartiles": quartiles}}}, "speedup", id=why)
             for why, quartiles in {
@@ -165,6 +168,74 @@ def test_a_malformed_machine_or_commit_is_refused(changes: dict, tmp_path: Path)
         load(write(tmp_path / "result.json", [], **changes))
 
 
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        pytest.param({"columns": {}}, "suite new without a title", id="no title"),
+        pytest.param({"title": "New"}, "columns are no keys by title", id="no columns"),
+        pytest.param({"title": "New", "columns": {"batch": "shape.x"}}, "columns are no keys", id="no part of a shape"),
+        pytest.param({"title": "New", "columns": {}, "notes": "one"}, "notes are no list of texts", id="notes"),
+        pytest.param({"title": "New", "columns": {}, "rate": ["images/s"]}, "rate is not", id="a rate without a key"),
+        pytest.param({"title": "New", "columns": {}, "chart": 1}, "chart is no text", id="chart"),
+    ],
+)
+def test_a_malformed_suite_is_refused(suite: dict, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result_of([], suites={"new": suite})))
+    with pytest.raises(report.ResultError, match=message):
+        load(path)
+
+
+def test_a_suite_that_the_report_has_never_heard_of_has_its_table(tmp_path: Path) -> None:
+    new = {"title": "A new gate", "columns": {"batch": "shape.0", "taps": "taps"}, "yardsticks": ["by hand"]}
+    new |= {"options": ["taps"], "label": ["taps"], "chart": "NEW", "notes": ["taps: of its filter."]}
+    facts = {"suite": "new", "taps": 5}
+    rows = [benchmark("by hand", 2.0, {}, **facts), benchmark("native", 1.0, {"by hand": 2.0, "eager": 3.0}, **facts)]
+    path = write(tmp_path / "result.json", rows)
+    with pytest.raises(report.ResultError, match="of the suite new, which the result does not describe"):
+        load(path)
+    path.write_text(json.dumps(result_of(rows, suites={"new": new})))
+    result = load(path)
+    [table] = report.tables(result)
+    assert (table.title, table.columns[:3]) == ("A new gate", ("batch", "taps", "by hand ms"))
+    assert table.rows[0][:2] == ("8", "5")
+    assert table.rows[0][table.columns.index("native vs by hand")] == "2.00×"
+    assert "taps: of its filter." in table.notes
+    [panel] = report.chart.suite_panels(result)
+    assert panel.title.startswith("NEW forward")
+    assert list(panel.groups) == ["(8, 64, 56, 56)\n5 taps"]
+    without = benchmark("native", 1.0, {}, suite="new")
+    with pytest.raises(report.ResultError, match="lacks taps"):
+        load(write(tmp_path / "result.json", [without], fastattn=result["fastattn"]))
+
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = re.compile(r"scsa|smsa|pcsa|cfsam|\blga\b|\bacp\b|\bcat\b|partition_attention|interaction", re.IGNORECASE)
+
+
+def test_the_report_names_no_operation_but_those_of_old_results() -> None:
+    files = set((ROOT / "fastattn" / "report").glob("*.py")) - {Path(report.schema2.__file__)}
+    named = {path.name: OPERATIONS.findall(path.read_text()) for path in files}
+    assert len(files) > 10
+    assert {name: found for name, found in named.items() if found} == {}
+
+
+def test_a_result_of_the_schema_before_reads_as_one_of_this(tmp_path: Path) -> None:
+    attention = {"suite": "attention", "shape": [4, 1940, 256], "heads": 8, "parts": 2}
+    models = {"suite": "model", "model": "some", "shape": [8, 3, 300, 300], "operation": "cfsam", "levels": "deep"}
+    rows = [benchmark("native", 1.0, {}, **facts) for facts in ({}, attention, models)]
+    path = write(tmp_path / "old.json", rows, fastattn={"schema": 2, "selection": "default"})
+    attention["q, k, v"], models["placed"] = "(4, 1940, 8 × 32)", "CFSAM on deep levels"
+    rows = [benchmark("native", 1.0, {}, **facts) for facts in ({}, attention, models)]
+    old, new = load(path), load(write(tmp_path / "new.json", rows))
+    assert report.tables(old) == report.tables(new)
+    assert [table.title for table in report.tables(old)] == [
+        "SCSA as a module",
+        "Partitioned attention",
+        "Whole models",
+    ]
+
+
 def test_a_summary_needs_no_more_than_what_unit_and_relation(tmp_path: Path) -> None:
     entries = [{name: ENTRY[name] for name in ("what", "unit", "relation")}, ENTRY, ENTRY | {"median": None}]
     path = tmp_path / "result.json"
@@ -180,6 +251,7 @@ def test_a_summary_needs_no_more_than_what_unit_and_relation(tmp_path: Path) -> 
 def test_a_pyramids_levels_are_a_list_and_a_models_a_text(tmp_path: Path) -> None:
     pyramid = {"suite": "pyramid", "ablation": "LFE", "levels": ["512@38", "1024@19"]}
     model = {"suite": "model", "model": "ssd300_vgg16", "levels": "deep", "shape": [8, 3, 300, 300]}
+    model |= {"placed": "CFSAM on deep levels"}
     path = write(tmp_path / "result.json", [benchmark("native", 1.0, {}, **facts) for facts in (pyramid, model)])
     assert [len(records(load(path), suite)) for suite in ("pyramid", "model")] == [1, 1]
     path = write(tmp_path / "result.json", [benchmark("native", 1.0, {}, **model | {"levels": ["deep"]})])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Record, Sample, row, select
+from .figures import Record, Sample, row, select
 
 OVERHEAD, ROWS, SECONDS = 2.0, 500, 20.0
 

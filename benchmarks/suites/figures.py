@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import geometric_mean
 from typing import Any
 
 import torch
 
-from ..shapes import GRAPH, LAUNCHES, name_of
+from fastattn.bench.sizes import GRAPH, LAUNCHES, name_of
 
 Record = Mapping[str, Any]
 FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
@@ -87,4 +88,54 @@ def describe_shape(shape: Iterable[int]) -> str:
 
 
 def describe(record: Record) -> str:
-    return f"{describe_shape(record['shape'])} {record['format']}"
+    concepts = f", {record['concepts']} concepts" if "concepts" in record else ""
+    return f"{describe_shape(record['shape'])} {record['format']}{concepts}"
+
+
+def speedup_row(
+    records: Iterable[Record],
+    cases: Sequence[Any],
+    over: str,
+    asked: float | None,
+    what: str,
+    *,
+    rival: str = FAST,
+    suite: str | None = None,
+    by: str = "least",
+) -> dict[str, Any]:
+    """How many times faster a rival is than another in these cases, on a geometric mean."""
+    found = of_cases(records, cases, suite, rival=rival)
+    return row(what, f"times {over}'s speed", ">=", asked, ratios(found, over), len(cases), by)
+
+
+gpu_speedup_row = partial(speedup_row, rival=GPU_FAST, by="median")
+
+
+def of_cases(
+    records: Iterable[Record], cases: Sequence[Any], suite: str | None = None, **wanted: object
+) -> list[Record]:
+    """The records of these cases, of their own suite if no other is named."""
+    return [r for case in cases for r in select(records, suite=suite or case.suite, **case.facts(), **wanted)]
+
+
+def share_row(
+    records: Iterable[Record],
+    what: str,
+    asked: float | None,
+    *,
+    batch: int | None,
+    rival: str = FAST,
+    by: str = "least",
+    **wanted: object,
+) -> dict[str, Any]:
+    """The share of a plain model's images per second, beside eager's."""
+    found = [r for r in select(records, suite="model", **wanted) if r["shape"][0] == batch]
+    fast, eager = (ratios(select(found, rival=name), "plain") for name in (rival, "eager"))
+    entry = row(what, "of plain images/s", ">=", asked, fast, cases=1, by=by)
+    return entry | {"eager": getattr(eager[0], by) if eager else None}
+
+
+def saved(records: Iterable[Record]) -> list[Sample]:
+    """What is kept for backward, in sizes of x."""
+    sizes = [(record, record["saved_for_backward_bytes"] / record["bytes_of_x"]) for record in records]
+    return [Sample(describe(record), size, size) for record, size in sizes]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .shapes import FORWARD
+from .sizes import FORWARD
 
 
 def bytes_moved_at_least(inputs: Iterable[Tensor], outputs: Iterable[Tensor], work: str) -> int:

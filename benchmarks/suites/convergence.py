@@ -4,13 +4,15 @@ whichever backend computes the attention. Every part of it is smooth, so that ro
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastattn
+
+from .figures import FAST, Record, Sample, row, select
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     "scsa": fastattn.SCSA,
@@ -21,6 +23,9 @@ BATCH, EPOCHS = 48, 5
 TRAINED = 1200  # digits; the other 597 are the test's
 RATE, MOMENTUM = 0.1, 0.9
 FIRST = 20  # steps in which the losses are compared
+
+# What the project asked: millionths that the first losses are apart, and points of accuracy.
+LOSSES, POINTS = 100.0, 1.0
 
 
 class Training(NamedTuple):
@@ -84,3 +89,25 @@ def apart(losses: Sequence[float], others: Sequence[float]) -> float:
     """The largest relative difference of two trainings' first losses."""
     pairs = list(zip(losses, others, strict=True))[:FIRST]
     return max(abs(loss - other) / other for loss, other in pairs)
+
+
+def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Two rows for each attention."""
+    return [entry for attention in ATTENTIONS for entry in rows(records, attention)]
+
+
+def rows(records: Sequence[Record], attention: str) -> list[dict[str, Any]]:
+    """How far the losses are apart at first, and the accuracies in the end."""
+    runs = (select(records, suite="convergence", operation=attention, backend=name) for name in (FAST, "reference"))
+    pairs = list(zip(*runs, strict=False))
+    losses = [1e6 * apart(found["losses"], expected["losses"]) for found, expected in pairs]
+    points = [1e2 * abs(found["accuracy"] - expected["accuracy"]) for found, expected in pairs]
+    what = f"{attention.upper()}, a training on digits beside the reference's: "
+    return [
+        row(what + f"first {FIRST} losses", "millionths apart", "<=", LOSSES, alike(losses), cases=1),
+        row(what + "accuracy in the end", "points apart", "<=", POINTS, alike(points), cases=1),
+    ]
+
+
+def alike(values: Sequence[float]) -> list[Sample]:
+    return [Sample("", value, value) for value in values]
