@@ -286,7 +286,7 @@ def measure(
 def planned_like(batch: int, samples: int) -> Iterator[None]:
     """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
     faster."""
-    from fastattn.kernels.acp import conv_pool, pyramid_project
+    from fastattn.kernels.acp import conv_pool, pyramid_project, pyramid_project_backward
     from fastattn.kernels.cat import call as cat
     from fastattn.kernels.cfsam import partition_attention
     from fastattn.kernels.common import depthwise, launch
@@ -296,15 +296,16 @@ def planned_like(batch: int, samples: int) -> Iterator[None]:
 
     fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
     passes = depthwise, scale_mix, conv_pool
+    projections = pyramid_project, pyramid_project_backward
     plans = (
         *(scsa.plan, partition_attention.plan, gram_attention.plan, cat.plan),
-        *(pyramid_project.project_plan, pyramid_project.sums_plan),
+        *(pyramid_project.project_plan, pyramid_project_backward.sums_plan),
         *(function for module in passes for function in (module.forward_plan, module.backward_plan)),
     )
     for cached in plans:
         cached.cache_clear()
     with ExitStack() as patches:
-        for module in (plan, partition_attention, gram_attention, cat, pyramid_project, *passes):
+        for module in (plan, partition_attention, gram_attention, cat, *projections, *passes):
             patches.enter_context(patch.object(module, "processors", lambda device: fewer))
         yield
     for cached in plans:

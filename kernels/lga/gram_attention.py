@@ -12,17 +12,8 @@ from ..common import tiles, tuning
 from ..common.batch_sum import batch_sum_kernel
 from ..common.launch import Grid, Launch, aligned, padded, processors, product_precision
 from ..common.run import run
-from .gram_attention_passes import (
-    BIASES,
-    FEATURES,
-    GRADS,
-    MOST,
-    WEIGHTS,
-    gram_attention_backward_kernel,
-    gram_attention_kernel,
-    gram_mix_backward_kernel,
-    gram_mix_kernel,
-)
+from .gram_attention_backward import gram_attention_backward_kernel, gram_mix_backward_kernel
+from .gram_attention_forward import BIASES, FEATURES, GRADS, MOST, WEIGHTS, gram_attention_kernel, gram_mix_kernel
 
 FORWARD = (*FEATURES, *WEIGHTS, *BIASES, "shares", "x", "saved", "mixers", "mixed")
 BACKWARD = (
