@@ -152,6 +152,15 @@ def extent(tensor: Tensor) -> int:
     return (1 + sum((length - 1) * stride for length, stride in steps)) * tensor.element_size()
 
 
+def named(names: Iterable[str], arguments: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a launch with its name; those of a tuple are numbered."""
+    for name, argument in zip(names, arguments, strict=True):
+        if isinstance(argument, tuple):
+            yield from ((f"{name}_{i}", tensor) for i, tensor in enumerate(argument))
+        else:
+            yield name, argument
+
+
 class _Watch:
     """Stands between the interpreter and memory while `count` is active."""
 
@@ -162,9 +171,9 @@ class _Watch:
     def launch(self, call: Callable[..., None]) -> Callable[..., None]:
         from triton.runtime.errors import InterpreterError
 
-        def launch(self_: Any, arguments: Sequence[Tensor]) -> None:
+        def launch(self_: Any, arguments: Sequence[Any]) -> None:
             record = Record(self_.name)
-            self.memory = memory = Memory(record, dict(zip(self_.tensors, self_.pick(arguments), strict=True)))
+            self.memory = memory = Memory(record, dict(named(self_.tensors, self_.pick(arguments))))
             try:
                 call(self_, arguments)
             except InterpreterError as error:

@@ -19,17 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common import tiles, tuning
-from ..common.launch import Launch, aligned, padded, processors, product_precision
+from ..common.launch import Launch, aligned, processors, product_precision
 from ..common.maps import pixels, sample
 from ..common.run import run
 from ..common.tuples import chosen, zeros
 
-LEVELS = 4  # smaller maps that a launch takes
-MAPS = tuple(f"map_{i}" for i in range(LEVELS))
 # of float32: the pixels of a program, with up to 192 channels, those of a product at a time, and stages. float32 has so
 # few that no product is a warpgroup's: Triton 3.6 lets one of two overwrite what the other still multiplies
 BLOCKS = {False: (128, 32, 3), True: (32, 16, 2)}
-SIZES = ("C", "H", "W", "XB", "PREFIX", "L", "ROWS", *(f"{name}{i}" for i in range(LEVELS) for name in "HWQ"))
+SIZES = ("C", "H", "W", "XB", "PREFIX", "ROWS", "HS", "WS", "QS")
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
 
@@ -87,10 +85,10 @@ def add_resized(
 @kernel
 def pyramid_project_kernel(
     x,  # [B, C, H, W] or [B, PREFIX + H * W, C]
-    map_0, map_1, map_2, map_3,  # [B, C, H0, W0], ...
+    maps,  # LEVELS of [B, C, HS[l], WS[l]]
     weight,  # [C, (LEVELS + 1) * C], or [C, C] of the sum
     bias, out,
-    C, H, W, XB, PREFIX, H0, W0, Q0, H1, W1, Q1, H2, W2, Q2, H3, W3, Q3,
+    C, H, W, XB, PREFIX, HS, WS, QS,
     LEVELS: tl.constexpr, CONCAT: tl.constexpr, RESIDUAL: tl.constexpr, COPY: tl.constexpr, NHWC: tl.constexpr,
     ALIGN: tl.constexpr, ALIGN_W: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, TH: tl.constexpr,
     TW: tl.constexpr, SOURCES: tl.constexpr, COUNT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -120,9 +118,8 @@ def pyramid_project_kernel(
             matrix = weight
             if CONCAT:
                 matrix += (l + 1) * C
-            HL, WL = chosen((H0, H1, H2, H3), l, LEVELS), chosen((W0, W1, W2, W3), l, LEVELS)
-            level = sample(chosen((map_0, map_1, map_2, map_3), l, LEVELS), b, C * HL * WL)
-            Q = chosen((Q0, Q1, Q2, Q3), l, LEVELS)
+            HL, WL, Q = chosen(HS, l, LEVELS), chosen(WS, l, LEVELS), chosen(QS, l, LEVELS)
+            level = sample(chosen(maps, l, LEVELS), b, C * HL * WL)
             accs = add_resized(
                 accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, EVEN, PRECISION, TH, TW,
                 SOURCES, BN, BK,
@@ -167,16 +164,18 @@ def project_plan(
     pixels = min(most, most * 192 // (bn * count))
     across = min(16, max(4, tiles.power(width)))
     down = min(pixels // across, max(4, tiles.power(height)))
-    sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
+    regions = tuple(region(width, columns, across) for _, columns in levels)
+    sizes = {
+        "C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix,
+        "HS": tuple(rows for rows, _ in levels), "WS": tuple(columns for _, columns in levels), "QS": regions,
+    }  # fmt: skip
     constants: dict[str, Any] = {
         "LEVELS": len(levels), "CONCAT": concat, "RESIDUAL": residual, "COPY": prefix > 0, "NHWC": channels_last,
         "ALIGN": tiles.alignment(channels), "ALIGN_W": 1 if channels_last else tiles.alignment(width),
         "EVEN": channels % bk == 0, "PRECISION": precision, "TH": down, "TW": across,
     }  # fmt: skip
     sources = 16
-    for i, (rows, columns) in enumerate(padded(levels, LEVELS)):
-        most = region(width, columns, across)
-        sizes |= {f"H{i}": rows, f"W{i}": columns, f"Q{i}": most}
+    for (rows, _), most in zip(levels, regions, strict=True):
         sources = max(sources, tiles.power(region(height, rows, down) * most))
     constants |= {"SOURCES": sources, "COUNT": count, "BN": bn, "BK": bk}
     programs = batch * (-(-height // down) * -(-width // across) + (prefix > 0))
@@ -185,7 +184,7 @@ def project_plan(
         count = -(-count // 2)
     constants["COUNT"] = count
     grid = programs, -(-channels // (bn * count)), 1
-    names = ("x", *MAPS, "weight", "bias", "out")
+    names = ("x", "maps", "weight", "bias", "out")
     launch = Launch(
         pyramid_project_kernel, lambda _: grid, names, names, sizes, constants, 8, context=(device, *dtypes),
         num_stages=stages,
@@ -209,4 +208,4 @@ def project(
         weight.shape[1] != channels, residual, channels_last, product_precision(weight.dtype),
         (x.dtype, weight.dtype, out.dtype), x.device, aligned(x, *maps, weight, bias, out),
     )  # fmt: skip
-    run((launch,), (x, *padded(maps, LEVELS), weight, bias, out))
+    run((launch,), (x, tuple(maps), weight, bias, out))

@@ -10,36 +10,34 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common import tiles, tuning
-from ..common.launch import Launch, aligned, padded, processors
+from ..common.launch import Launch, aligned, processors
 from ..common.maps import channel_block, pixels, sample
 from ..common.run import run
 from ..common.tuples import chosen
-from .pyramid_project import LEVELS, kernel
+from .pyramid_project import kernel
 
-SUMS = tuple(f"sums_{i}" for i in range(LEVELS))
 PARTS = 4  # of sums, at least, for a multiprocessor
 
 
 @kernel
 def resized_sums_kernel(
     grad,  # as x above
-    sums_0, sums_1, sums_2, sums_3,  # [B, C, H0, W0], ..., none larger than the one before it
-    C, H, W, XB, PREFIX, L, ROWS, H0, W0, H1, W1, H2, W2, H3, W3,
-    NHWC: tl.constexpr, ALIGN: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    sums,  # LEVELS of [B, C, HS[l], WS[l]], none larger than the one before it
+    C, H, W, XB, PREFIX, ROWS, HS, WS,
+    LEVELS: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradient of each of L resized maps over the pixels that have one source; grid (samples x blocks of
+    """Sum the gradient of each resized map over the pixels that have one source; grid (samples x blocks of
     channels, parts: the pixels of ROWS rows of the smallest map)."""
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     grad = sample(grad, b, XB) + PREFIX * C
     c = c0 + tl.arange(0, BC)[:, None]
     step = C if NHWC else 1  # from a pixel to the next
-    heights, widths = (H0, H1, H2, H3), (W0, W1, W2, W3)
-    part, least = tl.program_id(1), chosen(heights, L - 1, 4)
+    part, least = tl.program_id(1), HS[LEVELS - 1]
     first, end = (part * ROWS * H + least - 1) // least, ((part + 1) * ROWS * H + least - 1) // least
-    for l in range(L):  # after the first, pixels are read from the cache
-        HL, WL = chosen(heights, l, 4), chosen(widths, l, 4)
-        sums = sample(chosen((sums_0, sums_1, sums_2, sums_3), l, 4), b, C * HL * WL)
+    for l in range(LEVELS):  # after the first, pixels are read from the cache
+        HL, WL = chosen(HS, l, LEVELS), chosen(WS, l, LEVELS)
+        level = sample(chosen(sums, l, LEVELS), b, C * HL * WL)
         # rows of sources whose first pixels are in the part
         above, below = ((first - 1) * HL + H) // H, tl.minimum(((end - 1) * HL + H) // H, HL)
         for f0 in range(above * WL, below * WL, BF):
@@ -55,7 +53,7 @@ def resized_sums_kernel(
                     inside = (i < rows) & (j < columns)
                     total += tl.load(at + j * step, mask=inside, other=0.0).to(tl.float32)
                 at += W * step
-            tl.store(sums + pixels(c, row, column, C, HL, WL, NHWC), total, mask=rows > 0)
+            tl.store(level + pixels(c, row, column, C, HL, WL, NHWC), total, mask=rows > 0)
 
 
 @functools.lru_cache(maxsize=512)
@@ -74,12 +72,10 @@ def sums_plan(
     programs = batch * -(-channels // bc)
     part = max(1, min(rows, bf // columns, programs * rows // (PARTS * processors(device))))
     sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
-    sizes |= {"L": len(levels), "ROWS": part}
-    for i, level in enumerate(padded(levels, LEVELS)):
-        sizes |= {f"H{i}": level[0], f"W{i}": level[1]}
+    sizes |= {"ROWS": part, "HS": tuple(height for height, _ in levels), "WS": tuple(width for _, width in levels)}
     align = tiles.alignment(channels) if channels_last else 1
-    constants = {"NHWC": channels_last, "ALIGN": align, "BC": bc, "BF": bf}
-    names, grid = ("grad", *SUMS), (programs, -(-rows // part), 1)
+    constants = {"LEVELS": len(levels), "NHWC": channels_last, "ALIGN": align, "BC": bc, "BF": bf}
+    names, grid = ("grad", "sums"), (programs, -(-rows // part), 1)
     launch = Launch(resized_sums_kernel, lambda _: grid, names, names, sizes, constants, 4, context=(device, *dtypes))
     return tuning.apply(launch)
 
@@ -94,5 +90,5 @@ def resized_sums(grad: Tensor, size: tuple[int, int], channels_last: bool, like:
         (batch, channels, *size), tuple((level.shape[2], level.shape[3]) for level in like), prefix, channels_last,
         (grad.dtype, sums[0].dtype), grad.device, aligned(grad, *sums),
     )  # fmt: skip
-    run((launch,), (grad, *padded(sums, LEVELS)))
+    run((launch,), (grad, tuple(sums)))
     return sums

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..common import batch_sum, tiles, tuning
-from ..common.launch import Grid, Launch, aligned, padded, processors
+from ..common.launch import Grid, Launch, aligned, processors
 from ..common.run import run
 from .token_gather_backward import token_gather_backward_kernel
-from .token_gather_forward import LEVELS, token_gather_kernel
+from .token_gather_forward import token_gather_kernel
 
-MAPS = tuple(f"map_{i}" for i in range(LEVELS))
+LEVELS = 8  # that one launch takes
 Levels = tuple[tuple[int, bool], ...]  # of each: pixels, whether channels are neighbours in memory
 PROGRAMS = 2  # of the backward pass per multiprocessor, each with a row of parameter gradients
 
@@ -37,7 +37,7 @@ def forward_plan(
     def grid(constants: Mapping[str, Any]) -> Grid:
         return batch * -(-length // constants["BT"]), 1, 1
 
-    names = (*MAPS, "addend", "weight", "bias", "tokens", "normed", "statistics")
+    names = ("maps", "addend", "weight", "bias", "tokens", "normed", "statistics")
     return tuning.apply(
         Launch(token_gather_kernel, grid, names, names, sizes, constants, num_warps, context=(device, *dtypes))
     )
@@ -54,7 +54,7 @@ def backward_plan(
     programs = batch * -(-sizes["N"] // constants["BT"])
     if params:
         programs = min(programs, PROGRAMS * processors(device))
-    tensors = ("grad_tokens", "grad_normed", "tokens", "statistics", "weight", *MAPS, "scratch")
+    tensors = ("grad_tokens", "grad_normed", "tokens", "statistics", "weight", "grads", "scratch")
     names = (*tensors, "grad_params")
     context = (device, *dtypes)
     first = Launch(
@@ -86,9 +86,8 @@ def _blocks(
     elements = tiles.TILE * (2 if wide and any(kinds) and length == count else 1)
     rows, columns = max(1, elements // tiles.power(channels)), tiles.power(channels)
     tokens = min(rows, 64, tiles.power(min(length, count)))
-    sizes = {"D": channels, "N": count, "M": length}
-    sizes |= {f"P{i}": size for i, size in enumerate([*pixels, *[0] * (LEVELS - len(pixels))])}
-    sizes["FORMATS"] = sum(kind << 4 * i for i, kind in enumerate(kinds))
+    formats = sum(kind << 4 * i for i, kind in enumerate(kinds))
+    sizes = {"D": channels, "N": count, "M": length, "PIXELS": tuple(pixels), "FORMATS": formats}
     constants = {
         "LEVELS": len(levels),
         "KINDS": sum(1 << kind for kind in set(kinds)),
@@ -134,7 +133,7 @@ def forward(
         tuple(map(_level, sources)), batch, channels, length, (tokens.dtype, others[1].dtype, others[2].dtype),
         addend is not None, norm, eps, tokens.device, aligned(*sources, others[0]),
     )  # fmt: skip
-    run((launch,), (*padded(sources, LEVELS), *others, tokens, normed, statistics))
+    run((launch,), (tuple(sources), *others, tokens, normed, statistics))
     return tokens, normed, statistics
 
 
@@ -162,7 +161,7 @@ def backward(
     )  # fmt: skip
     scratch = given.new_empty((programs, 2 * channels) if need_params else 0, dtype=torch.float32)
     grad_params = gamma.new_empty(2 * channels if need_params else 0)
-    run(launches, (*tensors, *padded(maps, LEVELS), scratch, grad_params))
+    run(launches, (*tensors, tuple(maps), scratch, grad_params))
     if tail:
         for part, grad in zip(maps[-1].split([grad.shape[1] for grad in tail], 1), tail, strict=True):
             grad.copy_(part)

@@ -46,15 +46,13 @@ def token_gather_backward_kernel(
     grad_tokens, grad_normed, tokens,  # [B, M, D]
     statistics,  # [B, M, 2]
     weight,  # [D]
-    map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7,  # gradients
+    grads,  # of LEVELS
     scratch,  # [programs, 2, D]: gradients of weight and bias
-    B, D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
+    B, D, N, M, PIXELS, FORMATS,
     LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, GRAD_TOKENS: tl.constexpr, RESIZE: tl.constexpr,
     NORM: tl.constexpr, PARAMS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs), over which samples x blocks of input tokens are dealt."""
-    maps = (map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7)
-    pixels = (P0, P1, P2, P3, P4, P5, P6, P7)
     D = D // ALIGN * ALIGN
     d = tl.arange(0, BD)
     gamma = tl.zeros([BD], tl.float32)
@@ -86,7 +84,7 @@ def token_gather_backward_kernel(
             )  # fmt: skip
             d_weight += part_weight
             d_bias += part_bias
-        transfer(maps, pixels, FORMATS, grad, b, i0, i < N, d, D, LEVELS, KINDS, True, RESIZE, BT)
+        transfer(grads, PIXELS, FORMATS, grad, b, i0, i < N, d, D, LEVELS, KINDS, True, RESIZE, BT)
     if PARAMS:
         row = scratch + tl.program_id(0).to(tl.int64) * D * 2
         tl.store(row + d, d_weight, mask=d < D)

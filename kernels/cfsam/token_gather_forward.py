@@ -12,8 +12,7 @@ import triton.language as tl
 from ..common.resize import hat, input_shifts
 from ..common.tuples import chosen
 
-LEVELS = 8  # that one launch takes
-SIZES = ("B", "D", "N", "M", *(f"P{i}" for i in range(LEVELS)), "FORMATS")
+SIZES = ("B", "D", "N", "M", "PIXELS", "FORMATS")
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES, do_not_specialize_on_alignment=("weight", "bias"))
 
 
@@ -81,18 +80,16 @@ def read_tokens(
 
 @kernel
 def token_gather_kernel(
-    map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7,
+    maps,  # of LEVELS
     addend,  # [B, N, D]
     weight, bias,  # [D]
     tokens, normed,  # [B, M, D]
     statistics,  # [B, M, 2]
-    D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
+    D, N, M, PIXELS, FORMATS,
     LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
     NORM: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of output tokens)."""
-    maps = (map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7)
-    pixels = (P0, P1, P2, P3, P4, P5, P6, P7)
     D = D // ALIGN * ALIGN
     blocks = tl.cdiv(M, BT)
     b, o0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BT
@@ -105,11 +102,11 @@ def token_gather_kernel(
         for s in range(first, end):
             share = hat(o0, o0 + s, t, N, M)
             part = read_tokens(
-                maps, pixels, FORMATS, addend, b, o0 + s, share > 0, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD
+                maps, PIXELS, FORMATS, addend, b, o0 + s, share > 0, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD
             )
             tile += share[:, None] * part
     else:
-        tile = read_tokens(maps, pixels, FORMATS, addend, b, o0, o < M, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD)
+        tile = read_tokens(maps, PIXELS, FORMATS, addend, b, o0, o < M, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD)
     tile = tile.to(tokens.dtype.element_ty)
     inside = (o < M)[:, None] & (d < D)[None, :]
     tl.store(element(tokens, b, o0, t, d, M, D), tile, mask=inside)

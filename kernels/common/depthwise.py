@@ -15,10 +15,9 @@ from torch import Tensor
 from . import batch_sum, tiles, tuning
 from .depthwise_backward import depthwise_input_kernel, depthwise_params_kernel
 from .depthwise_forward import depthwise_kernel
-from .launch import Launch, aligned, padded, processors
+from .launch import Launch, aligned, processors
 from .run import run
 
-KERNELS = 8  # that one launch takes
 ROWS = 4  # of a place, at least
 WARPS = 8  # per multiprocessor, which leaves them the registers they need
 CACHED = 1 << 15  # bytes that a warp reads again for each column of taps
@@ -33,7 +32,7 @@ def forward_plan(
     alignment: tuple,
 ) -> Launch:  # fmt: skip
     """Return the launch of one signature; `alignment` keeps calls apart for which Triton compiles apart."""
-    tensors = ("x", "weights", *(f"y_{i}" for i in range(KERNELS)))
+    tensors = ("x", "weights", "ys")
     return tuning.apply(_over_places(depthwise_kernel, tensors, convolutions, shape, channels_last, dtypes, device))
 
 
@@ -43,11 +42,10 @@ def backward_plan(
     need_params: bool, device: torch.device, alignment: tuple,
 ) -> tuple[tuple[Launch, ...], int]:  # fmt: skip
     """Return the launches that these gradients need, and the parts, each of which has a row of scratch."""
-    grads = tuple(f"grad_{i}" for i in range(KERNELS))
-    names = (*grads, "x", "weights", "scratch", "grad_x", "grad_params")
+    names = ("grads", "x", "weights", "scratch", "grad_x", "grad_params")
     launches, parts = [], 0
     if need_x:
-        tensors = (*grads, "weights", "grad_x")
+        tensors = ("grads", "weights", "grad_x")
         launches.append(
             _over_places(depthwise_input_kernel, tensors, convolutions, shape, channels_last, dtypes, device, names)
         )
@@ -63,7 +61,7 @@ def backward_plan(
         sizes = {"B": batch, "C": channels, "H": height, "W": width}
         launches.append(
             Launch(
-                depthwise_params_kernel, lambda _: (parts * columns, 1, 1), (*grads, "x", "scratch"), names,
+                depthwise_params_kernel, lambda _: (parts * columns, 1, 1), ("grads", "x", "scratch"), names,
                 sizes, constants, num_warps, context=(device, *dtypes),
             )
         )  # fmt: skip
@@ -108,8 +106,8 @@ def _constants(
 ) -> tuple[dict[str, Any], int]:
     """Return the constants of a launch, and its warps; a thread has so many channels where they are neighbours."""
     _, channels, height, width = shape
-    padded = (*convolutions, *[(1, 1)] * (KERNELS - len(convolutions)))
-    rows = max(ROWS, *(stride for _, stride in padded))
+    kernels, strides = zip(*convolutions, strict=True)
+    rows = max(ROWS, *strides)
     count = -(-height // rows) * width
     if channels_last:
         bc, bf = tiles.fit(THREADS * elements, min(channels, tiles.SEGMENT // dtype.itemsize), count)
@@ -117,11 +115,11 @@ def _constants(
     else:
         bf, bc = tiles.fit(PLACES, count, channels)
         num_warps = 1
-    constants = {"J": len(convolutions)}
-    constants |= {f"K{j}": size for j, (size, _) in enumerate(padded)}
-    constants |= {f"S{j}": stride for j, (_, stride) in enumerate(padded)}
-    constants |= {
-        "LARGEST": max(size for size, _ in convolutions),
+    constants = {
+        "J": len(convolutions),
+        "KERNELS": kernels,
+        "STRIDES": strides,
+        "LARGEST": max(kernels),
         "NHWC": channels_last,
         "ALIGN": tiles.alignment(channels) if channels_last else 1,
         "Q": rows,
@@ -141,7 +139,7 @@ def _packed(*rows: Sequence[Tensor]) -> Tensor:
 
 
 def forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
-    """Return at most 8 depthwise convolutions of a dense x (B, C, H, W), in its format.
+    """Return depthwise convolutions of a dense x (B, C, H, W), in its format.
 
     Kernels are (C, 1, K, K) with odd K and padded by K // 2; strides are powers of two.
     """
@@ -153,7 +151,7 @@ def forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stri
     launch = forward_plan(
         _convolutions(weights, strides), x.shape, not x.is_contiguous(), (x.dtype, packed.dtype), x.device, aligned(x)
     )
-    run((launch,), (x, packed, *padded(outs, KERNELS)))
+    run((launch,), (x, packed, tuple(outs)))
     return outs
 
 
@@ -175,5 +173,5 @@ def backward(
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     scratch = x.new_empty((parts, numel), dtype=torch.float32)
     grad_params = packed.new_empty(numel)
-    run(launches, (*padded(grads, KERNELS), x, packed, scratch, grad_x, grad_params))
+    run(launches, (tuple(grads), x, packed, scratch, grad_x, grad_params))
     return grad_x, grad_params

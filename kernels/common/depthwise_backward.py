@@ -25,17 +25,12 @@ def add_transposed(sums, rows, weights, c, v, C, K: tl.constexpr, S: tl.constexp
 
 @kernel
 def depthwise_input_kernel(
-    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, weights, grad_x, C, H, W,
-    J: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    K4: tl.constexpr, K5: tl.constexpr, K6: tl.constexpr, K7: tl.constexpr,
-    S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, S3: tl.constexpr,
-    S4: tl.constexpr, S5: tl.constexpr, S6: tl.constexpr, S7: tl.constexpr,
-    LARGEST: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    grads,  # of J outputs
+    weights, grad_x, C, H, W,
+    J: tl.constexpr, KERNELS: tl.constexpr, STRIDES: tl.constexpr, LARGEST: tl.constexpr,
+    NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, parts of the places)."""
-    grads = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-    kernels: tl.constexpr = (K0, K1, K2, K3, K4, K5, K6, K7)
-    strides: tl.constexpr = (S0, S1, S2, S3, S4, S5, S6, S7)
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     first, end = part_of_places(H, W, Q, BF)
@@ -44,17 +39,17 @@ def depthwise_input_kernel(
         sums = zeros(Q, BC, BF)
         taps = weights
         for j in tl.static_range(J):
-            HJ, WJ = tl.cdiv(H, strides[j]), tl.cdiv(W, strides[j])
+            HJ, WJ = tl.cdiv(H, STRIDES[j]), tl.cdiv(W, STRIDES[j])
             grad = sample(grads[j], b, C * HJ * WJ)
-            for v in range(kernels[j]):
-                column = w + kernels[j] // 2 - v  # of x at the centre of the kernel
+            for v in range(KERNELS[j]):
+                column = w + KERNELS[j] // 2 - v  # of x at the centre of the kernel
                 rows = window(
-                    grad, c, h // strides[j], column // strides[j], here & (column % strides[j] == 0), C, HJ, WJ,
-                    -(kernels[j] // 2 // strides[j]),
-                    (Q - 1 + kernels[j] // 2) // strides[j] + kernels[j] // 2 // strides[j] + 1, NHWC,
+                    grad, c, h // STRIDES[j], column // STRIDES[j], here & (column % STRIDES[j] == 0), C, HJ, WJ,
+                    -(KERNELS[j] // 2 // STRIDES[j]),
+                    (Q - 1 + KERNELS[j] // 2) // STRIDES[j] + KERNELS[j] // 2 // STRIDES[j] + 1, NHWC,
                 )  # fmt: skip
-                sums = add_transposed(sums, rows, taps, c, v, C, kernels[j], strides[j], Q)
-            taps += kernels[j] * kernels[j] * C
+                sums = add_transposed(sums, rows, taps, c, v, C, KERNELS[j], STRIDES[j], Q)
+            taps += KERNELS[j] * KERNELS[j] * C
         at = sample(grad_x, b, C * H * W) + pixels(c, h, w, C, H, W, NHWC)
         row = W * C if NHWC else W
         for i in tl.static_range(Q):
@@ -80,22 +75,24 @@ def add_products(sums, rows, outputs, K: tl.constexpr, S: tl.constexpr, LARGEST:
     return sums
 
 
+@triton.jit
+def store_taps(scratch, sums, channel, dv, C, K: tl.constexpr):
+    """Write the gradients of the column of taps that is dv to the right of the centre."""
+    for u in tl.static_range(K):
+        place = (channel * K + u) * K + K // 2 + dv
+        tl.store(scratch + place, tl.sum(sums[u], axis=1), mask=channel < C)
+
+
 @kernel
 def depthwise_params_kernel(
-    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, x,
+    grads, x,
     scratch,  # [parts, taps and biases of all channels]: weights like (C, K, K), then biases
     B, C, H, W,
-    J: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    K4: tl.constexpr, K5: tl.constexpr, K6: tl.constexpr, K7: tl.constexpr,
-    S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, S3: tl.constexpr,
-    S4: tl.constexpr, S5: tl.constexpr, S6: tl.constexpr, S7: tl.constexpr,
-    LARGEST: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    J: tl.constexpr, KERNELS: tl.constexpr, STRIDES: tl.constexpr, LARGEST: tl.constexpr,
+    NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
     PART: tl.constexpr,
 ):  # fmt: skip
     """Grid (parts of all samples' places x blocks of channels); a part is PART blocks of places."""
-    grads = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-    kernels: tl.constexpr = (K0, K1, K2, K3, K4, K5, K6, K7)
-    strides: tl.constexpr = (S0, S1, S2, S3, S4, S5, S6, S7)
     C = C // ALIGN * ALIGN
     part, c0 = channel_block(C, BC)
     blocks = tl.cdiv(tl.cdiv(H, Q) * W, BF)  # of one sample
@@ -103,14 +100,14 @@ def depthwise_params_kernel(
     end = tl.minimum(first + PART, B * blocks)
     count = 0
     for j in tl.static_range(J):
-        count += kernels[j] * kernels[j] + 1
+        count += KERNELS[j] * KERNELS[j] + 1
     scratch = sample(scratch, part, count * C)
     channel = c0 + tl.arange(0, BC)
     for v in range(LARGEST):
         dv = v - LARGEST // 2
         sums = ()
         for j in tl.static_range(J):
-            sums += (zeros(kernels[j], BC, BF),)
+            sums += (zeros(KERNELS[j], BC, BF),)
         for block in range(first, end):
             b = block // blocks
             c, h, w, here = places(c0, block % blocks * BF, C, H, W, Q, BC, BF)
@@ -120,24 +117,22 @@ def depthwise_params_kernel(
             new = ()
             for j in tl.static_range(J):
                 taps = sums[j]
-                if (dv >= -(kernels[j] // 2)) & (dv <= kernels[j] // 2):
-                    outputs = gradients(grads[j], b, c, h, w, here, C, H, W, strides[j], Q, NHWC)
-                    taps = add_products(taps, rows, outputs, kernels[j], strides[j], LARGEST, Q)
+                if (dv >= -(KERNELS[j] // 2)) & (dv <= KERNELS[j] // 2):
+                    outputs = gradients(grads[j], b, c, h, w, here, C, H, W, STRIDES[j], Q, NHWC)
+                    taps = add_products(taps, rows, outputs, KERNELS[j], STRIDES[j], LARGEST, Q)
                 new += (taps,)
             sums = new
         at = scratch
         for j in tl.static_range(J):
-            if (dv >= -(kernels[j] // 2)) & (dv <= kernels[j] // 2):
-                for u in tl.static_range(kernels[j]):
-                    place = (channel * kernels[j] + u) * kernels[j] + kernels[j] // 2 + dv
-                    tl.store(at + place, tl.sum(sums[j][u], axis=1), mask=channel < C)
-            at += kernels[j] * kernels[j] * C
+            if (dv >= -(KERNELS[j] // 2)) & (dv <= KERNELS[j] // 2):
+                store_taps(at, sums[j], channel, dv, C, KERNELS[j])
+            at += KERNELS[j] * KERNELS[j] * C
     for j in tl.static_range(J):
         total = tl.zeros([BC, BF], tl.float32)
         for block in range(first, end):
             b = block // blocks
             c, h, w, here = places(c0, block % blocks * BF, C, H, W, Q, BC, BF)
-            outputs = gradients(grads[j], b, c, h, w, here, C, H, W, strides[j], Q, NHWC)
-            for i in tl.static_range(Q // strides[j]):
+            outputs = gradients(grads[j], b, c, h, w, here, C, H, W, STRIDES[j], Q, NHWC)
+            for i in tl.static_range(Q // STRIDES[j]):
                 total += outputs[i]
         tl.store(scratch + (count - J + j) * C + channel, tl.sum(total, axis=1), mask=channel < C)

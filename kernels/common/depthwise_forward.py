@@ -64,17 +64,13 @@ def add_taps(
 
 @kernel
 def depthwise_kernel(
-    x, weights, y_0, y_1, y_2, y_3, y_4, y_5, y_6, y_7, C, H, W,
-    J: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    K4: tl.constexpr, K5: tl.constexpr, K6: tl.constexpr, K7: tl.constexpr,
-    S0: tl.constexpr, S1: tl.constexpr, S2: tl.constexpr, S3: tl.constexpr,
-    S4: tl.constexpr, S5: tl.constexpr, S6: tl.constexpr, S7: tl.constexpr,
-    LARGEST: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    x, weights,
+    ys,  # J outputs
+    C, H, W,
+    J: tl.constexpr, KERNELS: tl.constexpr, STRIDES: tl.constexpr, LARGEST: tl.constexpr,
+    NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, parts of the places)."""
-    ys = (y_0, y_1, y_2, y_3, y_4, y_5, y_6, y_7)
-    kernels: tl.constexpr = (K0, K1, K2, K3, K4, K5, K6, K7)
-    strides: tl.constexpr = (S0, S1, S2, S3, S4, S5, S6, S7)
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     x = sample(x, b, C * H * W)
@@ -83,12 +79,12 @@ def depthwise_kernel(
         c, h, w, here = places(c0, block * BF, C, H, W, Q, BC, BF)
         biases = weights
         for j in tl.static_range(J):
-            biases += kernels[j] * kernels[j] * C
+            biases += KERNELS[j] * KERNELS[j] * C
         sums = ()
         for j in tl.static_range(J):
             bias = tl.load(biases + j * C + c, mask=c < C, other=0.0).to(tl.float32)
             outputs = ()
-            for _ in tl.static_range(Q // strides[j]):
+            for _ in tl.static_range(Q // STRIDES[j]):
                 outputs += (tl.zeros([BC, BF], tl.float32) + bias,)
             sums += (outputs,)
         for v in range(LARGEST):
@@ -98,15 +94,15 @@ def depthwise_kernel(
             new = ()
             for j in tl.static_range(J):
                 outputs = sums[j]
-                if (dv >= -(kernels[j] // 2)) & (dv <= kernels[j] // 2):
-                    outputs = add_taps(outputs, rows, taps, c, dv, C, kernels[j], strides[j], LARGEST, Q)
+                if (dv >= -(KERNELS[j] // 2)) & (dv <= KERNELS[j] // 2):
+                    outputs = add_taps(outputs, rows, taps, c, dv, C, KERNELS[j], STRIDES[j], LARGEST, Q)
                 new += (outputs,)
-                taps += kernels[j] * kernels[j] * C
+                taps += KERNELS[j] * KERNELS[j] * C
             sums = new
         for j in tl.static_range(J):
-            HJ, WJ = tl.cdiv(H, strides[j]), tl.cdiv(W, strides[j])
+            HJ, WJ = tl.cdiv(H, STRIDES[j]), tl.cdiv(W, STRIDES[j])
             row = WJ * C if NHWC else WJ
-            at = sample(ys[j], b, C * HJ * WJ) + pixels(c, h // strides[j], w // strides[j], C, HJ, WJ, NHWC)
-            for i in tl.static_range(Q // strides[j]):
-                mask = here & (h + i * strides[j] < H) & (w % strides[j] == 0)
+            at = sample(ys[j], b, C * HJ * WJ) + pixels(c, h // STRIDES[j], w // STRIDES[j], C, HJ, WJ, NHWC)
+            for i in tl.static_range(Q // STRIDES[j]):
+                mask = here & (h + i * STRIDES[j] < H) & (w % STRIDES[j] == 0)
                 tl.store(at + i * row, sums[j][i], mask=mask)

@@ -24,10 +24,7 @@ from .gram_attention_forward import (
 
 @kernel
 def gram_attention_backward_kernel(
-    feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7,
-    weight_0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6, weight_7,
-    bias_0, bias_1, bias_2, bias_3, bias_4, bias_5, bias_6, bias_7,
-    shares, x, saved, grad_mixed,
+    features, weights, biases, shares, x, saved, grad_mixed,
     mixers,  # [B, KERNELS, 3 * HEADS, HEAD + 1, HEAD]
     scratch,  # [B, KERNELS * 3 * HEADS * (HEAD + 1) * HEAD]
     terms,  # [B, HEADS, 2, KERNELS]
@@ -38,9 +35,7 @@ def gram_attention_backward_kernel(
     """Write a sample's gradients of the parameters, and the mixers for those of the features; grid as in forward."""
     P = P // ALIGN * ALIGN
     b, k, head = head_of_program(HEADS, KERNELS)
-    feature = chosen(
-        (feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7), k, KERNELS
-    )
+    feature = chosen(features, k, KERNELS)
     r = tl.arange(0, BD)
     product = tl.zeros([BD, BD], tl.float32)
     sums_grad = tl.zeros([BD, BP], tl.float32)
@@ -52,8 +47,7 @@ def gram_attention_backward_kernel(
         sums_grad += grad.to(tl.float32)
     sum_grad = tl.sum(sums_grad, axis=1)
 
-    weight = chosen((weight_0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6, weight_7), k, KERNELS)
-    bias = chosen((bias_0, bias_1, bias_2, bias_3, bias_4, bias_5, bias_6, bias_7), k, KERNELS)
+    weight, bias = chosen(weights, k, KERNELS), chosen(biases, k, KERNELS)
     share = tl.load(shares + k)
     row = tl.program_id(0).to(tl.int64)
     saved += row * (2 * HEAD + 2) * HEAD
@@ -126,10 +120,7 @@ def gram_attention_backward_kernel(
 
 @kernel
 def gram_mix_backward_kernel(
-    feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7,
-    grad_mixed, mixers,
-    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7,
-    HEADS, P,
+    features, grad_mixed, mixers, grads, HEADS, P,
     KERNELS: tl.constexpr, HEAD: tl.constexpr, PAPER: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -140,9 +131,7 @@ def gram_mix_backward_kernel(
     b = rest // blocks
     p = rest % blocks * BP + tl.arange(0, BP)[None, :]
     r = tl.arange(0, BD)[:, None]
-    feature = chosen(
-        (feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7), k, KERNELS
-    )
+    feature = chosen(features, k, KERNELS)
     first = 3 * g
     if not PAPER:
         first = tl.maximum(first, 2 * HEADS)
@@ -157,6 +146,6 @@ def gram_mix_backward_kernel(
         value = read_slice(source, b, other, r, p, HEADS, P, HEAD, NHWC)
         row = (b * KERNELS + k).to(tl.int64) * 3 * HEADS + part
         acc = add_mixed(acc, mixers + row * (HEAD + 1) * HEAD, value, HEAD, BD, PRECISION)
-    grad = chosen((grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7), k, KERNELS)
+    grad = chosen(grads, k, KERNELS)
     at, inside = in_slice(grad, b, g, r, p, HEADS, P, HEAD, NHWC)
     tl.store(at, acc, mask=inside)

@@ -16,11 +16,8 @@ import triton.language as tl
 from ..common.tuples import chosen
 
 MOST = tl.constexpr(8)  # kernel sizes that a launch takes
-FEATURES, WEIGHTS, BIASES, GRADS = (
-    tuple(f"{name}_{k}" for k in range(MOST.value)) for name in ("feature", "weight", "bias", "grad")
-)
 kernel = functools.partial(
-    triton.jit, do_not_specialize=("HEADS", "P"), do_not_specialize_on_alignment=(*WEIGHTS, *BIASES, "shares")
+    triton.jit, do_not_specialize=("HEADS", "P"), do_not_specialize_on_alignment=("weights", "biases", "shares")
 )
 
 
@@ -99,9 +96,9 @@ def head_of_program(HEADS, KERNELS: tl.constexpr):
 
 @kernel
 def gram_attention_kernel(
-    feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7,  # [B, HEADS * HEAD, P]
-    weight_0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6, weight_7,  # [3 * HEADS, HEAD, HEAD]
-    bias_0, bias_1, bias_2, bias_3, bias_4, bias_5, bias_6, bias_7,  # [3 * HEADS, HEAD]
+    features,  # KERNELS of [B, HEADS * HEAD, P]
+    weights,  # of [3 * HEADS, HEAD, HEAD]
+    biases,  # of [3 * HEADS, HEAD]
     shares,  # [KERNELS]
     saved,  # [B, KERNELS, HEADS, 2 * HEAD + 2, HEAD]
     mixers,  # [B, KERNELS, HEADS, HEAD + 1, HEAD]
@@ -112,13 +109,10 @@ def gram_attention_kernel(
     """Attend by the Gram matrix of two slices; grid (samples x kernel sizes x heads)."""
     P = P // ALIGN * ALIGN
     b, k, head = head_of_program(HEADS, KERNELS)
-    weight = chosen((weight_0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6, weight_7), k, KERNELS)
-    bias = chosen((bias_0, bias_1, bias_2, bias_3, bias_4, bias_5, bias_6, bias_7), k, KERNELS)
+    weight, bias = chosen(weights, k, KERNELS), chosen(biases, k, KERNELS)
     row = tl.program_id(0).to(tl.int64)
     if PAPER:
-        feature = chosen(
-            (feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7), k, KERNELS
-        )
+        feature = chosen(features, k, KERNELS)
         r = tl.arange(0, BD)
         gram = tl.zeros([BD, BD], tl.float32)
         sums_q = tl.zeros([BD, BP], tl.float32)
@@ -160,8 +154,7 @@ def gram_attention_kernel(
 
 @kernel
 def gram_mix_kernel(
-    feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7,
-    shares, x, mixers, mixed, HEADS, P,
+    features, shares, x, mixers, mixed, HEADS, P,
     KERNELS: tl.constexpr, HEAD: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -179,9 +172,7 @@ def gram_mix_kernel(
     for head in range(tl.maximum(3 * g - 2 * HEADS, 0), 3 * g + 3 - 2 * HEADS):
         acc = read_slice(x, b, head, r, p, HEADS, P, HEAD, NHWC).to(tl.float32) * total
         for k in range(KERNELS):
-            feature = chosen(
-                (feature_0, feature_1, feature_2, feature_3, feature_4, feature_5, feature_6, feature_7), k, KERNELS
-            )
+            feature = chosen(features, k, KERNELS)
             source = read_slice(feature, b, g, r, p, HEADS, P, HEAD, NHWC)
             row = (b * KERNELS + k).to(tl.int64) * HEADS + head
             acc = add_mixed(acc, mixers + row * (HEAD + 1) * HEAD, source, HEAD, BD, PRECISION)
