@@ -19,7 +19,7 @@ import torch
 from fastattn.bench.sizes import CONTIGUOUS
 from fastattn.report import Table, to_text
 
-from .machine_code import WORKS, Row, assembly_of, compiled, launches, scsa_cases
+from .machine_code import WORKS, Row, assembly_of, compiled, launches, leaves, scsa_cases
 
 ARCH = 90
 PROCESSORS = 132
@@ -375,7 +375,7 @@ def issued(row: Row) -> int:
 @functools.cache
 def work(row: Row) -> tuple[int, int]:
     """How many instructions a warp of a launch's first program issues, and the products that tensor cores form."""
-    pointers = sum(kind.startswith("*") for kind in row.compilation.types)
+    pointers = sum(kind.startswith("*") for kind in leaves(row.compilation.types))
     words = [0, 0] * pointers + list(row.sizes)
     constants = {PARAMETERS + 4 * place: word % WORD for place, word in enumerate(words)}
     thread = Thread(constants)

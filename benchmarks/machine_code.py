@@ -49,8 +49,9 @@ TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "f
 
 ComposedCase = AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase
 AnyCase = Case | ComposedCase
-# pass -> launches, each with the dtypes of its tensors and the bytes that it moves at least: of SCSA, those of the maps
-Launches = dict[str, list[tuple[Any, list[torch.dtype], int]]]
+# pass -> launches, each with the dtypes of its tensors, a tuple for a tuple, and the bytes that it moves at least: of
+# SCSA, those of the maps
+Launches = dict[str, list[tuple[Any, list[Any], int]]]
 MAPS = {"x", "out", "grad_out", "grad_x"}  # of SCSA
 
 REGISTERS = 1 << 16  # of one multiprocessor
@@ -76,7 +77,7 @@ class Compilation:
 
     module: str
     kernel: str
-    types: tuple[str, ...]  # of the parameters, in their order
+    types: tuple[Any, ...]  # of the parameters, in their order, a tuple for a tuple
     constants: tuple[tuple[str, Any], ...]
     options: tuple[tuple[str, Any], ...]
     arch: int
@@ -198,14 +199,27 @@ def launches(case: AnyCase, work: str, arch: int) -> Iterator[Row]:
     """The launches of one pass."""
     made = scsa_launches(case) if isinstance(case, Case) else composed_launches(case)
     for launch, dtypes, moved in made[work]:
-        pointers = [f"*{TRITON_NAMES[dtype]}" for dtype in dtypes]
-        sizes = ["i32" if abs(size) < 1 << 31 else "i64" for size in launch.sizes.values()]
-        types = (*pointers, *sizes, *["constexpr"] * len(launch.constants))
+        given = map(kind, (*dtypes, *launch.sizes.values()))
+        types = (*given, *["constexpr"] * len(launch.constants))
         constants = tuple(launch.constants.items())
         options = tuple(launch.options.items())
         compilation = Compilation(launch.kernel.__module__, launch.name, types, constants, options, arch)
         programs = launch.grid[0] * launch.grid[1] * launch.grid[2]
-        yield Row(case, work, programs, compilation, tuple(launch.sizes.values()), moved)
+        yield Row(case, work, programs, compilation, leaves(launch.sizes.values()), moved)
+
+
+def kind(value: Any) -> Any:
+    """Return Triton's type of a pointer to a dtype, of a size, or of each of a tuple."""
+    if isinstance(value, tuple):
+        return tuple(map(kind, value))
+    if isinstance(value, torch.dtype):
+        return f"*{TRITON_NAMES[value]}"
+    return "i32" if abs(value) < 1 << 31 else "i64"
+
+
+def leaves(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Return what is in values, with tuples laid open, as a kernel is given it."""
+    return tuple(leaf for value in values for leaf in (value if isinstance(value, tuple) else (value,)))
 
 
 def scsa_launches(case: Case) -> Launches:
@@ -262,16 +276,17 @@ def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:
 
 
 @contextmanager
-def recorded() -> Iterator[list[tuple[Any, list[torch.dtype], int]]]:
+def recorded() -> Iterator[list[tuple[Any, list[Any], int]]]:
     """Launch nothing; note what would be launched, the dtypes of its tensors and their bytes."""
     from fastattn.kernels.common.launch import Launch
 
-    made: list[tuple[Any, list[torch.dtype], int]] = []
+    made: list[tuple[Any, list[Any], int]] = []
 
-    def note(launch: Launch, arguments: Sequence[torch.Tensor]) -> None:
+    def note(launch: Launch, arguments: Sequence[Any]) -> None:
         tensors = launch.pick(arguments)
-        distinct = {id(tensor): tensor.nbytes for tensor in tensors}  # a place that is left over holds another's
-        made.append((launch, [tensor.dtype for tensor in tensors], sum(distinct.values())))
+        distinct = {id(tensor): tensor.nbytes for tensor in leaves(tensors)}  # one may stand in for what is not there
+        dtypes = [tuple(part.dtype for part in t) if isinstance(t, tuple) else t.dtype for t in tensors]
+        made.append((launch, dtypes, sum(distinct.values())))
 
     with patch.object(Launch, "__call__", note):
         yield made
@@ -296,14 +311,23 @@ def by_compilation(work: Callable[[Compilation], Any], compilations: Iterable[Co
         return dict(zip(distinct, pool.map(work, distinct), strict=True))
 
 
+def pointers(given: Any, place: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the places of pointers in a parameter's type."""
+    if isinstance(given, tuple):
+        return [found for i, part in enumerate(given) for found in pointers(part, (*place, i))]
+    return [place] if given.startswith("*") else []
+
+
 def source_of(compilation: Compilation) -> Any:
     """Return a kernel with its types and constants, as Triton compiles it."""
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(compilation.module), compilation.kernel)
-    pointers = [i for i, kind in enumerate(compilation.types) if kind.startswith("*")]
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i in pointers if not kernel.params[i].do_not_specialize_on_alignment
+        place: [["tt.divisibility", 16]]
+        for i, given in enumerate(compilation.types)
+        for place in pointers(given, (i,))
+        if not kernel.params[i].do_not_specialize_on_alignment
     }
     signature = dict(zip(kernel.arg_names, compilation.types, strict=True))
     return ASTSource(kernel, signature, dict(compilation.constants), attributes)

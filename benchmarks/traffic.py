@@ -135,6 +135,15 @@ def extent(tensor: Tensor) -> int:
     return (1 + sum((length - 1) * stride for length, stride in steps)) * tensor.element_size()
 
 
+def named(names: Iterable[str], arguments: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a launch with its name; those of a tuple are numbered."""
+    for name, argument in zip(names, arguments, strict=True):
+        if isinstance(argument, tuple):
+            yield from ((f"{name}_{i}", tensor) for i, tensor in enumerate(argument))
+        else:
+            yield name, argument
+
+
 class _Watch:
     """Stands between the interpreter and memory while `count` is active."""
 
@@ -145,9 +154,9 @@ class _Watch:
     def launch(self, call: Callable[..., None]) -> Callable[..., None]:
         from triton.runtime.errors import InterpreterError
 
-        def launch(self_: Any, arguments: Sequence[Tensor]) -> None:
+        def launch(self_: Any, arguments: Sequence[Any]) -> None:
             record = Record(self_.name)
-            self.memory = memory = Memory(record, dict(zip(self_.tensors, self_.pick(arguments), strict=True)))
+            self.memory = memory = Memory(record, dict(named(self_.tensors, self_.pick(arguments))))
             try:
                 call(self_, arguments)
             except InterpreterError as error:
@@ -269,7 +278,7 @@ def measure(
 def planned_like(batch: int, samples: int) -> Iterator[None]:
     """Plan calls of few samples (or heads) like those of a batch, on a GPU that is smaller by as much, and so much
     faster."""
-    from fastattn.kernels.acp import conv_pool, pyramid_project
+    from fastattn.kernels.acp import conv_pool, pyramid_project, pyramid_project_backward
     from fastattn.kernels.cat import call as cat
     from fastattn.kernels.cfsam import partition_attention
     from fastattn.kernels.common import depthwise, launch
@@ -279,15 +288,16 @@ def planned_like(batch: int, samples: int) -> Iterator[None]:
 
     fewer = -(-launch.processors(torch.device("cpu")) * samples // batch)
     passes = depthwise, scale_mix, conv_pool
+    projections = pyramid_project, pyramid_project_backward
     plans = (
         *(scsa.plan, partition_attention.plan, gram_attention.plan, cat.plan),
-        *(pyramid_project.project_plan, pyramid_project.sums_plan),
+        *(pyramid_project.project_plan, pyramid_project_backward.sums_plan),
         *(function for module in passes for function in (module.forward_plan, module.backward_plan)),
     )
     for cached in plans:
         cached.cache_clear()
     with ExitStack() as patches:
-        for module in (plan, partition_attention, gram_attention, cat, pyramid_project, *passes):
+        for module in (plan, partition_attention, gram_attention, cat, *projections, *passes):
             patches.enter_context(patch.object(module, "processors", lambda device: fewer))
         yield
     for cached in plans:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from . import conv_pool
-from .pyramid_project import project, resized_sums
+from .pyramid_project import project
+from .pyramid_project_backward import resized_sums
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -1,9 +1,5 @@
-"""Depthwise convolution and max pooling of a map (B, C, H, W) in one pass, and its gradients: the convolution's output
-is not stored.
-
-A block is of channels and cells: a cell is a window of the pooling, S x S pixels, of which its thread forms R rows at a
-time from R + K - 1 rows of x in each column that the kernel reaches. The cells of a map are numbered row by row. What
-backward needs of a window is the place of its maximum, i * S + j in a byte: the first of equal ones, the last NaN.
+"""Depthwise convolution and max pooling of a map (B, C, H, W) in one pass, and its gradients: plans and calls of
+`conv_pool_forward` and `conv_pool_backward`. The convolution's output is not stored.
 
 Samples lie XB elements apart, so that the grid of tokens behind prefix tokens is a map. Taps, (K * K, C), and below
 them the bias are packed with neighbouring channels.
@@ -15,188 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..common import batch_sum, tiles, tuning
-from ..common.depthwise import part_of_places, window
 from ..common.launch import Grid, Launch, aligned, processors
-from ..common.maps import channel_block, pixels, sample
 from ..common.run import run
-from ..common.tuples import zeros
+from .conv_pool_backward import conv_pool_input_kernel, conv_pool_params_kernel
+from .conv_pool_forward import conv_pool_kernel
 
 WINDOW = 16  # the largest, whose places a byte holds
 SUMS = 9  # pixels of a window that a thread forms at a time, at most
 WARPS, PARAMS_WARPS = 24, 8  # per multiprocessor, as registers allow
 HALO = 8  # a part has at least so many times the rows that it reads besides, unless multiprocessors are left over
 CACHED = 1 << 15  # bytes that a warp reads again for each column of taps
-kernel = functools.partial(triton.jit, do_not_specialize=("B", "C", "H", "W", "XB"))
-
-
-@triton.jit
-def cells(block, c0, C, H, W, S: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr):
-    """Return the channels of a block of cells, their rows and columns, and which there are: all but rows [BC, BF]."""
-    c = tl.broadcast_to(c0 + tl.arange(0, BC)[:, None], [BC, BF])
-    f = block * BF + tl.arange(0, BF)[None, :]
-    columns = tl.cdiv(W, S)
-    return c, f // columns, f % columns, (c < C) & (f < tl.cdiv(H, S) * columns)
-
-
-@triton.jit
-def tap(weights, u, v, c, C, K: tl.constexpr):
-    """Return a tap of the kernel for each channel, zero beyond its columns."""
-    inside = (c < C) & (v >= 0) & (v < K)
-    return tl.load(weights + (u * K + v) * C + c, mask=inside, other=0.0).to(tl.float32)
-
-
-@kernel
-def conv_pool_kernel(
-    x,
-    weights,
-    y,  # [B, C, ceil(H / S), ceil(W / S)]
-    index,  # the same of bytes
-    C, H, W, XB,
-    K: tl.constexpr, S: tl.constexpr, R: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr, SAVE: tl.constexpr,
-    BC: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """Grid (samples x blocks of channels, parts of the cells)."""
-    C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
-    b, c0 = channel_block(C, BC)
-    x = sample(x, b, XB)
-    HP, WP = tl.cdiv(H, S), tl.cdiv(W, S)
-    y, index = sample(y, b, C * HP * WP), sample(index, b, C * HP * WP)
-    first, end = part_of_places(HP, WP, 1, BF)
-    for block in range(first, end):
-        c, row, column, here = cells(block, c0, C, H, W, S, BC, BF)
-        most = tl.full([BC, BF], float("-inf"), tl.float32)
-        place = tl.zeros([BC, BF], tl.int32)
-        for i0 in range(0, S, R):
-            sums = zeros(R * S, BC, BF)
-            h = row * S + i0
-            for q in range(S + K - 1):
-                rows = window(x, c, h, column * S + q - K // 2, here, C, H, W, -(K // 2), R + K - 1, NHWC)
-                for u in tl.static_range(K):
-                    more = ()
-                    for j in tl.static_range(S):
-                        weight = tap(weights, u, q - j, c, C, K)
-                        for i in tl.static_range(R):
-                            more += (sums[j * R + i] + rows[i + u] * weight,)
-                    sums = more
-            for i in tl.static_range(R):
-                for j in tl.static_range(S):
-                    value = sums[j * R + i]
-                    better = (h + i < H) & (column * S + j < W) & ((value > most) | (value != value))
-                    most = tl.where(better, value, most)
-                    place = tl.where(better, (i0 + i) * S + j, place)
-        most += tl.load(weights + K * K * C + c, mask=c < C, other=0.0).to(tl.float32)
-        at = pixels(c, row, column, C, HP, WP, NHWC)
-        tl.store(y + at, most, mask=here)
-        if SAVE:
-            tl.store(index + at, place.to(tl.uint8), mask=here)
-
-
-@triton.jit
-def maxima(
-    grad, index, c, row, column, here, i, j, C, HP, WP, K: tl.constexpr, S: tl.constexpr, NHWC: tl.constexpr
-):  # fmt: skip
-    """Return the gradients of the convolution's outputs, i rows below and j columns right of the windows' first."""
-    down, right = (i + K * S) // S - K, (j + K * S) // S - K  # windows
-    row, column = row + down, column + right
-    inside = here & (row >= 0) & (row < HP) & (column >= 0) & (column < WP)
-    at = pixels(c, row, column, C, HP, WP, NHWC)
-    value = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    place = tl.load(index + at, mask=inside, other=0).to(tl.int32)
-    return tl.where(place == (i - down * S) * S + j - right * S, value, 0.0)
-
-
-@kernel
-def conv_pool_input_kernel(
-    grad, index, weights,
-    grad_x,  # holds what is added
-    C, H, W, XB,
-    K: tl.constexpr, S: tl.constexpr, R: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr,
-    BC: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """Add the gradient of x; grid (samples x blocks of channels, parts of the cells)."""
-    C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
-    b, c0 = channel_block(C, BC)
-    grad_x = sample(grad_x, b, XB)
-    HP, WP = tl.cdiv(H, S), tl.cdiv(W, S)
-    grad, index = sample(grad, b, C * HP * WP), sample(index, b, C * HP * WP)
-    first, end = part_of_places(HP, WP, 1, BF)
-    for block in range(first, end):
-        c, row, column, here = cells(block, c0, C, H, W, S, BC, BF)
-        for i0 in range(0, S, R):
-            sums = zeros(R * S, BC, BF)
-            for q in range(S + K - 1):
-                rows = ()
-                for t in tl.static_range(R + K - 1):
-                    at = i0 + t - K // 2
-                    rows += (maxima(grad, index, c, row, column, here, at, q - K // 2, C, HP, WP, K, S, NHWC),)
-                for u in tl.static_range(K):
-                    more = ()
-                    for j in tl.static_range(S):
-                        weight = tap(weights, u, j - q + K - 1, c, C, K)
-                        for i in tl.static_range(R):
-                            more += (sums[j * R + i] + rows[i - u + K - 1] * weight,)
-                    sums = more
-            for i in tl.static_range(R):
-                for j in tl.static_range(S):
-                    h, w = row * S + i0 + i, column * S + j
-                    inside = here & (h < H) & (w < W)
-                    at = grad_x + pixels(c, h, w, C, H, W, NHWC)
-                    tl.store(at, sums[j * R + i] + tl.load(at, mask=inside, other=0.0).to(tl.float32), mask=inside)
-
-
-@kernel
-def conv_pool_params_kernel(
-    grad, index, x,
-    scratch,  # [parts, C * K * K + C]: weights like (C, K, K), then biases
-    B, C, H, W, XB,
-    K: tl.constexpr, S: tl.constexpr, R: tl.constexpr, V: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr,
-    PART: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """Grid (parts of all samples' cells x blocks of channels); a part is PART blocks of cells, read again for every V
-    columns of taps."""
-    C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
-    part, c0 = channel_block(C, BC)
-    HP, WP = tl.cdiv(H, S), tl.cdiv(W, S)
-    blocks = tl.cdiv(HP * WP, BF)  # of one sample
-    first = part * PART
-    end = tl.minimum(first + PART, B * blocks)
-    scratch = sample(scratch, part, C * (K * K + 1))
-    channel = c0 + tl.arange(0, BC)
-    for v0 in range(0, K, V):
-        sums = zeros(K * V, BC, BF)
-        total = tl.zeros([BC, BF], tl.float32)
-        for block in range(first, end):
-            b = block // blocks
-            c, row, column, here = cells(block % blocks, c0, C, H, W, S, BC, BF)
-            at = pixels(c, row, column, C, HP, WP, NHWC)
-            g = tl.load(sample(grad, b, C * HP * WP) + at, mask=here, other=0.0).to(tl.float32)
-            place = tl.load(sample(index, b, C * HP * WP) + at, mask=here, other=0).to(tl.int32)
-            for i0 in range(0, S, R):
-                for j in tl.static_range(S):
-                    given = ()
-                    for i in tl.static_range(R):
-                        given += (tl.where(place == (i0 + i) * S + j, g, 0.0),)
-                    more = ()
-                    for v in tl.static_range(V):
-                        w = column * S + v0 + (j + v - K // 2)
-                        rows = window(sample(x, b, XB), c, row * S + i0, w, here, C, H, W, -(K // 2), R + K - 1, NHWC)
-                        for u in tl.static_range(K):
-                            tap_sum = sums[v * K + u]
-                            for i in tl.static_range(R):
-                                tap_sum += rows[i + u] * given[i]
-                            more += (tap_sum,)
-                    sums = more
-            total += g
-        for v in tl.static_range(V):
-            for u in tl.static_range(K):
-                at = scratch + (channel * K + u) * K + v0 + v
-                tl.store(at, tl.sum(sums[v * K + u], axis=1), mask=channel < C)
-        tl.store(scratch + C * K * K + channel, tl.sum(total, axis=1), mask=channel < C)
 
 
 class _Cells:

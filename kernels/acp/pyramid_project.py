@@ -1,5 +1,5 @@
 """The 1x1 convolution of a map (B, C, H, W) and of smaller ones that are resized to it, in one pass: what is formed at
-low resolution stays in the program, which writes the sum. And the adjoint of the resizing.
+low resolution stays in the program, which writes the sum. The adjoint is in `pyramid_project_backward`.
 
 A program has a tile of TH x TW pixels and, of each smaller map, their sources: rows of Q pixels, SOURCES in all at
 most. Its blocks of BN output channels are the sum of a product of the tile, and one of each map's sources, which the
@@ -19,18 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common import tiles, tuning
-from ..common.launch import Launch, aligned, padded, processors, product_precision
-from ..common.maps import channel_block, pixels, sample
+from ..common.launch import Launch, aligned, processors, product_precision
+from ..common.maps import pixels, sample
 from ..common.run import run
 from ..common.tuples import chosen, zeros
 
-LEVELS = 4  # smaller maps that a launch takes
-MAPS, SUMS = (tuple(f"{name}_{i}" for i in range(LEVELS)) for name in ("map", "sums"))
-PARTS = 4  # of sums, at least, for a multiprocessor
 # of float32: the pixels of a program, with up to 192 channels, those of a product at a time, and stages. float32 has so
 # few that no product is a warpgroup's: Triton 3.6 lets one of two overwrite what the other still multiplies
 BLOCKS = {False: (128, 32, 3), True: (32, 16, 2)}
-SIZES = ("C", "H", "W", "XB", "PREFIX", "L", "ROWS", *(f"{name}{i}" for i in range(LEVELS) for name in "HWQ"))
+SIZES = ("C", "H", "W", "XB", "PREFIX", "ROWS", "HS", "WS", "QS")
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
 
 
@@ -88,10 +85,10 @@ def add_resized(
 @kernel
 def pyramid_project_kernel(
     x,  # [B, C, H, W] or [B, PREFIX + H * W, C]
-    map_0, map_1, map_2, map_3,  # [B, C, H0, W0], ...
+    maps,  # LEVELS of [B, C, HS[l], WS[l]]
     weight,  # [C, (LEVELS + 1) * C], or [C, C] of the sum
     bias, out,
-    C, H, W, XB, PREFIX, H0, W0, Q0, H1, W1, Q1, H2, W2, Q2, H3, W3, Q3,
+    C, H, W, XB, PREFIX, HS, WS, QS,
     LEVELS: tl.constexpr, CONCAT: tl.constexpr, RESIDUAL: tl.constexpr, COPY: tl.constexpr, NHWC: tl.constexpr,
     ALIGN: tl.constexpr, ALIGN_W: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, TH: tl.constexpr,
     TW: tl.constexpr, SOURCES: tl.constexpr, COUNT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -121,9 +118,8 @@ def pyramid_project_kernel(
             matrix = weight
             if CONCAT:
                 matrix += (l + 1) * C
-            HL, WL = chosen((H0, H1, H2, H3), l, LEVELS), chosen((W0, W1, W2, W3), l, LEVELS)
-            level = sample(chosen((map_0, map_1, map_2, map_3), l, LEVELS), b, C * HL * WL)
-            Q = chosen((Q0, Q1, Q2, Q3), l, LEVELS)
+            HL, WL, Q = chosen(HS, l, LEVELS), chosen(WS, l, LEVELS), chosen(QS, l, LEVELS)
+            level = sample(chosen(maps, l, LEVELS), b, C * HL * WL)
             accs = add_resized(
                 accs, level, h, w, h0, w0, matrix, n0, C, H, W, HL, WL, Q, step, COUNT, NHWC, EVEN, PRECISION, TH, TW,
                 SOURCES, BN, BK,
@@ -142,44 +138,6 @@ def pyramid_project_kernel(
             for i in range(tl.program_id(1) * 1024, PREFIX * C, tl.num_programs(1) * 1024):
                 place = i + tl.arange(0, 1024)
                 tl.store(out + place, tl.load(x + place, mask=place < PREFIX * C), mask=place < PREFIX * C)
-
-
-@kernel
-def resized_sums_kernel(
-    grad,  # as x above
-    sums_0, sums_1, sums_2, sums_3,  # [B, C, H0, W0], ..., none larger than the one before it
-    C, H, W, XB, PREFIX, L, ROWS, H0, W0, H1, W1, H2, W2, H3, W3,
-    NHWC: tl.constexpr, ALIGN: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """Sum the gradient of each of L resized maps over the pixels that have one source; grid (samples x blocks of
-    channels, parts: the pixels of ROWS rows of the smallest map)."""
-    C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
-    b, c0 = channel_block(C, BC)
-    grad = sample(grad, b, XB) + PREFIX * C
-    c = c0 + tl.arange(0, BC)[:, None]
-    step = C if NHWC else 1  # from a pixel to the next
-    heights, widths = (H0, H1, H2, H3), (W0, W1, W2, W3)
-    part, least = tl.program_id(1), chosen(heights, L - 1, 4)
-    first, end = (part * ROWS * H + least - 1) // least, ((part + 1) * ROWS * H + least - 1) // least
-    for l in range(L):  # after the first, pixels are read from the cache
-        HL, WL = chosen(heights, l, 4), chosen(widths, l, 4)
-        sums = sample(chosen((sums_0, sums_1, sums_2, sums_3), l, 4), b, C * HL * WL)
-        # rows of sources whose first pixels are in the part
-        above, below = ((first - 1) * HL + H) // H, tl.minimum(((end - 1) * HL + H) // H, HL)
-        for f0 in range(above * WL, below * WL, BF):
-            f = f0 + tl.arange(0, BF)[None, :]
-            row, column = f // WL, f % WL
-            top, left = (row * H + HL - 1) // HL, (column * W + WL - 1) // WL
-            rows = tl.where((c < C) & (row < below), ((row + 1) * H + HL - 1) // HL - top, 0)
-            columns = ((column + 1) * W + WL - 1) // WL - left
-            at = grad + pixels(c, top, left, C, H, W, NHWC)
-            total = tl.zeros([BC, BF], tl.float32)
-            for i in range(tl.cdiv(H, HL)):
-                for j in range(tl.cdiv(W, WL)):
-                    inside = (i < rows) & (j < columns)
-                    total += tl.load(at + j * step, mask=inside, other=0.0).to(tl.float32)
-                at += W * step
-            tl.store(sums + pixels(c, row, column, C, HL, WL, NHWC), total, mask=rows > 0)
 
 
 def blocks_of(channels: int) -> tuple[int, int]:
@@ -206,16 +164,18 @@ def project_plan(
     pixels = min(most, most * 192 // (bn * count))
     across = min(16, max(4, tiles.power(width)))
     down = min(pixels // across, max(4, tiles.power(height)))
-    sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
+    regions = tuple(region(width, columns, across) for _, columns in levels)
+    sizes = {
+        "C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix,
+        "HS": tuple(rows for rows, _ in levels), "WS": tuple(columns for _, columns in levels), "QS": regions,
+    }  # fmt: skip
     constants: dict[str, Any] = {
         "LEVELS": len(levels), "CONCAT": concat, "RESIDUAL": residual, "COPY": prefix > 0, "NHWC": channels_last,
         "ALIGN": tiles.alignment(channels), "ALIGN_W": 1 if channels_last else tiles.alignment(width),
         "EVEN": channels % bk == 0, "PRECISION": precision, "TH": down, "TW": across,
     }  # fmt: skip
     sources = 16
-    for i, (rows, columns) in enumerate(padded(levels, LEVELS)):
-        most = region(width, columns, across)
-        sizes |= {f"H{i}": rows, f"W{i}": columns, f"Q{i}": most}
+    for (rows, _), most in zip(levels, regions, strict=True):
         sources = max(sources, tiles.power(region(height, rows, down) * most))
     constants |= {"SOURCES": sources, "COUNT": count, "BN": bn, "BK": bk}
     programs = batch * (-(-height // down) * -(-width // across) + (prefix > 0))
@@ -224,37 +184,11 @@ def project_plan(
         count = -(-count // 2)
     constants["COUNT"] = count
     grid = programs, -(-channels // (bn * count)), 1
-    names = ("x", *MAPS, "weight", "bias", "out")
+    names = ("x", "maps", "weight", "bias", "out")
     launch = Launch(
         pyramid_project_kernel, lambda _: grid, names, names, sizes, constants, 8, context=(device, *dtypes),
         num_stages=stages,
     )  # fmt: skip
-    return tuning.apply(launch)
-
-
-@functools.lru_cache(maxsize=512)
-def sums_plan(
-    shape: Sequence[int], levels: Sequence[tuple[int, int]], prefix: int, channels_last: bool, dtypes: tuple,
-    device: torch.device, alignment: tuple,
-) -> Launch:  # fmt: skip
-    """Return the launch of one signature."""
-    batch, channels, height, width = shape
-    most, (rows, columns) = levels[0][0] * levels[0][1], levels[-1]
-    if channels_last:  # a thread has 128 bits of channels
-        item = dtypes[0].itemsize
-        bc, bf = tiles.fit(2048 // item, min(channels, tiles.SEGMENT // item), most)
-    else:
-        bf, bc = tiles.fit(256, min(most, 32), channels)
-    programs = batch * -(-channels // bc)
-    part = max(1, min(rows, bf // columns, programs * rows // (PARTS * processors(device))))
-    sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
-    sizes |= {"L": len(levels), "ROWS": part}
-    for i, level in enumerate(padded(levels, LEVELS)):
-        sizes |= {f"H{i}": level[0], f"W{i}": level[1]}
-    align = tiles.alignment(channels) if channels_last else 1
-    constants = {"NHWC": channels_last, "ALIGN": align, "BC": bc, "BF": bf}
-    names, grid = ("grad", *SUMS), (programs, -(-rows // part), 1)
-    launch = Launch(resized_sums_kernel, lambda _: grid, names, names, sizes, constants, 4, context=(device, *dtypes))
     return tuning.apply(launch)
 
 
@@ -274,18 +208,4 @@ def project(
         weight.shape[1] != channels, residual, channels_last, product_precision(weight.dtype),
         (x.dtype, weight.dtype, out.dtype), x.device, aligned(x, *maps, weight, bias, out),
     )  # fmt: skip
-    run((launch,), (x, *padded(maps, LEVELS), weight, bias, out))
-
-
-def resized_sums(grad: Tensor, size: tuple[int, int], channels_last: bool, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradients of maps `like` these that were resized, each no larger than the one before it, of the
-    gradient of x as it is above."""
-    sums = [torch.empty_like(level) for level in like]
-    batch, channels = like[0].shape[:2]
-    prefix = grad.shape[1] - size[0] * size[1] if grad.dim() == 3 else 0
-    launch = sums_plan(
-        (batch, channels, *size), tuple((level.shape[2], level.shape[3]) for level in like), prefix, channels_last,
-        (grad.dtype, sums[0].dtype), grad.device, aligned(grad, *sums),
-    )  # fmt: skip
-    run((launch,), (grad, *padded(sums, LEVELS)))
-    return sums
+    run((launch,), (x, tuple(maps), weight, bias, out))

@@ -12,14 +12,8 @@ from torch import Tensor
 from ..common import tiles, tuning
 from ..common.launch import Launch, aligned, processors, product_precision
 from ..common.run import run
-from .passes import (
-    gather_kernel,
-    merge_kernel,
-    score_gradient_kernel,
-    spread_kernel,
-    token_gradient_kernel,
-    value_gradient_kernel,
-)
+from .backward import score_gradient_kernel, token_gradient_kernel, value_gradient_kernel
+from .forward import gather_kernel, merge_kernel, spread_kernel
 
 FORWARD = ("x", "score", "sums", "totals", "means", "logs")
 SPREAD = ("x", "score", "values", "bias", "out", "logs")

@@ -1,4 +1,5 @@
-"""Token gather: flatten + concatenate + add + resize + LayerNorm in one pass, and its backward in another.
+"""Token gather: flatten + concatenate + add + resize + LayerNorm in one pass, and its backward in another; plans and
+calls of `token_gather_forward` and `token_gather_backward`.
 
 A level is a map (B, D, H, W), contiguous or channels_last, or a token matrix (B, N, D), which lies like the latter.
 Levels behind each other are N tokens of D channels, which are resized to M.
@@ -11,216 +12,17 @@ from math import gcd
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..common import batch_sum, tiles, tuning
-from ..common.launch import Grid, Launch, aligned, padded, processors
-from ..common.resize import hat, input_shifts, output_shifts
+from ..common.launch import Grid, Launch, aligned, processors
 from ..common.run import run
-from ..common.tuples import chosen
+from .token_gather_backward import token_gather_backward_kernel
+from .token_gather_forward import token_gather_kernel
 
 LEVELS = 8  # that one launch takes
-MAPS = tuple(f"map_{i}" for i in range(LEVELS))
 Levels = tuple[tuple[int, bool], ...]  # of each: pixels, whether channels are neighbours in memory
-SIZES = ("B", "D", "N", "M", *(f"P{i}" for i in range(LEVELS)), "FORMATS")
 PROGRAMS = 2  # of the backward pass per multiprocessor, each with a row of parameter gradients
-kernel = functools.partial(triton.jit, do_not_specialize=SIZES, do_not_specialize_on_alignment=("weight", "bias"))
-
-
-@triton.jit
-def element(tokens, b, n0, t, d, N, D):
-    """Pointers to channels d of the tokens n0 + t in sample b of a token matrix (B, N, D): [BT, BD]."""
-    return tokens + (b.to(tl.int64) * N + n0) * D + (t[:, None] * D + d[None, :])
-
-
-@triton.jit
-def of_level(level, b, n0, t, d, start, P, D, KIND: tl.constexpr):
-    """Pointers to the tokens n0 + t in sample b of a level that has P from start on, and which it has: [BT, BD]."""
-    if KIND == 0:
-        at = element(level, b, n0 - start, t, d, P, D)
-    else:
-        start = start // (1 << KIND - 1) * (1 << KIND - 1)
-        P = P // (1 << KIND - 1) * (1 << KIND - 1)
-        at = level + b.to(tl.int64) * D * P + (n0 - start) + (d.to(tl.int64)[None, :] * P + t[:, None])
-    n = n0 + t
-    return at, ((n >= start) & (n < start + P))[:, None] & (d < D)[None, :]
-
-
-@triton.jit
-def transfer(
-    maps, pixels, kinds, tile, b, n0, used, d, D,
-    LEVELS: tl.constexpr, KINDS: tl.constexpr, WRITE: tl.constexpr, RESIZE: tl.constexpr, BT: tl.constexpr,
-):  # fmt: skip
-    """Write a tile [BT, BD] to those of the tokens n0, n0 + 1, ... that levels have, or return it plus them.
-
-    Resizing, only what is used is read.
-    """
-    start = 0
-    for i in range(LEVELS):  # rolled, and with one body for all levels of a kind: fewer registers
-        P = chosen(pixels, i, LEVELS)
-        if (n0 < start + P) & (n0 + BT > start):
-            level = chosen(maps, i, LEVELS)
-            for k in tl.static_range(5):
-                if (KINDS >> k) & 1:
-                    if ((kinds >> 4 * i) & 15) == k:
-                        at, inside = of_level(level, b, n0, tl.arange(0, BT), d, start, P, D, k)
-                        if RESIZE and not WRITE:
-                            inside &= used[:, None]
-                        if WRITE:
-                            tl.store(at, tile, mask=inside)
-                        else:
-                            tile += tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        start += P
-    return tile
-
-
-@triton.jit
-def read_tokens(
-    maps, pixels, kinds, addend, b, n0, used, d, N, D,
-    LEVELS: tl.constexpr, KINDS: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Return those tokens that are used, of n0, n0 + 1, ..., with the addend: [BT, BD]."""
-    tile = tl.zeros([BT, BD], tl.float32)
-    tile = transfer(maps, pixels, kinds, tile, b, n0, used, d, D, LEVELS, KINDS, False, RESIZE, BT)
-    if ADD:
-        at = element(addend, b, n0, tl.arange(0, BT), d, N, D)
-        tile += tl.load(at, mask=used[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-    return tile
-
-
-@kernel
-def token_gather_kernel(
-    map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7,
-    addend,  # [B, N, D]
-    weight, bias,  # [D]
-    tokens, normed,  # [B, M, D]
-    statistics,  # [B, M, 2]
-    D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
-    LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, ADD: tl.constexpr, RESIZE: tl.constexpr,
-    NORM: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Grid (samples x blocks of output tokens)."""
-    maps = (map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7)
-    pixels = (P0, P1, P2, P3, P4, P5, P6, P7)
-    D = D // ALIGN * ALIGN
-    blocks = tl.cdiv(M, BT)
-    b, o0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BT
-    t = tl.arange(0, BT)
-    o = o0 + t
-    d = tl.arange(0, BD)
-    if RESIZE:
-        tile = tl.zeros([BT, BD], tl.float32)
-        first, end = input_shifts(o0, N, M, BT)
-        for s in range(first, end):
-            share = hat(o0, o0 + s, t, N, M)
-            part = read_tokens(
-                maps, pixels, FORMATS, addend, b, o0 + s, share > 0, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD
-            )
-            tile += share[:, None] * part
-    else:
-        tile = read_tokens(maps, pixels, FORMATS, addend, b, o0, o < M, d, N, D, LEVELS, KINDS, ADD, RESIZE, BT, BD)
-    tile = tile.to(tokens.dtype.element_ty)
-    inside = (o < M)[:, None] & (d < D)[None, :]
-    tl.store(element(tokens, b, o0, t, d, M, D), tile, mask=inside)
-    if NORM:
-        tile = tile.to(tl.float32)
-        mean = tl.sum(tile, axis=1) / D
-        tile = tl.where((d < D)[None, :], tile - mean[:, None], 0.0)
-        scale = tl.rsqrt(tl.sum(tile * tile, axis=1) / D + EPS)
-        gamma = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
-        beta = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
-        tile = tile * scale[:, None] * gamma[None, :] + beta[None, :]
-        tl.store(element(normed, b, o0, t, d, M, D), tile, mask=inside)
-        at = statistics + (b.to(tl.int64) * M + o) * 2
-        tl.store(at, mean, mask=o < M)
-        tl.store(at + 1, scale, mask=o < M)
-
-
-@triton.jit
-def token_gradient(
-    grad_tokens, grad_normed, tokens, statistics, gamma, b, o0, share, d, M, D,
-    GRAD_TOKENS: tl.constexpr, NORM: tl.constexpr, RESIZE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Return shares of the gradients of output tokens o0 + t, [BT, BD], and their sums for weight and bias, [BD]."""
-    t = tl.arange(0, BT)
-    inside = (share > 0)[:, None] & (d < D)[None, :]
-    grad = tl.zeros([BT, BD], tl.float32)
-    d_weight = tl.zeros([BD], tl.float32)
-    d_bias = tl.zeros([BD], tl.float32)
-    if NORM:
-        at = statistics + (b.to(tl.int64) * M + o0) * 2 + t * 2
-        mean = tl.load(at, mask=share > 0, other=0.0)[:, None]
-        scale = tl.load(at + 1, mask=share > 0, other=0.0)[:, None]
-        x = tl.load(element(tokens, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
-        x = (x - mean) * scale
-        g = tl.load(element(grad_normed, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
-        if RESIZE:
-            g *= share[:, None]
-        d_weight = tl.sum(g * x, axis=0)
-        d_bias = tl.sum(g, axis=0)
-        g *= gamma[None, :]
-        grad = (g - (tl.sum(g, axis=1) / D)[:, None] - x * (tl.sum(g * x, axis=1) / D)[:, None]) * scale
-    if GRAD_TOKENS:
-        g = tl.load(element(grad_tokens, b, o0, t, d, M, D), mask=inside, other=0.0).to(tl.float32)
-        if RESIZE:
-            g *= share[:, None]
-        grad += g
-    return grad, d_weight, d_bias
-
-
-@kernel
-def token_gather_backward_kernel(
-    grad_tokens, grad_normed, tokens,  # [B, M, D]
-    statistics,  # [B, M, 2]
-    weight,  # [D]
-    map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7,  # gradients
-    scratch,  # [programs, 2, D]: gradients of weight and bias
-    B, D, N, M, P0, P1, P2, P3, P4, P5, P6, P7, FORMATS,
-    LEVELS: tl.constexpr, KINDS: tl.constexpr, ALIGN: tl.constexpr, GRAD_TOKENS: tl.constexpr, RESIZE: tl.constexpr,
-    NORM: tl.constexpr, PARAMS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Grid (programs), over which samples x blocks of input tokens are dealt."""
-    maps = (map_0, map_1, map_2, map_3, map_4, map_5, map_6, map_7)
-    pixels = (P0, P1, P2, P3, P4, P5, P6, P7)
-    D = D // ALIGN * ALIGN
-    d = tl.arange(0, BD)
-    gamma = tl.zeros([BD], tl.float32)
-    if NORM:
-        gamma += tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
-    d_weight = tl.zeros([BD], tl.float32)
-    d_bias = tl.zeros([BD], tl.float32)
-    blocks = tl.cdiv(N, BT)
-    for block in range(tl.program_id(0), B * blocks, tl.num_programs(0)):
-        b, i0 = block // blocks, block % blocks * BT
-        t = tl.arange(0, BT)
-        i = i0 + t
-        if RESIZE:
-            grad = tl.zeros([BT, BD], tl.float32)
-            first, end = output_shifts(i0, N, M, BT)
-            for s in range(first, end):
-                share = hat(i0 + s, i0, t, N, M)
-                part, part_weight, part_bias = token_gradient(
-                    grad_tokens, grad_normed, tokens, statistics, gamma, b, i0 + s, share, d, M, D,
-                    GRAD_TOKENS, NORM, RESIZE, BT, BD,
-                )  # fmt: skip
-                grad += part
-                d_weight += part_weight
-                d_bias += part_bias
-        else:
-            grad, part_weight, part_bias = token_gradient(
-                grad_tokens, grad_normed, tokens, statistics, gamma, b, i0, (i < N).to(tl.float32), d, M, D,
-                GRAD_TOKENS, NORM, RESIZE, BT, BD,
-            )  # fmt: skip
-            d_weight += part_weight
-            d_bias += part_bias
-        transfer(maps, pixels, FORMATS, grad, b, i0, i < N, d, D, LEVELS, KINDS, True, RESIZE, BT)
-    if PARAMS:
-        row = scratch + tl.program_id(0).to(tl.int64) * D * 2
-        tl.store(row + d, d_weight, mask=d < D)
-        tl.store(row + D + d, d_bias, mask=d < D)
 
 
 @functools.lru_cache(maxsize=512)
@@ -235,7 +37,7 @@ def forward_plan(
     def grid(constants: Mapping[str, Any]) -> Grid:
         return batch * -(-length // constants["BT"]), 1, 1
 
-    names = (*MAPS, "addend", "weight", "bias", "tokens", "normed", "statistics")
+    names = ("maps", "addend", "weight", "bias", "tokens", "normed", "statistics")
     return tuning.apply(
         Launch(token_gather_kernel, grid, names, names, sizes, constants, num_warps, context=(device, *dtypes))
     )
@@ -252,7 +54,7 @@ def backward_plan(
     programs = batch * -(-sizes["N"] // constants["BT"])
     if params:
         programs = min(programs, PROGRAMS * processors(device))
-    tensors = ("grad_tokens", "grad_normed", "tokens", "statistics", "weight", *MAPS, "scratch")
+    tensors = ("grad_tokens", "grad_normed", "tokens", "statistics", "weight", "grads", "scratch")
     names = (*tensors, "grad_params")
     context = (device, *dtypes)
     first = Launch(
@@ -284,9 +86,8 @@ def _blocks(
     elements = tiles.TILE * (2 if wide and any(kinds) and length == count else 1)
     rows, columns = max(1, elements // tiles.power(channels)), tiles.power(channels)
     tokens = min(rows, 64, tiles.power(min(length, count)))
-    sizes = {"D": channels, "N": count, "M": length}
-    sizes |= {f"P{i}": size for i, size in enumerate([*pixels, *[0] * (LEVELS - len(pixels))])}
-    sizes["FORMATS"] = sum(kind << 4 * i for i, kind in enumerate(kinds))
+    formats = sum(kind << 4 * i for i, kind in enumerate(kinds))
+    sizes = {"D": channels, "N": count, "M": length, "PIXELS": tuple(pixels), "FORMATS": formats}
     constants = {
         "LEVELS": len(levels),
         "KINDS": sum(1 << kind for kind in set(kinds)),
@@ -332,7 +133,7 @@ def forward(
         tuple(map(_level, sources)), batch, channels, length, (tokens.dtype, others[1].dtype, others[2].dtype),
         addend is not None, norm, eps, tokens.device, aligned(*sources, others[0]),
     )  # fmt: skip
-    run((launch,), (*padded(sources, LEVELS), *others, tokens, normed, statistics))
+    run((launch,), (tuple(sources), *others, tokens, normed, statistics))
     return tokens, normed, statistics
 
 
@@ -360,7 +161,7 @@ def backward(
     )  # fmt: skip
     scratch = given.new_empty((programs, 2 * channels) if need_params else 0, dtype=torch.float32)
     grad_params = gamma.new_empty(2 * channels if need_params else 0)
-    run(launches, (*tensors, *padded(maps, LEVELS), scratch, grad_params))
+    run(launches, (*tensors, tuple(maps), scratch, grad_params))
     if tail:
         for part, grad in zip(maps[-1].split([grad.shape[1] for grad in tail], 1), tail, strict=True):
             grad.copy_(part)

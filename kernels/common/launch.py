@@ -1,7 +1,7 @@
 """One launch of a kernel inside a plan: what does not change from call to call is bound once."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
+Argument = Tensor | tuple[Tensor, ...]
 
 
 @functools.cache
@@ -24,9 +25,15 @@ def aligned(*tensors: Tensor) -> tuple[bool, ...]:
     return tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
-def padded(tensors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
-    """Return as many tensors as a kernel takes; it does not touch the repeated ones."""
-    return (*tensors, *[tensors[0]] * (count - len(tensors)))
+def flat(arguments: Iterable[Argument]) -> list[Tensor]:
+    """Return all tensors of a call."""
+    tensors: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            tensors += argument
+        else:
+            tensors.append(argument)
+    return tensors
 
 
 def product_precision(dtype: torch.dtype) -> str:
@@ -41,7 +48,7 @@ def product_precision(dtype: torch.dtype) -> str:
 
 
 class Launch:
-    """A kernel with its grid, sizes and configuration; called with the tensors of one call.
+    """A kernel with its grid, sizes and configuration; called with the tensors of one call, or tuples of them.
 
     `tensors` names the tensors that the kernel takes, in its order; `names` is the order in which a call
     brings them. The kernel's parameters are those tensors, then `sizes`, then `constants`, of which
@@ -57,7 +64,7 @@ class Launch:
         grid: Callable[[Mapping[str, Any]], Grid],
         tensors: Sequence[str],
         names: Sequence[str],
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, int | tuple[int, ...]],
         constants: Mapping[str, Any],
         num_warps: int,
         alternatives: Sequence[Mapping[str, int]] = (),
@@ -90,18 +97,18 @@ class Launch:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
-    def pick(self, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def pick(self, arguments: Sequence[Argument]) -> tuple[Argument, ...]:
         """Return the kernel's own tensors out of a call's."""
         return self._pick(arguments)
 
-    def __call__(self, arguments: Sequence[Tensor]) -> None:
+    def __call__(self, arguments: Sequence[Argument]) -> None:
         """Launch on the current device and stream; the first call compiles."""
         if self._run is None:
             self._first(arguments)
         else:
             self._run(*self._pick(arguments), *self._bound)
 
-    def _first(self, arguments: Sequence[Tensor]) -> None:
+    def _first(self, arguments: Sequence[Argument]) -> None:
         compiled = self.kernel[self.grid](
             *self._pick(arguments), *self.sizes.values(), **self.constants, **self.options
         )

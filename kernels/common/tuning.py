@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import triton
-from torch import Tensor
 
-from .launch import Launch
+from .launch import Argument, Launch
 from .tiles import power
 
 active = False  # whether calls tune what they launch
@@ -45,7 +44,7 @@ def apply(launch: Launch) -> Launch:
     return launch
 
 
-def tune(launch: Launch, arguments: Sequence[Tensor], do_bench: Callable | None = None) -> None:
+def tune(launch: Launch, arguments: Sequence[Argument], do_bench: Callable | None = None) -> None:
     """Measure a launch's alternatives on the tensors of one call, and configure it with the fastest.
 
     RuntimeError during the capture of a CUDA graph.
@@ -57,15 +56,17 @@ def tune(launch: Launch, arguments: Sequence[Tensor], do_bench: Callable | None 
         others = {w for w in (launch.num_warps // 2, 2 * launch.num_warps) if 4 <= w <= 16}
         warps = {launch.num_warps, *others}
         # with all constants in the configurations, Triton's cache on disk tells formats and options apart
-        blocks = [{**launch.constants, **block} for block in ({}, *launch.alternatives)]
+        single = {name: value for name, value in launch.constants.items() if type(value) is not tuple}
+        tuples = {name: value for name, value in launch.constants.items() if name not in single}  # JSON has none
+        blocks = [{**single, **block} for block in ({}, *launch.alternatives)]
         fixed = {"num_stages": launch.num_stages, "maxnreg": launch.registers}
         configs = [triton.Config(block, num_warps=w, **fixed) for block in blocks for w in sorted(warps)]
         options = {"do_bench": do_bench} if do_bench else {}
-        keys = [name for name in _KEYS if name in launch.sizes]
+        keys = [*(name for name in _KEYS if name in launch.sizes), *tuples]
         tuner = triton.autotune(configs, key=keys, cache_results=True, **options)(launch.kernel)
         # some kernels work in place, on scratch
         named = zip(launch.tensors, launch.pick(arguments), strict=True)
-        tensors = [tensor.clone() if name == "scratch" else tensor for name, tensor in named]
-        tuner[launch.grid_of](*tensors, *launch.sizes.values())
+        tensors = [tensor.clone() if name == "scratch" else tensor for name, tensor in named]  # which is no tuple
+        tuner[launch.grid_of](*tensors, *launch.sizes.values(), **tuples)
         _found[bucket] = tuner.best_config
     apply(launch)

@@ -10,24 +10,15 @@ from torch import Tensor
 
 from ..common import tiles, tuning
 from ..common.batch_sum import batch_sum_kernel
-from ..common.launch import Grid, Launch, aligned, padded, processors, product_precision
+from ..common.launch import Grid, Launch, aligned, processors, product_precision
 from ..common.run import run
-from .gram_attention_passes import (
-    BIASES,
-    FEATURES,
-    GRADS,
-    MOST,
-    WEIGHTS,
-    gram_attention_backward_kernel,
-    gram_attention_kernel,
-    gram_mix_backward_kernel,
-    gram_mix_kernel,
-)
+from .gram_attention_backward import gram_attention_backward_kernel, gram_mix_backward_kernel
+from .gram_attention_forward import gram_attention_kernel, gram_mix_kernel
 
-FORWARD = (*FEATURES, *WEIGHTS, *BIASES, "shares", "x", "saved", "mixers", "mixed")
+FORWARD = ("features", "weights", "biases", "shares", "x", "saved", "mixers", "mixed")
 BACKWARD = (
-    *(*FEATURES, *WEIGHTS, *BIASES, "shares", "x", "saved", "grad_mixed"),
-    *("mixers", "scratch", "terms", *GRADS, "grad_params", "grad_shares"),
+    *("features", "weights", "biases", "shares", "x", "saved", "grad_mixed"),
+    *("mixers", "scratch", "terms", "grads", "grad_params", "grad_shares"),
 )
 HEAD_MOST = 64  # largest size of a head
 # float32: up to a head size, the pixels at a time, warps and stages of a pass over all, those of one over blocks
@@ -158,7 +149,7 @@ def forward(
     saved = shares.new_empty(ready.saved_shape)
     mixers = shares.new_empty(ready.mixers)
     mixed = torch.empty_like(x)
-    parameters = (*padded(features, MOST.value), *padded(weights, MOST.value), *padded(biases, MOST.value), shares)
+    parameters = (tuple(features), tuple(weights), tuple(biases), shares)
     run(ready.forward, (*parameters, x, saved, mixers, mixed))
     return mixed, saved
 
@@ -176,10 +167,10 @@ def backward(
     scratch, terms = shares.new_empty((ready.batch, ready.grads)), shares.new_empty((ready.terms, len(features)))
     grads = [torch.empty_like(feature) for feature in features]
     grad_params, grad_shares = weights[0].new_empty(ready.grads), torch.empty_like(shares)
-    parameters = (*padded(features, MOST.value), *padded(weights, MOST.value), *padded(biases, MOST.value), shares)
+    parameters = (tuple(features), tuple(weights), tuple(biases), shares)
     workspaces = (mixers, scratch, terms)
     run(
         ready.backward,
-        (*parameters, x, saved, grad_mixed, *workspaces, *padded(grads, MOST.value), grad_params, grad_shares),
+        (*parameters, x, saved, grad_mixed, *workspaces, tuple(grads), grad_params, grad_shares),
     )
     return grads, grad_params, grad_shares

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from ..common import batch_sum, tiles, tuning
-from ..common.launch import Grid, Launch, aligned, padded, processors
+from ..common.launch import Grid, Launch, aligned, processors
 from ..common.run import run
 from .scale_mix_backward import encoding_gradient_kernel, scale_mix_backward_kernel
 from .scale_mix_forward import scale_mix_kernel
 
-LEVELS = 7  # coarse maps that one launch takes
-MAPS = tuple(f"u_{i}" for i in range(LEVELS))
 ROWS = 4  # of a block: those that read one row of a map at a quarter of the resolution
 
 
@@ -63,7 +61,7 @@ def forward_plan(
     """Return the launch of one signature; `alignment` keeps calls apart for which Triton compiles apart."""
     sizes, constants, num_warps = _blocks(shape, scales, dtypes[0].itemsize, channels_last, device)
     sizes |= {"PH": encoding[0], "PW": encoding[1]}
-    names = ("x", *MAPS, "weight", "bias", "encoding", "z", "shares")
+    names = ("x", "us", "weight", "bias", "encoding", "z", "shares")
     grid = functools.partial(_grid, shape)
     context = (device, *dtypes)
     return tuning.apply(Launch(scale_mix_kernel, grid, names, names, sizes, constants, num_warps, context=context))
@@ -78,9 +76,7 @@ def backward_plan(
     batch, channels, height, width = shape
     sizes, constants, num_warps = _blocks(shape, scales, dtypes[0].itemsize, channels_last, device)
     grid = functools.partial(_grid, shape)
-    tensors = (
-        "grad_z", "x", *MAPS, "weight", "shares", "grad_x", *(f"grad_{name}" for name in MAPS), "scratch",
-    )  # fmt: skip
+    tensors = ("grad_z", "x", "us", "weight", "shares", "grad_x", "grad_us", "scratch")
     names = (*tensors, "grad_weights", "encoding_scratch", "grad_encoding")
     context = (device, *dtypes)
     first = Launch(
@@ -138,7 +134,7 @@ def forward(
         x.shape, len(coarse), position_encoding.shape[2:], (x.dtype, weight.dtype), not x.is_contiguous(), x.device,
         aligned(x, *coarse),
     )  # fmt: skip
-    run((launch,), (x, *padded(coarse, LEVELS), weight, bias, position_encoding, z, shares))
+    run((launch,), (x, tuple(coarse), weight, bias, position_encoding, z, shares))
     return z, shares
 
 
@@ -160,7 +156,7 @@ def backward(
     run(
         launches,
         (
-            grad_z, x, *padded(coarse, LEVELS), weight, shares, grad_x, *padded(grad_coarse, LEVELS), rows,
+            grad_z, x, tuple(coarse), weight, shares, grad_x, tuple(grad_coarse), rows,
             grad_params[: scratch[1]], encoding_rows, grad_params[scratch[1] :],
         ),
     )  # fmt: skip

@@ -86,23 +86,21 @@ def level_gradient(
 @kernel
 def scale_mix_backward_kernel(
     grad_z, x,  # [B, D, H, W]
-    u_0, u_1, u_2, u_3, u_4, u_5, u_6,  # [B, D, H / 2^i, W / 2^i]
+    us,  # SCALES of [B, D, H / 2^i, W / 2^i]
     weight,  # [SCALES + 1, D]
     shares,  # [B, SCALES + 1, H, W]
-    grad_x, grad_u_0, grad_u_1, grad_u_2, grad_u_3, grad_u_4, grad_u_5, grad_u_6,
+    grad_x, grad_us,
     scratch,  # [programs, (SCALES + 1) * (D + 1)]: gradients of weight and bias
     D, H, W,
     SCALES: tl.constexpr, SHARES: tl.constexpr, NHWC: tl.constexpr, ALIGN: tl.constexpr,
     BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of rows x blocks of columns)."""
-    maps = (u_0, u_1, u_2, u_3, u_4, u_5, u_6)
-    grads = (grad_u_0, grad_u_1, grad_u_2, grad_u_3, grad_u_4, grad_u_5, grad_u_6)
     D, W = aligned(D, W, NHWC, ALIGN)
     b, h0, w0 = block(H, W, BH, BW)
     h, w, known = places(h0, w0, H, W, BH, BW)
     grad_z, x = sample(grad_z, b, D * H * W), sample(x, b, D * H * W)
-    grad_x, grad_u = sample(grad_x, b, D * H * W), sample(grad_u_0, b, D * H * W)
+    grad_x, grad_u = sample(grad_x, b, D * H * W), sample(grad_us[0], b, D * H * W)
     shares = sample(shares, b, (SCALES + 1) * H * W)
     s = tl.arange(0, SHARES)
     known_shares = (s <= SCALES)[:, None] & known[None, :]
@@ -114,7 +112,7 @@ def scale_mix_backward_kernel(
         at = pixels(c[:, None], h[None, :], w[None, :], D, H, W, NHWC)
         tile = tl.load(grad_z + at, mask=inside, other=0.0).to(tl.float32)  # [BC, BH * BW]
         for i in tl.static_range(SCALES):
-            level = read_level(maps[i], b, c, h, w, inside, D, H, W, i, NHWC)
+            level = read_level(us[i], b, c, h, w, inside, D, H, W, i, NHWC)
             d_share += tl.where(s[:, None] == i + 1, tl.sum(tile * level, axis=0)[None, :], 0.0)
     d_logits = share * (d_share - tl.sum(share * d_share, axis=0)[None, :])
     parts = scratch + tl.program_id(0).to(tl.int64) * ((SCALES + 1) * (D + 1))
@@ -136,7 +134,7 @@ def scale_mix_backward_kernel(
     if PARAMS:
         tl.store(parts + (SCALES + 1) * D + s, tl.sum(d_logits, axis=1), mask=s <= SCALES)
     for i in tl.static_range(1, SCALES):
-        grad = sample(grads[i], b, D * coarse_side(H, i) * coarse_side(W, i))
+        grad = sample(grad_us[i], b, D * coarse_side(H, i) * coarse_side(W, i))
         level_gradient(grad_z, shares + (i + 1) * H * W, grad, h0, w0, D, H, W, i, NHWC, BC, BH, BW)
 
 

@@ -82,7 +82,7 @@ def row(values, i, ROWS: tl.constexpr):
 @kernel
 def scale_mix_kernel(
     x,  # [B, D, H, W]
-    u_0, u_1, u_2, u_3, u_4, u_5, u_6,  # [B, D, H / 2^i, W / 2^i]
+    us,  # SCALES of [B, D, H / 2^i, W / 2^i]
     weight,  # [SCALES + 1, D]
     bias,  # [SCALES + 1]
     encoding,  # [D, PH, PW]
@@ -93,7 +93,6 @@ def scale_mix_kernel(
     BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of rows x blocks of columns)."""
-    maps = (u_0, u_1, u_2, u_3, u_4, u_5, u_6)
     D, W = aligned(D, W, NHWC, ALIGN)
     b, h0, w0 = block(H, W, BH, BW)
     h, w, known = places(h0, w0, H, W, BH, BW)
@@ -120,6 +119,6 @@ def scale_mix_kernel(
         tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         tile += read_encoding(encoding, c, h, w, inside, H, W, PH, PW)
         for i in tl.static_range(SCALES):
-            level = read_level(maps[i], b, c, h, w, inside, D, H, W, i, NHWC)
+            level = read_level(us[i], b, c, h, w, inside, D, H, W, i, NHWC)
             tile += row(share, i + 1, SHARES)[None, :] * level
         tl.store(z + at, tile, mask=inside)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..common.maps import pixels, sample
 from .axis_gate import by_group, convolve, gate_values, group_sum, tap_weights
-from .channel_attention import pooled_gradients
+from .channel_attention_backward import pooled_gradients
 from .layout import kernel, on_axis, saved_axes, saved_channels, scratch_axes, scratch_channels
 
 

@@ -18,6 +18,7 @@ from . import (
     axis_gate_backward,
     axis_mean,
     channel_attention,
+    channel_attention_backward,
     gated_gather,
     gated_pool,
     gated_product,
@@ -267,7 +268,7 @@ class Plan:
             tile["BR"] = max(1, tile["BR"] // 2)
         launches = [self._pass(gated_gather.gated_gather_kernel, BACKWARD, tile)]
         if self.channel:
-            launches.append(self._attention(channel_attention.channel_attention_backward_kernel, BACKWARD))
+            launches.append(self._attention(channel_attention_backward.channel_attention_backward_kernel, BACKWARD))
         if self.spatial:
             bg_h, bh, tiles_h = self._gate_tile(self.height)
             bg_w, bw, tiles_w = self._gate_tile(self.width)
@@ -279,7 +280,7 @@ class Plan:
         else:
             block = min(self.constants["BLOCK"], 128)
             grid = (self.batch, -(-self.channels // block))
-            kernel = channel_attention.pooled_gradient_kernel
+            kernel = channel_attention_backward.pooled_gradient_kernel
             launches.append(self._launch(kernel, grid, BACKWARD, 4, {"BLOCK": block}))
         if need_x:
             tile = self._row_tile(self.window[0])

@@ -10,7 +10,8 @@ from ..common.maps import aligned, sample
 from .axis_gate import axis_gates
 from .axis_gate_backward import axes_gradients
 from .axis_mean import axis_means
-from .channel_attention import channel_attention, channel_attention_gradients, pooled_gradients
+from .channel_attention import channel_attention
+from .channel_attention_backward import channel_attention_gradients, pooled_gradients
 from .gated_gather import gated_gathers
 from .gated_pool import gated_pools
 from .gated_product import gated_products

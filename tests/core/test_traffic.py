@@ -326,40 +326,40 @@ QUARTERS = 1 + 1 / 4 + 1 / 16  # x: the maps of the three scales
 # times x, of the maps in each launch; least and most of what a depthwise pass reads in parts, with the rows around each
 LGA_FORWARD = {
     "depthwise x": (1, 1.15),
-    "depthwise y": QUARTERS,
+    "depthwise ys": QUARTERS,
     "scale_mix x": 1,
-    "scale_mix u": QUARTERS,
+    "scale_mix us": QUARTERS,
     "scale_mix shares": 4 / LGA.dim,
     "scale_mix z": 1,
     "depthwise 2 x": (1, 1.6),
-    "depthwise 2 y": 4,
-    "gram_attention feature": 4 * 2,  # for each head the slices for q and k, which are a third each
-    "gram_mix feature": 4 / 3,
+    "depthwise 2 ys": 4,
+    "gram_attention features": 4 * 2,  # for each head the slices for q and k, which are a third each
+    "gram_mix features": 4 / 3,
     "gram_mix x": 1,
     "gram_mix mixed": 1,
 }
 LGA_BACKWARD = {
-    "gram_attention_backward feature": 4,
+    "gram_attention_backward features": 4,
     "gram_attention_backward grad_mixed": 4,
     "gram_attention_backward x": 1,
-    "gram_mix_backward feature": 4 * 2 / 3,
+    "gram_mix_backward features": 4 * 2 / 3,
     "gram_mix_backward grad_mixed": 4,
-    "gram_mix_backward grad": 4,
-    "depthwise_input grad": (4, 1.35 * 4),
+    "gram_mix_backward grads": 4,
+    "depthwise_input grads": (4, 1.35 * 4),
     "depthwise_input grad_x": 1,
     "depthwise_params x": (1, 2.4),
-    "depthwise_params grad": 4,
+    "depthwise_params grads": 4,
     "scale_mix_backward grad_z": 1,
     "scale_mix_backward x": 1,
-    "scale_mix_backward u": QUARTERS,
+    "scale_mix_backward us": QUARTERS,
     "scale_mix_backward shares": 4 / LGA.dim,
-    "scale_mix_backward grad_u": QUARTERS,
+    "scale_mix_backward grad_us": QUARTERS,
     "scale_mix_backward grad_x": 1,
     "encoding_gradient grad_z": 1,
-    "depthwise_input 2 grad": (QUARTERS, 1.35 * QUARTERS),
+    "depthwise_input 2 grads": (QUARTERS, 1.35 * QUARTERS),
     "depthwise_input 2 grad_x": 1,
     "depthwise_params 2 x": (1, 1.35),
-    "depthwise_params 2 grad": QUARTERS,
+    "depthwise_params 2 grads": QUARTERS,
 }
 
 
@@ -455,7 +455,7 @@ def test_acp_reads_few_small_maps_again_so_that_multiprocessors_have_work() -> N
     moved = traffic.interaction(case, ACP_BATCH, backward=False)["forward"]
     read, matrix = moved.records[2].read, (ACP_LAYERS + 1) * case.dim**2 * 4 / ACP_BATCH
     assert moved.bytes - read["weight"] + matrix <= ACP_IN_THREE_PARTS * moved.bytes_of_x, describe(moved)
-    again = sum(size for name, size in read.items() if name == "x" or name.startswith("map_")) * (1 - 1 / parts)
+    again = sum(size for name, size in read.items() if name == "x" or name.startswith("maps_")) * (1 - 1 / parts)
     assert moved.bytes - read["weight"] - again <= ACP_MAPS_IN_ONE_PART * moved.bytes_of_x, describe(moved)
     assert matrix > (ACP_BUDGET - ACP_MAPS_IN_ONE_PART) * moved.bytes_of_x
 

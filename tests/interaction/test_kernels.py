@@ -15,7 +15,7 @@ from benchmarks.machine_code import recorded
 from benchmarks.traffic import count
 from fastattn.bench.measures import peak_bytes
 from fastattn.kernels.acp import call as acp
-from fastattn.kernels.acp import conv_pool, pyramid_project
+from fastattn.kernels.acp import conv_pool, pyramid_project, pyramid_project_backward
 from fastattn.kernels.cat import call as cat
 
 pytestmark = [
@@ -31,7 +31,7 @@ LIMITS = {torch.float32: 1e-5, torch.float16: 3e-3}  # of the relative error
 def processors(monkeypatch):
     """Return what pretends that there are so many multiprocessors."""
     plans = [conv_pool.forward_plan, conv_pool.backward_plan, cat.plan]
-    plans += [pyramid_project.project_plan, pyramid_project.sums_plan]
+    plans += [pyramid_project.project_plan, pyramid_project_backward.sums_plan]
 
     def forget():
         for plan in plans:
@@ -39,7 +39,7 @@ def processors(monkeypatch):
 
     def pretend(number):
         forget()
-        for module in (conv_pool, pyramid_project, cat):
+        for module in (conv_pool, pyramid_project, pyramid_project_backward, cat):
             monkeypatch.setattr(module, "processors", lambda device: number)
 
     yield pretend
@@ -203,7 +203,7 @@ def test_sums_over_the_pixels_of_a_source_in_one_part_or_several(memory_format, 
     processors(number)
     sizes = (17, 19), (6, 7), (4, 3), (4, 3)
     grad, *like = (random(8, 2, *size, seed=i, memory_format=memory_format) for i, size in enumerate(sizes))
-    sums = pyramid_project.resized_sums(grad, sizes[0], memory_format is NHWC, like)
+    sums = pyramid_project_backward.resized_sums(grad, sizes[0], memory_format is NHWC, like)
     for level, got in zip(like, sums, strict=True):
         level = level.double().requires_grad_()
         expected = torch.autograd.grad(resize_nearest(level, *sizes[0]), level, grad.double())
@@ -363,7 +363,7 @@ def test_the_gradient_is_read_once_for_all_levels_that_are_nested(memory_format)
     grad = random(1, 3, 20, 12, memory_format=memory_format)
     like = [random(1, 3, *size, memory_format=memory_format) for size in ((10, 6), (5, 3))]
     with count() as records:
-        pyramid_project.resized_sums(grad, (20, 12), memory_format is NHWC, like)
+        pyramid_project_backward.resized_sums(grad, (20, 12), memory_format is NHWC, like)
     (record,) = records
     assert record.programs == 5
     assert record.read == {"grad": grad.nbytes}

@@ -186,17 +186,17 @@ def test_what_is_read_and_written(memory_format, monkeypatch):
         for kind, sizes in (("read", record.read), ("written", record.written)):
             for name, size in sizes.items():
                 key = record.kernel, kind, name.rstrip("_01234567")
-                if key[2] in ("feature", "x", "mixed", "grad_mixed", "grad"):
+                if key[2] in ("features", "x", "mixed", "grad_mixed", "grads"):
                     found[key] = found.get(key, 0) + size / x.nbytes
     assert found == pytest.approx({
-        ("gram_attention_kernel", "read", "feature"): 4,  # the slices for q and for k, once for each head
-        ("gram_mix_kernel", "read", "feature"): 2 / 3,  # those for v
+        ("gram_attention_kernel", "read", "features"): 4,  # the slices for q and for k, once for each head
+        ("gram_mix_kernel", "read", "features"): 2 / 3,  # those for v
         ("gram_mix_kernel", "read", "x"): 1,
         ("gram_mix_kernel", "written", "mixed"): 1,
-        ("gram_attention_backward_kernel", "read", "feature"): 2,  # the slices for v, once for each head
+        ("gram_attention_backward_kernel", "read", "features"): 2,  # the slices for v, once for each head
         ("gram_attention_backward_kernel", "read", "grad_mixed"): 2,
         ("gram_attention_backward_kernel", "read", "x"): 1,
-        ("gram_mix_backward_kernel", "read", "feature"): 4 / 3,
+        ("gram_mix_backward_kernel", "read", "features"): 4 / 3,
         ("gram_mix_backward_kernel", "read", "grad_mixed"): 2,
-        ("gram_mix_backward_kernel", "written", "grad"): 2,
+        ("gram_mix_backward_kernel", "written", "grads"): 2,
     })  # fmt: skip
