@@ -16,10 +16,10 @@ public:
         return Sample::size(plan) + rows * plan.channels + 32 * 16;
     }
     static int64_t private_size(const ScsaPlan& plan) {
-        return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + AttentionPartials::size(plan) + 64;
+        return Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64;
     }
 
-    void sample(int index, Team team, float* shared, float* own, const TeamPartials& partials, Params* grads) const {
+    void sample(int index, Team team, float* shared, float* own, const HeadPartials& partials, Params* grads) const {
         const int64_t C = plan_.channels, offset = index * C * plan_.pixels;
         const T *input = static_cast<const T*>(args_.x) + offset, *grad_out = static_cast<const T*>(args_.grad_out) + offset;
         const Range range = slice(plan_.channels, team.rank, team.size);
@@ -40,7 +40,7 @@ public:
             convolve(plan_, params_, range, s.h);
             convolve(plan_, params_, range, s.w);
         }
-        if (plan_.channel) pooled_statistics(plan_, range, s.y, s.y_mean, s.y_m2);
+        if (plan_.channel) pooled_statistics(plan_, range, s.y, s.statistics);
         team.sync();
         if (plan_.spatial) {
             normalize_and_gate(plan_, range, s.h);
@@ -60,7 +60,7 @@ public:
     }
 
 private:
-    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const TeamPartials& partials,
+    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const HeadPartials& partials,
                    float* dy, Params* grads) const {
         const int64_t C = plan_.channels;
         float *d_o = bump.take(C), *g_dg = bump.take(C), *sum_dy = bump.take(C), *sum_dy_y = bump.take(C);
@@ -81,13 +81,15 @@ private:
             for_lanes(range.begin, range.end, [&](int c, auto m) { store(d_o + c, load(g_dg + c, m) - load(s.g + c, m) * dot, m); });
         }
         Projections p(plan_, mine);
-        project(plan_, params_, s.y, s.y_mean, s.y_m2, p);
-        const AttentionPartials own = partials.of(plan_, team.rank);
-        std::fill(own.k, own.k + plan_.pooled * C, 0.0f);
-        std::fill(own.v, own.v + C, 0.0f);
-        attend_backward(plan_, range, p, s.rows, d_o, dy, own, mine.take(attention_scratch(plan_)));
+        project(plan_, params_, s.y, s.statistics, p);
+        const Chunks chunks(plan_);
+        const Range chunks_here = part(chunks.count, team);
+        float* scratch = mine.take(attention_scratch(plan_));
         team.sync();
-        project_backward(plan_, range, params_, s.y, s.y_mean, p, partials, dy, sum_dy, sum_dy_y, grads);
+        for (int i = chunks_here.begin; i < chunks_here.end; ++i)
+            attend_backward(plan_, chunks.of(i), p, s.rows, d_o, dy, partials.of(plan_, i % chunks.per_head), scratch);
+        team.sync();
+        project_backward(plan_, range, params_, s.y, s.statistics, p, partials, dy, sum_dy, sum_dy_y, grads);
         team.sync();
         const float share = plan_.max_pool ? 1.0f : 1.0f / (plan_.window_h * plan_.window_w);
         pooled_gradient(plan_, range, s.y, p, sum_dy, sum_dy_y, share, dy);
@@ -167,10 +169,11 @@ void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
     using Work = Backward<Passes, T>;
     const int limit = useful_threads(plan.batch * plan.channels * plan.pixels, args.threads);
     const int64_t shared = round_up(Work::shared_size(plan), 64), own = round_up(Work::private_size(plan), 64);
-    const int64_t param_size = round_up(Params::size(plan), 64), partial_size = round_up(AttentionPartials::size(plan), 64);
+    const int64_t param_size = round_up(Params::size(plan), 64), partial_size = plan.channel ? round_up(HeadPartials::size(plan), 64) : 0;
+    const int places = plan.channel ? Chunks(plan).per_head : 0;
     float* memory = workspace((1 + limit) * param_size + limit * (shared + own + partial_size));
     float* gradients = memory + param_size;                // [thread]
-    float* partials = gradients + limit * param_size;      // [thread]
+    float* partials = gradients + limit * param_size;      // [team]
     float* shared_buffers = partials + limit * partial_size;  // [team]
     float* own_buffers = shared_buffers + limit * shared;     // [thread]
     const Params params(plan, memory);
@@ -184,8 +187,7 @@ void run(const ScsaPlan& plan, const ScsaBackwardArgs& args) {
         read_params(plan, args.params, range, params);
 #pragma omp barrier
         for_samples(plan.batch, thread, threads, [&](int index, Team team) {
-            const TeamPartials team_partials{partials + team.first * partial_size, team.step * partial_size, team.size};
-            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, team_partials,
+            work.sample(index, team, shared_buffers + team.first * shared, own_buffers + thread * own, {partials + team.first * partial_size, places},
                         args.grad_params ? &grads : nullptr);
         });
 #pragma omp barrier
