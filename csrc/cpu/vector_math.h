@@ -57,6 +57,9 @@ inline V exp(V x) {
     return exp2_parts(whole, f * kLog2e);
 }
 
+// e^x for x <= 0 as a share of a softmax: zero where exp would be kept at e^-87, as what a share multiplies may be large
+inline V exp_share(V x) { return x < -87.0f ? V{} : exp(x); }
+
 inline V reciprocal(V x) {  // for normal x
 #if defined(__AVX512F__)
     const V r = _mm512_rcp14_ps(x);

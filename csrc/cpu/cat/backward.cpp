@@ -25,15 +25,15 @@ struct CatGradients {
     }
 };
 
-// [block of channels][concept][L] -> [block of concepts][channel][L]
-void turn(const Map& map, int channels, int concepts, Range concept_blocks, float* to) {
-    for (int b = concept_blocks.begin; b < concept_blocks.end; ++b)
-        for (int c = 0; c < channels; c += L) {
-            V r[L] = {};
-            for (int i = 0; i < std::min(L, concepts - b * L); ++i) r[i] = load(map.at(c / L, 0, b * L + i));
-            transpose(r);
-            for (int i = 0; i < std::min(L, channels - c); ++i) store(to + (int64_t{b} * channels + c + i) * L, r[i]);
-        }
+// f(channel, its values in the concepts of block b) for a map [block of channels][concept][L]
+template <class F>
+inline void for_turned(const Map& map, int channels, int concepts, int b, F&& f) {
+    for (int c = 0; c < channels; c += L) {
+        V r[L] = {};
+        for (int i = 0; i < std::min(L, concepts - b * L); ++i) r[i] = load(map.at(c / L, 0, b * L + i));
+        transpose(r);
+        for (int i = 0; i < std::min(L, channels - c); ++i) f(c + i, r[i]);
+    }
 }
 
 template <class T>
@@ -46,7 +46,7 @@ public:
         Attention forth, back;  // the softmax over the tokens, and over the concepts
         ConceptMaps maps, grads;
         float *turned_values, *turned_means;  // values and the gradient of the means: [block of concepts][channel][L]
-        float* e;                             // [padded concepts]: means times their gradient
+        float* e;                             // [padded concepts]: means times their gradient, summed as the pulls are
 
         State(const CatPlan& plan, const CatParams&, Bump& bump)
             : forth(plan, bump), back(plan, bump), maps(plan, bump),
@@ -114,8 +114,8 @@ private:
             const V top = load(saved.tops + b * L), scale = load(saved.scales + b * L);
             for (int n = 0; n < x.width; ++n) {
                 const V score = load(back.at(b, 0, n));
-                store(forth.at(b, 0, n), exp(score - top) * scale);
-                store(back.at(b, 0, n), exp(score - saved.token_tops[piece.begin + n]) * saved.token_scales[piece.begin + n]);
+                store(forth.at(b, 0, n), exp_share(score - top) * scale);
+                store(back.at(b, 0, n), exp_share(score - saved.token_tops[piece.begin + n]) * saved.token_scales[piece.begin + n]);
             }
         }
         gram(back, {0, plan_.concepts}, grad, {0, blocks(plan_.channels)}, own.sums, padded(plan_.channels));
@@ -127,12 +127,6 @@ private:
         const Range all{0, blocks(plan_.channels)};
         linear(s.grads.values.columns(rows), plan_.channels, params_.out.transposed, nullptr, s.grads.concepts.columns(rows), all);
         linear(s.grads.concepts.columns(rows), plan_.channels, params_.value.transposed, nullptr, s.grads.means.columns(rows), all);
-        for (int k = rows.begin; k < rows.end; ++k) {
-            V total{};
-            for (int b = 0; b < all.end; ++b) total += load(s.maps.means.at(b, 0, k)) * load(s.grads.means.at(b, 0, k));
-            s.e[k] = sum(total);
-        }
-        if (rows.end == plan_.concepts) std::fill(s.e + rows.end, s.e + padded(plan_.concepts), 0.0f);
     }
 
     // The gradients of the C x C matrices and their biases, and what the tokens need
@@ -145,8 +139,15 @@ private:
             gram(s.grads.concepts, outputs, s.maps.means, all, out.value.weights + first, row);
             for (int b = mine.begin; b < mine.end; ++b) add_sums(s.grads.concepts, b, out.value.bias + b * L);
         }
-        turn(s.maps.values, channels, plan_.concepts, turned, s.turned_values);
-        turn(s.grads.means, channels, plan_.concepts, turned, s.turned_means);
+        for (int b = turned.begin; b < turned.end; ++b) {
+            float *values = s.turned_values + int64_t{b} * channels * L, *means = s.turned_means + int64_t{b} * channels * L;
+            for_turned(s.maps.values, channels, plan_.concepts, b, [&](int c, V v) { store(values + c * L, v); });
+            for_turned(s.grads.means, channels, plan_.concepts, b, [&](int c, V v) { store(means + c * L, v); });
+            // one sum after the other, as a product sums: the pull of a token that is a mean by itself cancels to zero
+            V level{};
+            for_turned(s.maps.means, channels, plan_.concepts, b, [&](int c, V v) { level += load(means + c * L) * v; });
+            store(s.e + b * L, level);
+        }
     }
 
     // The gradients of a piece's scores, of the weight that makes them, and of the tokens

@@ -60,7 +60,7 @@ public:
             const Map out = mine.x.first(piece.end - piece.begin);
             const int64_t first = offset + int64_t{piece.begin} * channels;
             fetch_rows(static_cast<const T*>(args_.x) + first, channels, out);
-            linear(s.back[piece], concepts, s.maps.values.data, nullptr, out, all, true);
+            linear(s.back[piece], concepts, s.maps.values.data, params_.out.bias, out, all, true);
             put_rows(out, channels, static_cast<T*>(args_.out) + first);
         });
         team.sync();  // before the next sample overwrites what another thread still reads
@@ -120,7 +120,7 @@ private:
         }
     }
 
-    // Of some concepts: means out of the team's sums, concept tokens, and what these give back
+    // Of some concepts: means out of the team's sums, concept tokens, and what these give back, without the bias
     void form(const ConceptMaps& maps, const CatSaved<float>& saved, const std::vector<Own>& own, Team team, Range rows) const {
         const auto shrunk = [&](int member, int k) { return exp(splat(own[team.thread(member)].tops[k] - saved.tops[k]))[0]; };
         for (int k = rows.begin; k < rows.end; ++k) {
@@ -135,7 +135,7 @@ private:
         const Map means = maps.means.columns(rows), concepts = maps.concepts.columns(rows), values = maps.values.columns(rows);
         join(own, team, channels, rows, [&](int member, int k) { return shrunk(member, k) * saved.scales[k]; }, maps.means);
         linear(means, channels, params_.value.weights, params_.value.bias, concepts, all);
-        linear(concepts, channels, params_.out.weights, params_.out.bias, values, all);
+        linear(concepts, channels, params_.out.weights, nullptr, values, all);
         if (!args_.saved) return;
         const int64_t first = int64_t{rows.begin} * channels;
         put_rows(means, channels, saved.means + first);

@@ -291,16 +291,12 @@ private:
         const double scale = 1 / std::sqrt(static_cast<double>(d));
         float* powers = reinterpret_cast<float*>(scratch);  // [padded d]
         double* ones = scratch + padded(d);  // [d]
-        std::fill(powers, powers + padded(d), -__builtin_inff());
         std::fill(ones, ones + d, 1.0);
         for (int r = 0; r < d; ++r) {
             double* row = a + r * d;
-            for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(row[j]);
-            V tops = load(powers);
-            for (int j = L; j < d; j += L) tops = max(tops, load(powers + j));
-            const double top = largest(tops);
+            const double top = *std::max_element(row, row + d);
             for (int j = 0; j < d; ++j) powers[j] = static_cast<float>(scale * (row[j] - top));
-            for_lanes(0, d, [&](int j, auto m) { store(powers + j, exp(load(powers + j, m)), m); });
+            for_lanes(0, d, [&](int j, auto m) { store(powers + j, exp_share(load(powers + j, m)), m); });
             for (int j = 0; j < d; ++j) row[j] = powers[j];
             const double share = 1 / dot(d, row, ones);
             for (int j = 0; j < d; ++j) row[j] *= share;

@@ -18,7 +18,7 @@ struct Projections {
     float *q, *k;   // [N][C]; q carries log2(e) / sqrt(C / heads)
     float *v;       // [C], mean over pixels
     float *bound;   // [C], |k_j| of each channel
-    float mean, rstd;  // of the GroupNorm
+    float mean, rest, rstd;  // of the GroupNorm, whose mean is mean + rest to more than fp32
 
     static int64_t size(const ScsaPlan& plan) { return (2 * int64_t{plan.pooled} + 2) * plan.channels + 64; }
     Projections(const ScsaPlan& plan, Bump& bump) {
@@ -28,31 +28,55 @@ struct Projections {
         v = bump.take(plan.channels);
         bound = bump.take(plan.channels);
     }
+
+    V centred(V y) const { return (y - mean) - rest; }
 };
 
 inline float logit_scale(const ScsaPlan& plan) { return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num)); }
 
-// Per-channel mean and sum of squared deviations of y over pixels
-inline void pooled_statistics(const ScsaPlan& plan, Range range, const float* y, float* mean, float* m2) {
+// Of each channel over the pooled pixels, [C] each
+struct PooledStatistics {
+    float *mean, *rest;  // mean + rest is the mean to more than fp32, of values that may be large against what they vary by
+    float* m2;           // sum of squared deviations from it
+};
+
+inline void pooled_statistics(const ScsaPlan& plan, Range range, const float* y, const PooledStatistics& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
-        V s{}, d{};
+        V s{}, r{}, d{};
         for (int n = 0; n < N; ++n) s += load(y + n * C + c, m);
         s *= 1.0f / N;
         for (int n = 0; n < N; ++n) {
             const V e = load(y + n * C + c, m) - s;
+            r += e;
             d += e * e;
         }
-        store(mean + c, s, m);
-        store(m2 + c, d, m);
+        store(out.mean + c, s, m);
+        store(out.rest + c, r * (1.0f / N), m);
+        store(out.m2 + c, d - r * (r * (1.0f / N)), m);
     });
 }
 
-INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const float* y, const float* mean, const float* m2, Projections& out) {
+// The GroupNorm's statistics out of all channels'
+inline void merge_pooled(const ScsaPlan& plan, const PooledStatistics& y, Projections& out) {
+    const int C = plan.channels;
+    const float count = static_cast<float>(plan.pooled);
+    out.mean = sum_over(y.mean, 0, C) / C;
+    V rest{}, m2{};
+    for_lanes(0, C, [&](int c, auto m) { rest += keep(load(y.mean + c, m) - out.mean + load(y.rest + c, m), m); });
+    out.rest = sum(rest) / C;
+    for_lanes(0, C, [&](int c, auto m) {
+        const V e = keep(out.centred(load(y.mean + c, m)) + load(y.rest + c, m), m);
+        m2 += load(y.m2 + c, m) + e * e * count;
+    });
+    out.rstd = 1.0f / __builtin_sqrtf(sum(m2) / (count * C) + kEps);
+}
+
+INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const float* y, const PooledStatistics& statistics, Projections& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
-    merge_statistics(mean, m2, 0, plan.channels, N, &out.mean, &out.rstd);
+    merge_pooled(plan, statistics, out);
     const float q_factor = logit_scale(plan) * kLog2e;
     for_lanes(0, plan.channels, [&](int c, auto m) {
         const V scale = out.rstd * load(p.norm_weight + c, m), bias = load(p.norm_bias + c, m);
@@ -61,24 +85,25 @@ INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const
         const V k1 = scale * wk, k0 = bias * wk + load(p.k_bias + c, m);
         V norm{};
         for (int n = 0; n < N; ++n) {
-            const V e = load(y + n * C + c, m) - out.mean, k = e * k1 + k0;
+            const V e = out.centred(load(y + n * C + c, m)), k = e * k1 + k0;
             store(out.q + n * C + c, e * q1 + q0, m);
             store(out.k + n * C + c, k, m);
             norm += k * k;
         }
-        const V normalized = (load(mean + c, m) - out.mean) * scale + bias;
+        const V normalized = (out.centred(load(statistics.mean + c, m)) + load(statistics.rest + c, m)) * scale + bias;
         store(out.v + c, normalized * load(p.v_weight + c, m) + load(p.v_bias + c, m), m);
         store(out.bound + c, norm, m);
     });
 }
 
-// f(first row, rows, first channel of the head, channels of a head) for blocks of at most L rows of `range`
+// f(rows, first channel of the head) for the rows of `range` in each block of L rows of a head
 template <class F>
 inline void for_row_blocks(const ScsaPlan& plan, Range range, F&& f) {
     const int size = plan.channels / plan.head_num;
-    for (int head = range.begin / size; head * size < range.end; ++head) {
-        const int end = std::min(range.end, (head + 1) * size);
-        for (int i = std::max(range.begin, head * size); i < end; i += L) f(i, std::min(L, end - i), head * size, size);
+    for (int i = range.begin, end; i < range.end; i = end) {
+        const int first = i / size * size;
+        end = std::min({range.end, first + size, first + ((i - first) / L + 1) * L});
+        f(Range{i, end}, first);
     }
 }
 
@@ -116,7 +141,7 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
     float* sums = ones + round_up(size, 16);
     const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
     for_lanes(0, count, [&](int i, auto m) { store(b + i, load(p.q + begin + i, m) * kLn2, m); });
-    const Span span_b = span(b, count);
+    const Span span_b = span(p.q + first, size) * kLn2;  // of all rows: the result of one does not depend on who has the others
     const int cells = taylor_cells(k.reach(), span_b);
     if (!cells) return false;
     for_lanes(0, size, [&](int j, auto m) {
@@ -143,7 +168,7 @@ inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int 
     const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
     V k_norm{}, q_norm{};
     for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
-    for_lanes(begin, end, [&](int c, auto m) {
+    for_lanes(first, first + size, [&](int c, auto m) {
         V s{};
         for (int n = 0; n < N; ++n) s += load(p.q + n * C + c, m) * load(p.q + n * C + c, m);
         q_norm = max(s, q_norm);
@@ -151,7 +176,7 @@ inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int 
     const float bound = kLn2 * __builtin_sqrtf(largest(q_norm) * largest(k_norm));
     if (!(bound < 1.0f)) return false;
     const Monomials monomials(N, bound);
-    const int64_t expanded = int64_t{monomials.count} * (5 * size + 4 * (end - begin)), direct = int64_t{end - begin} * size * (N + 13);
+    const int64_t expanded = int64_t{monomials.count} * 9 * size, direct = int64_t{size} * size * (N + 13);
     if (!monomials.count || 2 * expanded > direct) return false;
 
     V values[kMaxMonomials], sums[2][kMaxMonomials];
@@ -185,15 +210,19 @@ INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projecti
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     int expanded = -1;  // head that was done by an expansion
-    for_row_blocks(plan, range, [&](int i, int rows, int first, int) {
+    for_row_blocks(plan, range, [&](Range block, int first) {
+        const int i = block.begin, rows = block.end - i;
         if (i == std::max(range.begin, first) && (N == 1 ? attend_by_expansion(p, first, size, range, out, scratch)
                                                          : attend_by_monomials(plan, p, first, size, range, out, scratch)))
             expanded = first;
         if (expanded == first) return;
         fetch_rows(plan, p.q, i, rows, scratch);
-        // |logit| <= |q_i| max |k_j|: where that is small no maximum has to be subtracted
+        // |logit| <= |q_i| max |k_j|: where that is small, for all rows of the block, no maximum has to be subtracted
         V q_norm{}, k_norm{};
-        for (int n = 0; n < N; ++n) q_norm += load(scratch + n * L) * load(scratch + n * L);
+        const int whole = i - (i - first) % L;
+        for_lanes(whole, std::min(whole + L, first + size), [&](int c, auto m) {
+            for (int n = 0; n < N; ++n) q_norm += load(p.q + n * C + c, m) * load(p.q + n * C + c, m);
+        });
         for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
         const bool bounded = largest(q_norm) * largest(k_norm) <= 60.0f * 60.0f && sum(q_norm) == sum(q_norm);
         V top[L], denominator[L], output[L];

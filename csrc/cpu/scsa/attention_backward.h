@@ -5,12 +5,38 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-// What a worker's rows add to all channels; summed over the workers of a sample afterwards.
+// The rows of each head in chunks that a team divides, however large it is: sums over the rows are always the same ones.
+struct Chunks {
+    int size, rows, per_head, count;  // channels of a head, rows of a chunk, chunks
+
+    explicit Chunks(const ScsaPlan& plan) : size(plan.channels / plan.head_num) {
+        const int wanted = std::max(1, 16 / plan.head_num);
+        rows = static_cast<int>(round_up((size + wanted - 1) / wanted, 16));
+        per_head = (size + rows - 1) / rows;
+        count = per_head * plan.head_num;
+    }
+    Range of(int chunk) const {
+        const int first = chunk / per_head * size, begin = first + chunk % per_head * rows;
+        return {begin, std::min(begin + rows, first + size)};
+    }
+};
+
+// What the chunks of one place in their heads add to the channels
 struct AttentionPartials {
     float *k;  // [N][C], gradient of k, times log2(e)
     float *v;  // [C]
 
-    AttentionPartials(const ScsaPlan& plan, Bump& bump) : k(bump.take(int64_t{plan.pooled} * plan.channels)), v(bump.take(plan.channels)) {}
+    static int64_t size(const ScsaPlan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
+    AttentionPartials(const ScsaPlan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
+};
+
+// Those of all places
+struct HeadPartials {
+    float* memory;
+    int places;
+
+    static int64_t size(const ScsaPlan& plan) { return Chunks(plan).per_head * AttentionPartials::size(plan); }
+    AttentionPartials of(const ScsaPlan& plan, int place) const { return {plan, memory + place * AttentionPartials::size(plan)}; }
 };
 
 // Floats of scratch for attend and attend_backward
@@ -18,39 +44,47 @@ inline int64_t attention_scratch(const ScsaPlan& plan) {
     return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * round_up(plan.channels, 16)) + 2 * kMaxMonomials;
 }
 
-// One head with one pixel; false where the expansion's bound does not hold.
-inline bool attend_backward_by_expansion(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& saved,
-                                         const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
-    const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
+// Whether one head with one pixel can be expanded, and how
+struct BackwardExpansion {
+    Span k, a, b;  // of k, of k - middle, of natural logits' factors
+    int row_cells, channel_cells;
+    bool holds;
+
+    BackwardExpansion(const Projections& p, int first, int size)
+        : k(span(p.k + first, size)), a(k - k.middle()), b(span(p.q + first, size) * kLn2), row_cells(taylor_cells(k.reach(), b)),
+          channel_cells(taylor_cells(b.reach(), a)) {
+        const bool peaked = 2.0f * k.reach() * std::max(-b.low, b.high) > __builtin_logf(static_cast<float>(size));
+        holds = row_cells && channel_cells && !peaked;  // v - o would cancel in a row that is nearly one-hot
+    }
+};
+
+// One head with one pixel
+inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections& p, int first, int size, const BackwardExpansion& expansion,
+                                         const AttentionRows& saved, const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
     Bump bump(scratch);
     float* a = bump.take(size);       // k - middle
     float* ones = bump.take(size);
     float* v = bump.take(size);       // v - middle
-    float* b = bump.take(count);      // natural logits are b_i (k_j - middle), up to a term of row i
-    float* shifted = bump.take(count);  // b - middle
-    float* w0 = bump.take(count);     // share of exp(a_j b_i) in the softmax, times d_o
-    float* w1 = bump.take(count);     // and times o - middle of v
+    float* b = bump.take(size);       // natural logits are b_i (k_j - middle), up to a term of row i
+    float* shifted = bump.take(size);  // b - middle
+    float* w0 = bump.take(size);      // share of exp(a_j b_i) in the softmax, times d_o
+    float* w1 = bump.take(size);      // and times o - middle of v
     float *s0 = bump.take(size), *s1 = bump.take(size), *d0 = bump.take(size), *d1 = bump.take(size);
-    const Span span_k = span(p.k + first, size), span_v = span(p.v + first, size);
+    const Span &span_k = expansion.k, &span_a = expansion.a, &span_b = expansion.b, span_v = span(p.v + first, size);
     for_lanes(0, size, [&](int j, auto m) {
         store(a + j, load(p.k + first + j, m) - span_k.middle(), m);
         store(v + j, load(p.v + first + j, m) - span_v.middle(), m);
         store(ones + j, splat(1.0f), m);
     });
-    for_lanes(0, count, [&](int i, auto m) { store(b + i, load(p.q + begin + i, m) * kLn2, m); });
-    const Span span_a = span(a, size), span_b = span(b, count);
-    const int row_cells = taylor_cells(span_k.reach(), span_b);
-    const int channel_cells = taylor_cells(span_b.reach(), span_a);
-    const bool peaked = 2.0f * span_k.reach() * std::max(-span_b.low, span_b.high) > __builtin_logf(static_cast<float>(size));
-    if (!row_cells || !channel_cells || peaked) return false;  // v - o would cancel in a row that is nearly one-hot
+    for_lanes(0, size, [&](int i, auto m) { store(b + i, load(p.q + first + i, m) * kLn2, m); });
 
     // dq_i = scale * sum_j t_ij (k_j - middle), t_ij = softmax_ij d_o_i (v_j - o_i); the rows of t sum to zero
     const float* by_value[2] = {ones, v};
     float *sums[2] = {s0, s1}, *slopes[2] = {d0, d1};
-    exp_sums(a, by_value, size, b, span_b, row_cells, count, sums, slopes);
+    exp_sums(a, by_value, size, b, span_b, expansion.row_cells, size, sums, slopes);
     const float scale = logit_scale(plan);
-    for_lanes(0, count, [&](int i, auto m) {
-        const int row = begin + i;
+    for_lanes(0, size, [&](int i, auto m) {
+        const int row = first + i;
         const V share = load(saved.inverse + row, m) * exp2(load(p.q + row, m) * span_k.middle() - load(saved.top + row, m));
         const V w = share * load(d_o + row, m), o = load(saved.o + row, m) - span_v.middle();
         store(dq + row, w * (load(d1 + i, m) - o * load(d0 + i, m)) * scale, m);
@@ -61,7 +95,7 @@ inline bool attend_backward_by_expansion(const ScsaPlan& plan, const Projections
 
     // the same sums over rows: dv_j = sum_i softmax_ij d_o_i, dk_j = sum_i t_ij b_i
     const float* by_row[2] = {w0, w1};
-    exp_sums(shifted, by_row, count, a, span_a, channel_cells, size, sums, slopes);
+    exp_sums(shifted, by_row, size, a, span_a, expansion.channel_cells, size, sums, slopes);
     for_lanes(0, size, [&](int j, auto m) {
         const V e = exp2(load(a + j, m) * (span_b.middle() * kLog2e));
         const V g0 = load(s0 + j, m) * e, g1 = load(s1 + j, m) * e;
@@ -70,21 +104,23 @@ inline bool attend_backward_by_expansion(const ScsaPlan& plan, const Projections
         store(dv, load(dv, m) + g0, m);
         store(dk, load(dk, m) + (load(v + j, m) * b0 - b1) * kLog2e, m);
     });
-    return true;
 }
 
-// dq [N][C] for the rows of `range`; adds to the partials, which start at zero
-INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+// dq [N][C] of one chunk's rows, and what they add to all channels of their head
+INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range chunk, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
                             const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
-    const int N = plan.pooled;
+    const int N = plan.pooled, size = plan.channels / plan.head_num, head = chunk.begin / size * size;
     const V scale = splat(logit_scale(plan));
-    int expanded = -1;
-    for_row_blocks(plan, range, [&](int i, int rows, int first, int size) {
-        if (N == 1 && i == std::max(range.begin, first) &&
-            attend_backward_by_expansion(plan, p, first, size, range, saved, d_o, dq, out, scratch))
-            expanded = first;
-        if (expanded == first) return;
+    for (int n = 0; n < N; ++n) std::fill(out.k + n * C + head, out.k + n * C + head + size, 0.0f);
+    std::fill(out.v + head, out.v + head + size, 0.0f);
+    if (N == 1) {
+        const BackwardExpansion expansion(p, head, size);
+        if (expansion.holds && chunk.begin == head) attend_backward_by_expansion(plan, p, head, size, expansion, saved, d_o, dq, out, scratch);
+        if (expansion.holds) return;  // the first chunk has done them all
+    }
+    for_row_blocks(plan, chunk, [&](Range block, int first) {
+        const int i = block.begin, rows = block.end - i;
         float* q = scratch;                  // [N][L]
         float* dq_block = scratch + N * L;   // [N][L]
         fetch_rows(plan, p.q, i, rows, q);
@@ -140,26 +176,25 @@ INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range range, const
     });
 }
 
-// From dq, and partials(worker) for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
+// From dq, and the partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
 // channel for the GroupNorm, and parameter gradients (null: not needed).
-template <class F>
-INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const ScsaParams& p, const float* y, const float* mean, const Projections& projected,
-                             int workers, F&& partials, float* dq, float* sum_dy, float* sum_dy_y, const ScsaParams* grads) {
+INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const ScsaParams& p, const float* y, const PooledStatistics& statistics,
+                             const Projections& projected, const HeadPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, const ScsaParams* grads) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
-        const V center = splat(projected.mean), rstd = splat(projected.rstd);
+        const V rstd = splat(projected.rstd);
         const V weight = load(p.norm_weight + c, m), bias = load(p.norm_bias + c, m);
         const V wq = load(p.q_weight + c, m), wk = load(p.k_weight + c, m), wv = load(p.v_weight + c, m);
         V dv{};
-        for (int w = 0; w < workers; ++w) dv += load(partials(w).v + c, m);
+        for (int i = 0; i < partials.places; ++i) dv += load(partials.of(plan, i).v + c, m);
         const V from_v = dv * wv * (1.0f / N);
         V q1{}, q0{}, k1{}, k0{}, s0{}, s1{};
         for (int n = 0; n < N; ++n) {
-            const V unit = (load(y + n * C + c, m) - center) * rstd, e = unit * weight + bias;
+            const V unit = projected.centred(load(y + n * C + c, m)) * rstd, e = unit * weight + bias;
             const V q = load(dq + n * C + c, m);
             V k{};
-            for (int w = 0; w < workers; ++w) k += load(partials(w).k + n * C + c, m);
+            for (int i = 0; i < partials.places; ++i) k += load(partials.of(plan, i).k + n * C + c, m);
             k *= kLn2;
             const V d = q * wq + k * wk + from_v;
             q1 += q * e, q0 += q;
@@ -177,7 +212,8 @@ INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, cons
         add(grads->q_bias, q0);
         add(grads->k_weight, k1);
         add(grads->k_bias, k0);
-        add(grads->v_weight, dv * ((load(mean + c, m) - center) * rstd * weight + bias));
+        const V mean = projected.centred(load(statistics.mean + c, m)) + load(statistics.rest + c, m);
+        add(grads->v_weight, dv * (mean * rstd * weight + bias));
         add(grads->v_bias, dv);
     });
 }
@@ -191,7 +227,7 @@ inline void pooled_gradient(const ScsaPlan& plan, Range range, const float* y, c
     const V factor = splat(projected.rstd * scale);
     for_lanes(range.begin, range.end, [&](int c, auto m) {
         for (int n = 0; n < plan.pooled; ++n) {
-            const V unit = (load(y + n * C + c, m) - projected.mean) * projected.rstd;
+            const V unit = projected.centred(load(y + n * C + c, m)) * projected.rstd;
             store(dn + n * C + c, (load(dn + n * C + c, m) - m0 - unit * m1) * factor, m);
         }
     });

@@ -11,10 +11,14 @@ public:
     using Params = ScsaParams;
     using Gradients = ScsaParams;
 
+    // HeadPartials are a team's: whatever its size, the sums are the same
     struct State {
+        HeadPartials partials;
         float* memory;
 
-        State(const ScsaPlan& plan, const ScsaParams&, Bump& bump) : memory(bump.take(size(plan))) {}
+        State(const ScsaPlan& plan, const ScsaParams&, Bump& bump)
+            : partials{plan.channel ? bump.take(HeadPartials::size(plan)) : nullptr, plan.channel ? Chunks(plan).per_head : 0},
+              memory(bump.take(size(plan))) {}
 
         static int64_t size(const ScsaPlan& plan) {
             const int64_t axes = int64_t{plan.height} + plan.width, ph = plan.pooled_h, pw = plan.pooled_w;
@@ -24,12 +28,10 @@ public:
     };
 
     struct Own {
-        AttentionPartials partials;
         float* memory;
 
         Own(const ScsaPlan& plan, Bump& bump)
-            : partials(plan, bump),
-              memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
+            : memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
     };
 
     Backward(const ScsaPlan& plan, const ScsaParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
@@ -57,14 +59,14 @@ public:
             convolve(plan_, params_, range, s.h);
             convolve(plan_, params_, range, s.w);
         }
-        if (plan_.channel) pooled_statistics(plan_, range, s.y, s.y_mean, s.y_m2);
+        if (plan_.channel) pooled_statistics(plan_, range, s.y, s.statistics);
         team.sync();
         if (plan_.spatial) {
             normalize_and_gate(plan_, range, s.h);
             normalize_and_gate(plan_, range, s.w);
         }
         passes.gather(d, x, range, s.h.a, s.w.a, sums);
-        if (plan_.channel) attention(range, team, s, sums, bump, mine, own, dy, grads);
+        if (plan_.channel) attention(range, team, s, sums, bump, mine, shared.partials, dy, grads);
         if (plan_.spatial) gates(range, team, s, input, sums, dy, bump, grads);
         if (!args_.grad_x) return;
 
@@ -77,7 +79,7 @@ public:
     }
 
 private:
-    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const std::vector<Own>& all_own,
+    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const HeadPartials& partials,
                    float* dy, const ScsaParams* grads) const {
         const int64_t C = plan_.channels;
         float *d_o = bump.take(C), *g_dg = bump.take(C), *sum_dy = bump.take(C), *sum_dy_y = bump.take(C);
@@ -98,14 +100,15 @@ private:
             for_lanes(range.begin, range.end, [&](int c, auto m) { store(d_o + c, load(g_dg + c, m) - load(s.g + c, m) * dot, m); });
         }
         Projections p(plan_, mine);
-        project(plan_, params_, s.y, s.y_mean, s.y_m2, p);
-        const auto partials = [&](int rank) -> const AttentionPartials& { return all_own[team.thread(rank)].partials; };
-        const AttentionPartials& own = partials(team.rank);
-        std::fill(own.k, own.k + plan_.pooled * C, 0.0f);
-        std::fill(own.v, own.v + C, 0.0f);
-        attend_backward(plan_, range, p, s.rows, d_o, dy, own, mine.take(attention_scratch(plan_)));
+        project(plan_, params_, s.y, s.statistics, p);
+        const Chunks chunks(plan_);
+        const Range chunks_here = part(chunks.count, team);
+        float* scratch = mine.take(attention_scratch(plan_));
         team.sync();
-        project_backward(plan_, range, params_, s.y, s.y_mean, p, team.size, partials, dy, sum_dy, sum_dy_y, grads);
+        for (int i = chunks_here.begin; i < chunks_here.end; ++i)
+            attend_backward(plan_, chunks.of(i), p, s.rows, d_o, dy, partials.of(plan_, i % chunks.per_head), scratch);
+        team.sync();
+        project_backward(plan_, range, params_, s.y, s.statistics, p, partials, dy, sum_dy, sum_dy_y, grads);
         team.sync();
         const float share = plan_.max_pool ? 1.0f : 1.0f / (plan_.window_h * plan_.window_w);
         pooled_gradient(plan_, range, s.y, p, sum_dy, sum_dy_y, share, dy);

@@ -14,6 +14,8 @@ struct Span {
     float low, high;
     float middle() const { return 0.5f * (low + high); }
     float reach() const { return 0.5f * (high - low); }
+    Span operator-(float shift) const { return {low - shift, high - shift}; }
+    Span operator*(float factor) const { return {low * factor, high * factor}; }  // that is positive
 };
 
 inline Span span(const float* v, int n) {

@@ -52,7 +52,7 @@ public:
         if (plan_.channel) {
             team.sync();
             Projections p(plan_, mine);
-            project(plan_, params_, s.y, s.y_mean, s.y_m2, p);
+            project(plan_, params_, s.y, s.statistics, p);
             attend(plan_, range, p, s.rows, args_.saved != nullptr, mine.take(attention_scratch(plan_)));
             if (plan_.softmax_gate) team.sync();
             channel_gate(plan_, range, s.rows.o, s.g);
@@ -76,7 +76,7 @@ private:
         }
         if (plan_.channel) {
             passes.gated_pool(x, range, s.h.a, s.w.a, s.y, s.argmax);
-            pooled_statistics(plan_, range, s.y, s.y_mean, s.y_m2);
+            pooled_statistics(plan_, range, s.y, s.statistics);
         }
     }
 

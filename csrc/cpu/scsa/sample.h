@@ -39,12 +39,12 @@ struct Sample {
     int32_t* argmax;         // [N][C], null unless max pooling
     AttentionRows rows;
     Axis h, w;
-    float *y_mean, *y_m2;  // [C]
+    PooledStatistics statistics;
     float* g;              // [C], channel gate
 
     static int64_t size(const ScsaPlan& plan) {
         const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
-        return plan.saved_size() + (gates + 3) * plan.channels + 32 * 16;
+        return plan.saved_size() + (gates + 4) * plan.channels + 32 * 16;
     }
 
     // `saved` (null: no such buffer) holds what forward keeps for backward; backward needs u beside a.
@@ -78,8 +78,7 @@ struct Sample {
             h = axis(plan.height, mean_h, p.norm_h_weight, p.norm_h_bias);
             w = axis(plan.width, mean_w, p.norm_w_weight, p.norm_w_bias);
         }
-        y_mean = bump.take(C);
-        y_m2 = bump.take(C);
+        statistics = {bump.take(C), bump.take(C), bump.take(C)};
         g = plan.channel ? bump.take(C) : nullptr;
     }
 };
