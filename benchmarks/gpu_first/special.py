@@ -139,10 +139,10 @@ def odd_strides() -> dict[str, Any]:
 
 
 def warm_up() -> dict[str, Any]:
-    """fastattn.core.warmup with tuning, then the same numbers."""
+    """fastattn.warmup with tuning, then the same numbers."""
     module, inputs = build("scsa-28", HALF, CONTIGUOUS)
     wanted = run(module, inputs, "reference")
-    fastattn.core.warmup(module, [tuple(inputs[0].shape)], dtype=HALF, tune=True)
+    fastattn.warmup(module, [tuple(inputs[0].shape)], dtype=HALF, tune=True)
     return {"ok": far(run(module, inputs, "triton")["out"], wanted["out"]) < 2e-2}
 
 

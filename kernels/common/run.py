@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ...core.parameters import check_memory
 from . import tuning
@@ -12,9 +13,15 @@ from .launch import Argument, Launch, flat
 _HERE = contextlib.nullcontext()
 
 
-def run(launches: Sequence[Launch], arguments: tuple[Argument, ...]) -> None:
-    """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several."""
-    tensors = flat(arguments)
+def run(
+    launches: Sequence[Launch], arguments: tuple[Argument, ...], tensors: Sequence[Tensor] | None = None
+) -> None:
+    """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several.
+
+    `tensors` are those of the arguments, where the caller has them at hand.
+    """
+    if tensors is None:
+        tensors = flat(arguments)
     device = tensors[0].device
     if device.type != "meta":  # where launches are only noted
         check_memory(*tensors)

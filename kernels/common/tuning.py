@@ -1,7 +1,7 @@
 """A small autotune on request: warps and a pass's channels per block, by Triton's own autotuner.
 
 What is found serves all sizes of its bucket (powers of two) in this process; Triton keeps it on disk for the exact
-sizes. A call tunes in `fastattn.core.warmup` alone.
+sizes. A call tunes in `fastattn.warmup` alone.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def tune(launch: Launch, arguments: Sequence[Argument], do_bench: Callable | Non
     RuntimeError during the capture of a CUDA graph.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("kernels cannot be tuned while a CUDA graph is captured: call fastattn.core.warmup before")
+        raise RuntimeError("kernels cannot be tuned while a CUDA graph is captured: call fastattn.warmup before")
     bucket = _bucket(launch)
     if bucket not in _found:
         others = {w for w in (launch.num_warps // 2, 2 * launch.num_warps) if 4 <= w <= 16}

@@ -4,6 +4,7 @@
     terms     of each sample and head, the shares' gradients: two rows, by the attention and by the residual
 """
 
+import triton
 import triton.language as tl
 
 from ..common.tuples import chosen
@@ -20,6 +21,40 @@ from .gram_attention_forward import (
     write_matrix,
     write_vector,
 )
+
+
+@triton.jit
+def score_gradients(
+    slope, saved, weight, bias, mixers, d_weight, d_bias, head, HEADS, P,
+    HEAD: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the parameters of q and k, and the mixers for those of the slices, from that of q k^T."""
+    size: tl.constexpr = (HEAD + 1) * HEAD
+    part_q, part_k = head, HEADS + head
+    gram = read_matrix(saved + HEAD * HEAD, HEAD, BD)
+    sum_q = read_vector(saved + 2 * HEAD * HEAD, HEAD, BD)
+    sum_k = read_vector(saved + 2 * HEAD * HEAD + HEAD, HEAD, BD)
+    w_q = read_matrix(weight + part_q * HEAD * HEAD, HEAD, BD)
+    b_q = read_vector(bias + part_q * HEAD, HEAD, BD)
+    w_k = read_matrix(weight + part_k * HEAD * HEAD, HEAD, BD)
+    b_k = read_vector(bias + part_k * HEAD, HEAD, BD)
+    total_q = tl.sum(w_q * sum_q[None, :], axis=1) + P * b_q
+    total_k = tl.sum(w_k * sum_k[None, :], axis=1) + P * b_k
+    to_q = tl.sum(slope * b_k[None, :], axis=1)
+    to_k = tl.sum(slope * b_q[:, None], axis=0)
+    slope_q = tl.dot(slope, w_k, input_precision="ieee")
+    slope_k = tl.dot(tl.trans(slope), w_q, input_precision="ieee")
+    d_q = tl.dot(slope_q, tl.trans(gram), to_q[:, None] * sum_q[None, :], input_precision="ieee")
+    d_k = tl.dot(slope_k, gram, to_k[:, None] * sum_k[None, :], input_precision="ieee")
+    d_gram = tl.dot(tl.trans(w_q), slope_q, input_precision="ieee")
+    write_matrix(d_weight + part_q * HEAD * HEAD, d_q, HEAD, BD)
+    write_matrix(d_weight + part_k * HEAD * HEAD, d_k, HEAD, BD)
+    write_vector(d_bias + part_q * HEAD, tl.sum(slope * total_k[None, :], axis=1), HEAD, BD)
+    write_vector(d_bias + part_k * HEAD, tl.sum(slope * total_q[:, None], axis=0), HEAD, BD)
+    write_matrix(mixers + part_q * size, d_gram, HEAD, BD)
+    write_matrix(mixers + part_k * size, tl.trans(d_gram), HEAD, BD)
+    write_vector(mixers + part_q * size + HEAD * HEAD, tl.sum(w_q * to_q[:, None], axis=0), HEAD, BD)
+    write_vector(mixers + part_k * size + HEAD * HEAD, tl.sum(w_k * to_k[:, None], axis=0), HEAD, BD)
 
 
 @kernel
@@ -56,7 +91,7 @@ def gram_attention_backward_kernel(
     else:
         attention = ones(HEAD, BD)
     parts = 3 * HEADS
-    part_q, part_k, part_v = head, HEADS + head, 2 * HEADS + head
+    part_v = 2 * HEADS + head
     size: tl.constexpr = (HEAD + 1) * HEAD
     mixers += (b * KERNELS + k).to(tl.int64) * parts * size
     scratch += b.to(tl.int64) * KERNELS * parts * size
@@ -88,32 +123,9 @@ def gram_attention_backward_kernel(
 
     if PAPER:
         slope = (slope - along[:, None]) * attention * (share * SCALE)  # of q k^T
-        gram = read_matrix(saved + HEAD * HEAD, HEAD, BD)
-        sum_q = read_vector(saved + 2 * HEAD * HEAD, HEAD, BD)
-        sum_k = read_vector(saved + 2 * HEAD * HEAD + HEAD, HEAD, BD)
-        w_q = read_matrix(weight + part_q * HEAD * HEAD, HEAD, BD)
-        b_q = read_vector(bias + part_q * HEAD, HEAD, BD)
-        w_k = read_matrix(weight + part_k * HEAD * HEAD, HEAD, BD)
-        b_k = read_vector(bias + part_k * HEAD, HEAD, BD)
-        total_q = tl.sum(w_q * sum_q[None, :], axis=1) + P * b_q
-        total_k = tl.sum(w_k * sum_k[None, :], axis=1) + P * b_k
-        to_q = tl.sum(slope * b_k[None, :], axis=1)
-        to_k = tl.sum(slope * b_q[:, None], axis=0)
-        slope_q = tl.dot(slope, w_k, input_precision="ieee")
-        slope_k = tl.dot(tl.trans(slope), w_q, input_precision="ieee")
-        d_q = tl.dot(slope_q, tl.trans(gram), to_q[:, None] * sum_q[None, :], input_precision="ieee")
-        d_k = tl.dot(slope_k, gram, to_k[:, None] * sum_k[None, :], input_precision="ieee")
-        d_gram = tl.dot(tl.trans(w_q), slope_q, input_precision="ieee")
-        write_matrix(d_weight + part_q * HEAD * HEAD, d_q, HEAD, BD)
-        write_matrix(d_weight + part_k * HEAD * HEAD, d_k, HEAD, BD)
-        write_vector(d_bias + part_q * HEAD, tl.sum(slope * total_k[None, :], axis=1), HEAD, BD)
-        write_vector(d_bias + part_k * HEAD, tl.sum(slope * total_q[:, None], axis=0), HEAD, BD)
-        write_matrix(mixers + part_q * size, d_gram, HEAD, BD)
-        write_matrix(mixers + part_k * size, tl.trans(d_gram), HEAD, BD)
-        write_vector(mixers + part_q * size + HEAD * HEAD, tl.sum(w_q * to_q[:, None], axis=0), HEAD, BD)
-        write_vector(mixers + part_k * size + HEAD * HEAD, tl.sum(w_k * to_k[:, None], axis=0), HEAD, BD)
+        score_gradients(slope, saved, weight, bias, mixers, d_weight, d_bias, head, HEADS, P, HEAD, BD)
     else:
-        for part in range(part_q, part_v, HEADS):
+        for part in range(head, part_v, HEADS):
             write_matrix(d_weight + part * HEAD * HEAD, tl.zeros([BD, BD], tl.float32), HEAD, BD)
             write_vector(d_bias + part * HEAD, tl.zeros([BD], tl.float32), HEAD, BD)
 

@@ -11,9 +11,9 @@ from .layout import EPSILON, kernel, mean_parts, on_axis, saved_axes
 
 
 @triton.jit
-def by_group(g, first, second, third, fourth):
+def by_group(g, values):
     """Each group's own of four pointers or numbers: [NG, 1]."""
-    return tl.where(g == 0, first, tl.where(g == 1, second, tl.where(g == 2, third, fourth)))
+    return tl.where(g == 0, values[0], tl.where(g == 1, values[1], tl.where(g == 2, values[2], values[3])))
 
 
 @triton.jit
@@ -25,17 +25,16 @@ def tap_weights(centre, radius, inside, shift):
 
 @triton.jit
 def convolve(
-    mean, w0, w1, w2, w3, b0, b1, b2, b3, g, cg, C, L,
-    NHWC: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
-    KMAX: tl.constexpr, BL: tl.constexpr,
+    mean, weights, biases, g, cg, C, L,
+    NHWC: tl.constexpr, KERNELS: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Convolve the axis mean of channels [NG, BG]: [NG, BG, BL]."""
     inside = cg < C // 4  # [1, BG]
     c = g * (C // 4) + cg  # [NG, BG]
     l = tl.arange(0, BL)
-    size = by_group(g, K0, K1, K2, K3)
-    centre = by_group(g, w0, w1, w2, w3) + cg * size + size // 2
-    z = tl.load(by_group(g, b0, b1, b2, b3) + cg, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+    size = by_group(g, KERNELS)
+    centre = by_group(g, weights) + cg * size + size // 2
+    z = tl.load(by_group(g, biases) + cg, mask=inside, other=0.0).to(tl.float32)[:, :, None]
     z = z + tl.zeros([1, 1, BL], tl.float32)
     for shift in range(-(KMAX // 2), KMAX // 2 + 1):
         at = l + shift
@@ -64,9 +63,8 @@ def gate_values(logits, inside, SOFTMAX: tl.constexpr):
 
 @triton.jit
 def axis_gates(
-    mean, gate, statistics, norm_weight, norm_bias, w0, w1, w2, w3, b0, b1, b2, b3, g0, C, L,
-    NHWC: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    mean, gate, statistics, norm, weights, biases, g0, C, L,
+    NHWC: tl.constexpr, SOFTMAX: tl.constexpr, KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES: tl.constexpr, NG: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Gates of the groups from g0 on, and their statistics."""
@@ -77,7 +75,7 @@ def axis_gates(
     count = size * L
     if TILES == 1:
         mask = (cg < size)[:, :, None] & (l < L)
-        z = convolve(mean, w0, w1, w2, w3, b0, b1, b2, b3, g, cg, C, L, NHWC, K0, K1, K2, K3, KMAX, BL)
+        z = convolve(mean, weights, biases, g, cg, C, L, NHWC, KERNELS, KMAX, BL)
         average = group_sum(tl.where(mask, z, 0.0)) / count
         z -= average
         squares = group_sum(tl.where(mask, z * z, 0.0))
@@ -85,13 +83,13 @@ def axis_gates(
         total = tl.zeros([NG, 1, 1], tl.float32)
         for c0 in range(0, size, BG):
             mask = (c0 + cg < size)[:, :, None] & (l < L)
-            z = convolve(mean, w0, w1, w2, w3, b0, b1, b2, b3, g, c0 + cg, C, L, NHWC, K0, K1, K2, K3, KMAX, BL)
+            z = convolve(mean, weights, biases, g, c0 + cg, C, L, NHWC, KERNELS, KMAX, BL)
             total += group_sum(tl.where(mask, z, 0.0))
         average = total / count
         squares = tl.zeros([NG, 1, 1], tl.float32)
         for c0 in range(0, size, BG):
             mask = (c0 + cg < size)[:, :, None] & (l < L)
-            z = convolve(mean, w0, w1, w2, w3, b0, b1, b2, b3, g, c0 + cg, C, L, NHWC, K0, K1, K2, K3, KMAX, BL)
+            z = convolve(mean, weights, biases, g, c0 + cg, C, L, NHWC, KERNELS, KMAX, BL)
             squares += group_sum(tl.where(mask, (z - average) * (z - average), 0.0))
     scale = 1.0 / tl.sqrt(squares / count + EPSILON)  # [NG, 1, 1]
     at = 2 * g[:, :, None]
@@ -102,10 +100,10 @@ def axis_gates(
         c = g * size + c0 + cg
         mask = inside[:, :, None] & (l < L)
         if TILES > 1:
-            z = convolve(mean, w0, w1, w2, w3, b0, b1, b2, b3, g, c0 + cg, C, L, NHWC, K0, K1, K2, K3, KMAX, BL)
+            z = convolve(mean, weights, biases, g, c0 + cg, C, L, NHWC, KERNELS, KMAX, BL)
             z -= average
-        weight = tl.load(norm_weight + c, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.load(norm_bias + c, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(norm[0] + c, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(norm[1] + c, mask=inside, other=0.0).to(tl.float32)
         values = gate_values(z * scale * weight[:, :, None] + bias[:, :, None], mask, SOFTMAX)
         tl.store(gate + on_axis(c[:, :, None], l, C, L, NHWC), values, mask=mask)
 
@@ -128,12 +126,8 @@ def sum_parts(
 
 @kernel
 def axis_gate_kernel(
-    out, saved, conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-    conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-    norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias,
-    C, H, W, PARTS, SAVED,
-    NHWC: tl.constexpr, SPLIT: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    out, saved, axes, C, H, W, PARTS, SAVED,
+    NHWC: tl.constexpr, SPLIT: tl.constexpr, SOFTMAX: tl.constexpr, KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, groups, axes)."""
@@ -144,12 +138,10 @@ def axis_gate_kernel(
         if SPLIT:
             sum_parts(mean_parts(out, tl.program_id(0), C, H, W), mean_h, g, C, H, PARTS, NHWC, TILES, BG, BL)
             tl.debug_barrier()
-        mean, gate, statistics, L, norm_weight, norm_bias = mean_h, a_h, saved, H, norm_h_weight, norm_h_bias
+        mean, gate, statistics, L, norm = mean_h, a_h, saved, H, axes[8:10]
     else:
-        mean, gate, statistics, L, norm_weight, norm_bias = mean_w, a_w, saved + 8, W, norm_w_weight, norm_w_bias
+        mean, gate, statistics, L, norm = mean_w, a_w, saved + 8, W, axes[10:12]
     axis_gates(
-        mean, gate, statistics, norm_weight, norm_bias,
-        conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-        conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g, C, L,
-        NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES, 1, BG, BL,
+        mean, gate, statistics, norm, axes[:4], axes[4:8], g, C, L,
+        NHWC, SOFTMAX, KERNELS, KMAX, TILES, 1, BG, BL,
     )  # fmt: skip

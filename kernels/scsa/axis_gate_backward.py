@@ -54,9 +54,8 @@ def gate_gradient(
 
 @triton.jit
 def normalised_gradient(
-    mean, statistics, da, norm_weight, norm_bias, grads, w0, w1, w2, w3, b0, b1, b2, b3, g, cg, C, L,
-    NHWC: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
+    mean, statistics, da, norm, grads, weights, biases, g, cg, C, L,
+    NHWC: tl.constexpr, SOFTMAX: tl.constexpr, KERNELS: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """The normalised convolution and its gradient [NG, BG, BL], and 1 / standard deviation [NG, 1, 1].
 
@@ -67,10 +66,10 @@ def normalised_gradient(
     mask = inside[:, :, None] & (tl.arange(0, BL)[None, None, :] < L)
     average = tl.load(statistics + 2 * g)[:, :, None]
     scale = tl.load(statistics + 2 * g + 1)[:, :, None]
-    z = convolve(mean, w0, w1, w2, w3, b0, b1, b2, b3, g, cg, C, L, NHWC, K0, K1, K2, K3, KMAX, BL)
+    z = convolve(mean, weights, biases, g, cg, C, L, NHWC, KERNELS, KMAX, BL)
     z = tl.where(mask, (z - average) * scale, 0.0)
-    weight = tl.load(norm_weight + c, mask=inside, other=0.0).to(tl.float32)[:, :, None]
-    bias = tl.load(norm_bias + c, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+    weight = tl.load(norm[0] + c, mask=inside, other=0.0).to(tl.float32)[:, :, None]
+    bias = tl.load(norm[1] + c, mask=inside, other=0.0).to(tl.float32)[:, :, None]
     a = gate_values(z * weight + bias, mask, SOFTMAX)
     if SOFTMAX:
         d = a * (da - tl.sum(tl.where(mask, a * da, 0.0), axis=2, keep_dims=True))
@@ -84,19 +83,19 @@ def normalised_gradient(
 
 @triton.jit
 def convolve_backward(
-    mean, d_mean, dz, grads, w0, w1, w2, w3, g, cg, C, L,
-    NHWC: tl.constexpr, FIRST: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
+    mean, d_mean, dz, grads, weights, g, cg, C, L,
+    NHWC: tl.constexpr, FIRST: tl.constexpr, KERNELS: tl.constexpr, KMAX: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the axis mean and of the convolutions; those are added to unless this axis is the FIRST."""
     size = C // 4
     inside = cg < size
     c = g * size + cg
     l = tl.arange(0, BL)
-    kernel_size = by_group(g, K0, K1, K2, K3)
+    kernel_size = by_group(g, KERNELS)
     radius = kernel_size // 2
-    centre = by_group(g, w0, w1, w2, w3) + cg * kernel_size + radius
-    places = grads + size * by_group(g, 0, K0, K0 + K1, K0 + K1 + K2) + cg * kernel_size + radius
+    centre = by_group(g, weights) + cg * kernel_size + radius
+    before = (0, KERNELS[0], KERNELS[0] + KERNELS[1], KERNELS[0] + KERNELS[1] + KERNELS[2])  # taps of a channel
+    places = grads + size * by_group(g, before) + cg * kernel_size + radius
     total = tl.zeros(dz.shape, tl.float32)
     for shift in range(-(KMAX // 2), KMAX // 2 + 1):
         ahead = l + shift
@@ -112,7 +111,7 @@ def convolve_backward(
         value = tl.where(((behind >= 0) & (behind < L))[None, None, :], tl.gather(dz, place, axis=2), 0.0)
         total += tap_weights(centre, radius, inside, shift)[:, :, None] * value
     gradient = tl.sum(dz, axis=2)
-    bias = grads + size * (K0 + K1 + K2 + K3) + c
+    bias = grads + size * (KERNELS[0] + KERNELS[1] + KERNELS[2] + KERNELS[3]) + c
     if not FIRST:
         gradient += tl.load(bias, mask=inside, other=0.0)
     tl.store(bias, gradient, mask=inside)
@@ -122,10 +121,10 @@ def convolve_backward(
 
 @triton.jit
 def axis_gate_gradients(
-    x, mean, statistics, a_h, a_w, gate, dy, index, r, p, d_mean, grads, norm_weight, norm_bias, norm_grads,
-    w0, w1, w2, w3, b0, b1, b2, b3, g0, C, H, W, WH, WW, NI, NJ, PARTS,
+    x, mean, statistics, a_h, a_w, gate, dy, index, r, p, d_mean, grads, norm, norm_grads, weights, biases, g0,
+    C, H, W, WH, WW, NI, NJ, PARTS,
     ROWS: tl.constexpr, NHWC: tl.constexpr, CHANNEL: tl.constexpr, MAX: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES: tl.constexpr, NG: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Backward of the groups from g0 on, along one axis: rows first, which start the convolutions' gradients."""
@@ -139,13 +138,13 @@ def axis_gate_gradients(
             x, r, p, a_h, a_w, gate, dy, index, g, cg, C, H, W, WH, WW, NI, NJ, PARTS, ROWS, NHWC, CHANNEL, MAX, BL
         )
         z, d, scale = normalised_gradient(
-            mean, statistics, da, norm_weight, norm_bias, norm_grads, w0, w1, w2, w3, b0, b1, b2, b3, g, cg, C, L,
-            NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, BL,
+            mean, statistics, da, norm, norm_grads, weights, biases, g, cg, C, L,
+            NHWC, SOFTMAX, KERNELS, KMAX, BL,
         )  # fmt: skip
         inside = (cg < size)[:, :, None] & (tl.arange(0, BL)[None, None, :] < L)
         dz = tl.where(inside, scale * (d - group_sum(d) / count - z * (group_sum(d * z) / count)), 0.0)
         convolve_backward(
-            mean, d_mean, dz, grads, w0, w1, w2, w3, g, cg, C, L, NHWC, ROWS, K0, K1, K2, K3, KMAX, BL
+            mean, d_mean, dz, grads, weights, g, cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL
         )
     else:
         first = tl.zeros([NG, 1, 1], tl.float32)
@@ -156,8 +155,8 @@ def axis_gate_gradients(
                 ROWS, NHWC, CHANNEL, MAX, BL,
             )  # fmt: skip
             z, d, scale = normalised_gradient(
-                mean, statistics, da, norm_weight, norm_bias, norm_grads,
-                w0, w1, w2, w3, b0, b1, b2, b3, g, c0 + cg, C, L, NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, BL,
+                mean, statistics, da, norm, norm_grads, weights, biases, g, c0 + cg, C, L,
+                NHWC, SOFTMAX, KERNELS, KMAX, BL,
             )  # fmt: skip
             first += group_sum(d) / count
             second += group_sum(d * z) / count
@@ -167,24 +166,22 @@ def axis_gate_gradients(
                 ROWS, NHWC, CHANNEL, MAX, BL,
             )  # fmt: skip
             z, d, scale = normalised_gradient(
-                mean, statistics, da, norm_weight, norm_bias, norm_grads,
-                w0, w1, w2, w3, b0, b1, b2, b3, g, c0 + cg, C, L, NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, BL,
+                mean, statistics, da, norm, norm_grads, weights, biases, g, c0 + cg, C, L,
+                NHWC, SOFTMAX, KERNELS, KMAX, BL,
             )  # fmt: skip
             inside = (c0 + cg < size)[:, :, None] & (tl.arange(0, BL)[None, None, :] < L)
             dz = tl.where(inside, scale * (d - first - z * second), 0.0)
             convolve_backward(
-                mean, d_mean, dz, grads, w0, w1, w2, w3, g, c0 + cg, C, L, NHWC, ROWS, K0, K1, K2, K3, KMAX, BL
+                mean, d_mean, dz, grads, weights, g, c0 + cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL
             )
 
 
 @triton.jit
 def axes_gradients(
-    x, saved, scratch,
-    conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3, conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-    norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias, norm_weight, g0,
+    x, saved, scratch, axes, norm_weight, g0,
     C, H, W, WH, WW, NI, NJ, PARTS, SCRATCH, GRADS,
     NHWC: tl.constexpr, CHANNEL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr,
     BG_H: tl.constexpr, BG_W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -195,7 +192,7 @@ def axes_gradients(
     _, dy = scratch_channels(scratch, C, H, W, NI, NJ, PARTS, True, MAX)
     grads = scratch + SCRATCH - GRADS
     size = C // 4
-    norms = grads + size * (K0 + K1 + K2 + K3) + C
+    norms = grads + size * (KERNELS[0] + KERNELS[1] + KERNELS[2] + KERNELS[3]) + C
     if CHANNEL:
         area = 1 if MAX else WH * WW
         last = scratch + SCRATCH - (8 if BIAS else 5) * C
@@ -203,29 +200,23 @@ def axes_gradients(
         pooled_gradients(pooled_statistics, pooled, dy, last, norm_weight, c0, c1, C, NI * NJ, area, BLOCK)
         tl.debug_barrier()
     axis_gate_gradients(
-        x, mean_h, saved, a_h, a_w, gate, dy, index, r_h, p_h, d_h, grads, norm_h_weight, norm_h_bias, norms,
-        conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-        conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g0, C, H, W, WH, WW, NI, NJ, PARTS,
-        True, NHWC, CHANNEL, MAX, SOFTMAX, K0, K1, K2, K3, KMAX, TILES_H, NG, BG_H, BH,
+        x, mean_h, saved, a_h, a_w, gate, dy, index, r_h, p_h, d_h, grads, axes[8:10], norms,
+        axes[:4], axes[4:8], g0, C, H, W, WH, WW, NI, NJ, PARTS,
+        True, NHWC, CHANNEL, MAX, SOFTMAX, KERNELS, KMAX, TILES_H, NG, BG_H, BH,
     )  # fmt: skip
     tl.debug_barrier()
     axis_gate_gradients(
-        x, mean_w, saved + 8, a_h, a_w, gate, dy, index, r_w, p_w, d_w, grads, norm_w_weight, norm_w_bias,
-        norms + 2 * C,
-        conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-        conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g0, C, H, W, WH, WW, NI, NJ, 1,
-        False, NHWC, CHANNEL, MAX, SOFTMAX, K0, K1, K2, K3, KMAX, TILES_W, NG, BG_W, BW,
+        x, mean_w, saved + 8, a_h, a_w, gate, dy, index, r_w, p_w, d_w, grads, axes[10:12],
+        norms + 2 * C, axes[:4], axes[4:8], g0, C, H, W, WH, WW, NI, NJ, 1,
+        False, NHWC, CHANNEL, MAX, SOFTMAX, KERNELS, KMAX, TILES_W, NG, BG_W, BW,
     )  # fmt: skip
 
 
 @kernel
 def axis_gate_backward_kernel(
-    x, saved, scratch, conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-    conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-    norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias, norm_weight,
-    C, H, W, WH, WW, NI, NJ, PARTS, SAVED, SCRATCH, GRADS,
+    x, saved, scratch, axes, norm_weight, C, H, W, WH, WW, NI, NJ, PARTS, SAVED, SCRATCH, GRADS,
     NHWC: tl.constexpr, CHANNEL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr,
     BG_H: tl.constexpr, BG_W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -233,9 +224,7 @@ def axis_gate_backward_kernel(
     b = tl.program_id(0)
     axes_gradients(
         sample(x, b, C * H * W), sample(saved, b, SAVED), sample(scratch, b, SCRATCH),
-        conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-        conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-        norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias, norm_weight, tl.program_id(1),
+        axes, norm_weight, tl.program_id(1),
         C, H, W, WH, WW, NI, NJ, PARTS, SCRATCH, GRADS,
-        NHWC, CHANNEL, MAX, BIAS, SOFTMAX, K0, K1, K2, K3, KMAX, TILES_H, TILES_W, 1, BG_H, BG_W, BH, BW, BLOCK,
+        NHWC, CHANNEL, MAX, BIAS, SOFTMAX, KERNELS, KMAX, TILES_H, TILES_W, 1, BG_H, BG_W, BH, BW, BLOCK,
     )  # fmt: skip

@@ -36,7 +36,8 @@ def forward(
     ready, params = _prepare(operation, x, params, options, out_dtype, x.data_ptr() & 15)
     out = torch.empty_like(x, dtype=out_dtype)
     saved = x.new_empty((ready.batch, ready.saved_size), dtype=torch.float32)
-    run(ready.forward, (x, out, saved, *params))
+    params = tuple(params)
+    run(ready.forward, (x, out, saved, *ready.grouped(params)), (x, out, saved, *params))
     return out, saved if save else saved.new_empty(0)
 
 
@@ -51,5 +52,6 @@ def backward(
     scratch = x.new_empty((ready.batch, ready.scratch_size), dtype=torch.float32)
     grad_params = params[0].new_empty(ready.sizes["GRADS"] if need_params else 0)
     launches = ready.backward if need_x and need_params else ready.part_of_backward(need_x, need_params)
-    run(launches, (grad_out, x, saved, scratch, grad_x, grad_params, *params))
+    params, given = tuple(params), (grad_out, x, saved, scratch, grad_x, grad_params)
+    run(launches, (*given, *ready.grouped(params)), (*given, *params))
     return grad_x, grad_params

@@ -15,6 +15,8 @@ import triton.language as tl
 from ..common.maps import sample
 from .layout import EPSILON, kernel, saved_channels
 
+QUERY, KEY, VALUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
 
 @triton.jit
 def pooled_statistics(pooled, count, BLOCK: tl.constexpr):
@@ -33,13 +35,13 @@ def pooled_statistics(pooled, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def projection(norm_weight, norm_bias, weight, bias, c, inside, scale, BIAS: tl.constexpr):
+def projection(attention, ROLE: tl.constexpr, c, inside, scale, BIAS: tl.constexpr):
     """Factor and offset that take a centred pooled value to a query, key or value."""
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    offset = tl.load(norm_bias + c, mask=inside, other=0.0).to(tl.float32) * w
+    w = tl.load(attention[2 + ROLE] + c, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(attention[1] + c, mask=inside, other=0.0).to(tl.float32) * w
     if BIAS:
-        offset += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    return tl.load(norm_weight + c, mask=inside, other=0.0).to(tl.float32) * w * scale, offset
+        offset += tl.load(attention[5 + ROLE] + c, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(attention[0] + c, mask=inside, other=0.0).to(tl.float32) * w * scale, offset
 
 
 @triton.jit
@@ -71,15 +73,15 @@ def linear(y, factor, offset, inside):
 @triton.jit
 def attention_gates(
     pooled, gate, rows, mean, scale,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D,
+    attention, i0, C, N, D,
     BIAS: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Sigmoid of attention's output for the channels from i0 on, and what backward needs of these rows."""
     i = i0 + tl.arange(0, BI)
     j = i0 // D * D + tl.arange(0, BJ)
-    q_factor, q_offset = projection(norm_weight, norm_bias, q_weight, q_bias, i, i < C, scale, BIAS)
-    k_factor, k_offset = projection(norm_weight, norm_bias, k_weight, k_bias, j, j < C, scale, BIAS)
-    v_factor, v_offset = projection(norm_weight, norm_bias, v_weight, v_bias, j, j < C, scale, BIAS)
+    q_factor, q_offset = projection(attention, QUERY, i, i < C, scale, BIAS)
+    k_factor, k_offset = projection(attention, KEY, j, j < C, scale, BIAS)
+    v_factor, v_offset = projection(attention, VALUE, j, j < C, scale, BIAS)
     scores = tl.zeros([BI, BJ], tl.float32)
     total = tl.zeros([BJ], tl.float32)
     for n in range(0, N, BN):
@@ -138,7 +140,7 @@ def softmax_gates(gate, rows, C, BLOCK: tl.constexpr):
 @triton.jit
 def channel_attention(
     statistics, pooled, gate, rows,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D,
+    attention, i0, i1, C, N, D,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +151,7 @@ def channel_attention(
     for i in range(i0, i1, BI):
         attention_gates(
             pooled, gate, rows, mean, scale,
-            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D,
+            attention, i, C, N, D,
             BIAS, BI, BJ, BN,
         )  # fmt: skip
     if SOFTMAX:
@@ -159,7 +161,7 @@ def channel_attention(
 
 @kernel
 def channel_attention_kernel(
-    saved, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    saved, attention,
     C, H, W, NI, NJ, D, SAVED, ROWS,
     SPATIAL: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
@@ -170,6 +172,6 @@ def channel_attention_kernel(
     i0 = tl.program_id(1) * ROWS
     channel_attention(
         statistics, pooled, gate, rows,
-        norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+        attention,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, BIAS, SOFTMAX, BI, BJ, BN, BLOCK, POOLED_BLOCK,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..common.maps import sample
-from .channel_attention import centred, linear, projection, same_head, temperature
+from .channel_attention import KEY, QUERY, centred, linear, projection, same_head, temperature
 from .layout import kernel, saved_channels, scratch_channels
 
 
@@ -51,22 +51,16 @@ def row_vectors(rows, c, inside, C):
 
 
 @triton.jit
-def attention_gradients(
-    pooled, gate, rows, dg, dy, grads, mean, scale, shift,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, C, N, D, PARTS,
-    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
+def score_gradients(
+    pooled, gate, rows, dg, mean, shift, of_i, of_j, i, j, C, N, D, PARTS,
+    SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the normalised pooled map for the channels from i0 on, as queries, keys and values.
-
-    Row tiles hold the attention of own queries to all keys, column tiles that of all queries to own keys.
+    """Gradients of the scores of channels i as queries, and as keys, both [BI, BJ], of their values over a pixel, and
+    the sums of what is pooled of them; of_i and of_j are the projections to queries and to keys.
     """
-    i = i0 + tl.arange(0, BI)
-    j = i0 // D * D + tl.arange(0, BJ)
     own, other = i < C, j < C
-    q_i, q_i0 = projection(norm_weight, norm_bias, q_weight, q_bias, i, own, scale, BIAS)
-    k_i, k_i0 = projection(norm_weight, norm_bias, k_weight, k_bias, i, own, scale, BIAS)
-    q_j, q_j0 = projection(norm_weight, norm_bias, q_weight, q_bias, j, other, scale, BIAS)
-    k_j, k_j0 = projection(norm_weight, norm_bias, k_weight, k_bias, j, other, scale, BIAS)
+    q_i, q_i0, k_i, k_i0 = of_i
+    q_j, q_j0, k_j, k_j0 = of_j
     by_row = tl.zeros([BI, BJ], tl.float32)
     by_column = tl.zeros([BI, BJ], tl.float32)
     total_i = tl.zeros([BI], tl.float32)
@@ -99,12 +93,35 @@ def attention_gradients(
     d_value = tl.sum(by_column * d_j[None, :], axis=1) / N
     by_row *= ((value_j[None, :] - top_i[:, None]) - rest_i[:, None]) * (d_i * temperature(D))[:, None]
     by_column *= ((value_i[:, None] - top_j[None, :]) - rest_j[None, :]) * (d_j * temperature(D))[None, :]
+    return by_row, by_column, d_value, total_i
 
-    norm_w = tl.load(norm_weight + i, mask=own, other=0.0).to(tl.float32)
-    norm_b = tl.load(norm_bias + i, mask=own, other=0.0).to(tl.float32)
-    q_w = tl.load(q_weight + i, mask=own, other=0.0).to(tl.float32)
-    k_w = tl.load(k_weight + i, mask=own, other=0.0).to(tl.float32)
-    v_w = tl.load(v_weight + i, mask=own, other=0.0).to(tl.float32)
+
+@triton.jit
+def attention_gradients(
+    pooled, gate, rows, dg, dy, grads, mean, scale, shift,
+    attention, i0, C, N, D, PARTS,
+    BIAS: tl.constexpr, SOFTMAX: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the normalised pooled map for the channels from i0 on, as queries, keys and values.
+
+    Row tiles hold the attention of own queries to all keys, column tiles that of all queries to own keys.
+    """
+    i = i0 + tl.arange(0, BI)
+    j = i0 // D * D + tl.arange(0, BJ)
+    own, other = i < C, j < C
+    q_i, q_i0 = projection(attention, QUERY, i, own, scale, BIAS)
+    k_i, k_i0 = projection(attention, KEY, i, own, scale, BIAS)
+    q_j, q_j0 = projection(attention, QUERY, j, other, scale, BIAS)
+    k_j, k_j0 = projection(attention, KEY, j, other, scale, BIAS)
+    by_row, by_column, d_value, total_i = score_gradients(
+        pooled, gate, rows, dg, mean, shift, (q_i, q_i0, k_i, k_i0), (q_j, q_j0, k_j, k_j0), i, j, C, N, D, PARTS,
+        SOFTMAX, BI, BJ, BN,
+    )  # fmt: skip
+    norm_w = tl.load(attention[0] + i, mask=own, other=0.0).to(tl.float32)
+    norm_b = tl.load(attention[1] + i, mask=own, other=0.0).to(tl.float32)
+    q_w = tl.load(attention[2] + i, mask=own, other=0.0).to(tl.float32)
+    k_w = tl.load(attention[3] + i, mask=own, other=0.0).to(tl.float32)
+    v_w = tl.load(attention[4] + i, mask=own, other=0.0).to(tl.float32)
     d_norm_w = tl.zeros([BI], tl.float32)
     d_norm_b = tl.zeros([BI], tl.float32)
     d_q_w = tl.zeros([BI], tl.float32)
@@ -157,7 +174,7 @@ def attention_gradients(
 @triton.jit
 def channel_attention_gradients(
     statistics, pooled, gate, rows, dg, dy, grads,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i0, i1, C, N, D, PARTS,
+    attention, i0, i1, C, N, D, PARTS,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -169,7 +186,7 @@ def channel_attention_gradients(
     for i in range(i0, i1, BI):
         attention_gradients(
             pooled, gate, rows, dg, dy, grads, mean, scale, shift,
-            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, i, C, N, D, PARTS,
+            attention, i, C, N, D, PARTS,
             BIAS, SOFTMAX, BI, BJ, BN,
         )  # fmt: skip
 
@@ -204,7 +221,7 @@ def pooled_gradients(
 
 @kernel
 def channel_attention_backward_kernel(
-    saved, scratch, norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    saved, scratch, attention,
     C, H, W, NI, NJ, D, PARTS, SAVED, SCRATCH, ROWS,
     SPATIAL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, SOFTMAX: tl.constexpr,
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
@@ -218,7 +235,7 @@ def channel_attention_backward_kernel(
     i0 = tl.program_id(1) * ROWS
     channel_attention_gradients(
         statistics, pooled, gate, rows, dg, dy, grads,
-        norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+        attention,
         i0, tl.minimum(i0 + ROWS, C), C, NI * NJ, D, PARTS, BIAS, SOFTMAX, BI, BJ, BN, BLOCK,
     )  # fmt: skip
 

@@ -28,12 +28,14 @@ POOLED_STATISTICS = tl.constexpr(2)
 EPSILON = tl.constexpr(1e-5)
 
 SIZES = ("C", "H", "W", "WH", "WW", "NI", "NJ", "D", "PARTS", "SAVED", "SCRATCH", "ROWS", "GRADS", "B")
-PARAMETERS = (
+# an operation's parameters in their order, as kernels take them: tuples, and what some take alone
+AXES = (
     *(f"conv_weight_{i}" for i in range(4)),
     *(f"conv_bias_{i}" for i in range(4)),
     *("norm_h_weight", "norm_h_bias", "norm_w_weight", "norm_w_bias"),
-    *("norm_weight", "norm_bias", "q_weight", "k_weight", "v_weight", "q_bias", "k_bias", "v_bias"),
 )
+ATTENTION = ("norm_weight", "norm_bias", "q_weight", "k_weight", "v_weight", "q_bias", "k_bias", "v_bias")
+PARAMETERS = ("axes", "attention", "norm_weight")
 # compiled once for all sizes, and for parameters of any alignment
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES, do_not_specialize_on_alignment=PARAMETERS)
 

@@ -93,7 +93,7 @@ class Plan:
             "ALIGN": tiles.alignment(self.channels if channels_last else self.width),
             "COLUMNS": self.columns,
             "SPLIT": self.parts > 1,
-            **{f"K{i}": size for i, size in enumerate(kernels)},
+            "KERNELS": kernels,
             "KMAX": max(kernels),
             "BLOCK": min(1024, max(128, tiles.power(self.channels))),
             "POOLED_BLOCK": min(tiles.TILE, 64 * tiles.power(self.channels)),
@@ -104,13 +104,19 @@ class Plan:
             "D": self.head, "PARTS": self.parts, "SAVED": self.saved_size, "SCRATCH": self.scratch_size,
             "GRADS": sum(numels),
         }  # fmt: skip
+        self.first = len(layout.AXES) if spatial else 0  # of the attention's parameters
         self.names = _names(spatial, channel, qkv_bias)
-        self.dtypes = dict.fromkeys(self.names, param_dtype)
+        self.dtypes = dict(zip(layout.PARAMETERS, self.grouped((param_dtype,) * len(self.names)), strict=True))
         self.dtypes |= {"x": x_dtype, "grad_x": x_dtype, "out": out_dtype, "grad_out": out_dtype}
         self.dtypes |= {"saved": torch.float32, "scratch": torch.float32, "grad_params": param_dtype}
         self.forward = self._faster(self._small_forward, self._large_forward())
         self._backward: dict[tuple[bool, bool], tuple[Launch, ...]] = {}
         self.backward = self.part_of_backward(True, True)
+
+    def grouped(self, params: tuple) -> tuple[tuple, tuple, Any]:
+        """Return an operation's parameters as kernels take them; the first stands in for what it does not have."""
+        axes, attention = params[: self.first or 1], params[self.first :] or params[:1]
+        return axes, attention, attention[0]
 
     def part_of_backward(self, need_x: bool, need_params: bool) -> tuple[Launch, ...]:
         """Return the launches that these gradients need."""
@@ -168,14 +174,14 @@ class Plan:
         known: dict[str, Any] = {**self.constants, **constants}
         sizes = self.sizes | {"ROWS": rows}
         arguments = list(inspect.signature(kernel.fn).parameters)
-        tensors = [_without_bias(name, self.names) for name in arguments if name in (*names, *layout.PARAMETERS)]
+        tensors = [name for name in arguments if name in (*names, *layout.PARAMETERS)]
         if not callable(grid):
             fixed: Grid = (*grid, 1, 1)[:3]
         launch = Launch(
             kernel,
             grid if callable(grid) else lambda _: fixed,
             tensors,
-            (*names, *self.names),
+            (*names, *layout.PARAMETERS),
             {name: sizes[name] for name in arguments if name in sizes},
             {name: known[name] for name in arguments if name in known},
             num_warps,
@@ -321,9 +327,4 @@ class Plan:
 
 def _names(spatial: bool, channel: bool, qkv_bias: bool) -> tuple[str, ...]:
     """Return the operation's parameters in its order."""
-    return layout.PARAMETERS[: 12 if spatial else 0] + layout.PARAMETERS[12 : 20 if qkv_bias else 17 if channel else 12]
-
-
-def _without_bias(name: str, names: Sequence[str]) -> str:
-    """Return a parameter that stands in for one which the operation does not have, and no kernel reads."""
-    return name if name in names or name not in layout.PARAMETERS else names[0]
+    return layout.AXES * spatial + layout.ATTENTION[: 8 if qkv_bias else 5] * channel

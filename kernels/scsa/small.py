@@ -21,14 +21,11 @@ from .layout import kernel, saved_axes, saved_channels, scratch_axes, scratch_ch
 
 @kernel
 def small_forward_kernel(
-    x, out, saved,
-    conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3, conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-    norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    x, out, saved, axes, attention,
     C, H, W, WH, WW, NI, NJ, D, SAVED, ROWS,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, CHANNEL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr,
     SOFTMAX: tl.constexpr, ALIGN: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr,
     WINDOW_BC: tl.constexpr, WINDOW_BI: tl.constexpr, WINDOW_BR: tl.constexpr,
@@ -50,16 +47,12 @@ def small_forward_kernel(
         tl.debug_barrier()
         for g0 in range(0, 4, NG):
             axis_gates(
-                mean_h, a_h, saved, norm_h_weight, norm_h_bias,
-                conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-                conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g0, C, H,
-                NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES_H, NG, BG_H, BH,
+                mean_h, a_h, saved, axes[8:10], axes[:4], axes[4:8], g0, C, H,
+                NHWC, SOFTMAX, KERNELS, KMAX, TILES_H, NG, BG_H, BH,
             )  # fmt: skip
             axis_gates(
-                mean_w, a_w, saved + 8, norm_w_weight, norm_w_bias,
-                conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-                conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3, g0, C, W,
-                NHWC, SOFTMAX, K0, K1, K2, K3, KMAX, TILES_W, NG, BG_W, BW,
+                mean_w, a_w, saved + 8, axes[10:12], axes[:4], axes[4:8], g0, C, W,
+                NHWC, SOFTMAX, KERNELS, KMAX, TILES_W, NG, BG_W, BW,
             )  # fmt: skip
         tl.debug_barrier()
     if CHANNEL:
@@ -71,7 +64,7 @@ def small_forward_kernel(
         tl.debug_barrier()
         channel_attention(
             statistics, pooled, gate, rows,
-            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+            attention,
             first, last, C, NI * NJ, D, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, 1, BLOCK, POOLED_BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
@@ -81,14 +74,11 @@ def small_forward_kernel(
 
 @kernel
 def small_backward_kernel(
-    grad_out, x, saved, scratch, grad_x,
-    conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3, conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-    norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias,
-    norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+    grad_out, x, saved, scratch, grad_x, axes, attention,
     C, H, W, WH, WW, NI, NJ, D, SAVED, SCRATCH, GRADS,
     NHWC: tl.constexpr, SPATIAL: tl.constexpr, CHANNEL: tl.constexpr, MAX: tl.constexpr, WINDOWS: tl.constexpr,
     BIAS: tl.constexpr, SOFTMAX: tl.constexpr, NEED_X: tl.constexpr, ALIGN: tl.constexpr,
-    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, KMAX: tl.constexpr,
+    KERNELS: tl.constexpr, KMAX: tl.constexpr,
     TILES_H: tl.constexpr, TILES_W: tl.constexpr, NG: tl.constexpr, BG_H: tl.constexpr, BG_W: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr,
     WINDOW_BC: tl.constexpr, WINDOW_BI: tl.constexpr, WINDOW_BR: tl.constexpr,
@@ -115,24 +105,21 @@ def small_backward_kernel(
         grads = scratch + SCRATCH - (8 if BIAS else 5) * C
         channel_attention_gradients(
             statistics, pooled, gate, rows, dg, dy, grads,
-            norm_weight, norm_bias, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias,
+            attention,
             0, C, C, NI * NJ, D, 1, BIAS, SOFTMAX, ATTENTION_BI, ATTENTION_BJ, 1, BLOCK,
         )  # fmt: skip
         tl.debug_barrier()
         if not SPATIAL:
             pooled_gradients(
-                statistics, pooled, dy, grads, norm_weight, 0, C, C, NI * NJ, 1 if MAX else WH * WW, BLOCK
+                statistics, pooled, dy, grads, attention[0], 0, C, C, NI * NJ, 1 if MAX else WH * WW, BLOCK
             )
             tl.debug_barrier()
     if SPATIAL:
         for g0 in range(0, 4, NG):
             axes_gradients(
-                x, saved, scratch,
-                conv_weight_0, conv_weight_1, conv_weight_2, conv_weight_3,
-                conv_bias_0, conv_bias_1, conv_bias_2, conv_bias_3,
-                norm_h_weight, norm_h_bias, norm_w_weight, norm_w_bias, norm_weight, g0,
+                x, saved, scratch, axes, attention[0], g0,
                 C, H, W, WH, WW, NI, NJ, 1, SCRATCH, GRADS,
-                NHWC, CHANNEL, MAX, BIAS, SOFTMAX, K0, K1, K2, K3, KMAX,
+                NHWC, CHANNEL, MAX, BIAS, SOFTMAX, KERNELS, KMAX,
                 TILES_H, TILES_W, NG, BG_H, BG_W, BH, BW, BLOCK,
             )  # fmt: skip
         tl.debug_barrier()

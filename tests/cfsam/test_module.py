@@ -560,7 +560,7 @@ def test_explain_and_warm_up():
     assert f"{FAST}: can serve" in fastattn.explain("cfsam", maps, num_heads=8)
     assert "heads have 12 channels" in fastattn.explain("partition_attention", torch.ones(1, 4, 24), num_heads=2)
     with fastattn.use_backend(FAST):
-        fastattn.core.warmup(module, [[x.shape for x in maps]])
+        fastattn.warmup(module, [[x.shape for x in maps]])
     assert all(p.grad is None for p in module.parameters())
 
 

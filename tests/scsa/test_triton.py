@@ -328,12 +328,12 @@ def test_tuning_keeps_the_fastest_for_sizes_alike(monkeypatch):
 
     defaults = configured(20, 18)
     fastattn.set_backend("triton")
-    fastattn.core.warmup(module, [(1, 8, 20, 18)], tune=True)
+    fastattn.warmup(module, [(1, 8, 20, 18)], tune=True)
     tuned = configured(20, 18)
     assert len(seen) > 20
     assert tuned != defaults
     count = len(seen)
-    fastattn.core.warmup(module, [(1, 8, 20, 18)], tune=True)
+    fastattn.warmup(module, [(1, 8, 20, 18)], tune=True)
     assert len(seen) == count
     assert configured(22, 22) == tuned  # the same bucket
     assert configured(40, 40) != tuned
