@@ -317,7 +317,7 @@ ACP_SPILLS = {
 
 
 def of_operation(interaction, operation: str, arch: int, dtype: torch.dtype, layout: str = CONTIGUOUS):
-    ours = [(row, code) for row, code in chosen(interaction, arch, dtype, layout) if row.case.operation == operation]
+    ours = [(row, code) for row, code in chosen(interaction, arch, dtype, layout) if row.case.suite == operation]
     assert {row.work for row, _ in ours} == {"forward", "backward"}
     assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
     for row, code in ours:
