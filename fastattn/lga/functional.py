@@ -11,6 +11,8 @@ from . import operation, reference
 from .reference import CONTRACTIONS, Branch, Separable
 
 BRANCHES = ("both", "local", "global")
+# A scale's stride is twice the one before: at 2 ** 16, beyond any map, oneDNN's bfloat16 convolution ends the process
+MAX_SCALES = 16
 
 
 def local_global_attention(
@@ -34,6 +36,7 @@ def local_global_attention(
     check_map(x, weight.shape[0])
     check_not_empty(x)
     check_heads(weight.shape[0], num_heads, "embed_dim")
+    check_scales(len(scales))
     maps = max(len(scales), sum(len(branch.convs) for branch in branches))
     name, dtype = serving("lga", x, weight.dtype, backend, weight.shape[0] // num_heads, maps)
     arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)
@@ -41,6 +44,13 @@ def local_global_attention(
         return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
     with without_autocast(x):
         return operation.local_global_attention(*arguments, num_heads, contraction, dtype, name)
+
+
+def check_scales(count: int) -> None:
+    """ValueError unless this is a number of scales that a map can have."""
+    if not 1 <= count <= MAX_SCALES:
+        expected = "at least 1" if count < 1 else f"at most {MAX_SCALES}, since strides double from scale to scale"
+        raise ValueError(f"num_scales must be {expected}, got {count}")
 
 
 def check_options(
@@ -68,7 +78,6 @@ def check_options(
         )
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be positive, got {height} and {width}")
-    if num_scales < 1:
-        raise ValueError(f"num_scales must be at least 1, got {num_scales}")
+    check_scales(num_scales)
     if contraction not in CONTRACTIONS:
         raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {contraction!r}")

@@ -100,10 +100,12 @@ INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const
 template <class F>
 inline void for_row_blocks(const ScsaPlan& plan, Range range, F&& f) {
     const int size = plan.channels / plan.head_num;
-    for (int i = range.begin, end; i < range.end; i = end) {
-        const int first = i / size * size;
-        end = std::min({range.end, first + size, first + ((i - first) / L + 1) * L});
-        f(Range{i, end}, first);
+    for (int first = range.begin / size * size; first < range.end; first += size) {
+        const int end = std::min(range.end, first + size);
+        for (int i = std::max(range.begin, first), next; i < end; i = next) {
+            next = std::min(end, first + ((i - first) / L + 1) * L);
+            f(Range{i, next}, first);
+        }
     }
 }
 

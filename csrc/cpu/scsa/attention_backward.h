@@ -101,26 +101,20 @@ inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections
         const V g0 = load(s0 + j, m) * e, g1 = load(s1 + j, m) * e;
         const V b0 = load(d0 + j, m) * e + g0 * span_b.middle(), b1 = load(d1 + j, m) * e + g1 * span_b.middle();
         float *dv = out.v + first + j, *dk = out.k + first + j;
-        store(dv, load(dv, m) + g0, m);
-        store(dk, load(dk, m) + (load(v + j, m) * b0 - b1) * kLog2e, m);
+        store(dv, g0, m);
+        store(dk, (load(v + j, m) * b0 - b1) * kLog2e, m);
     });
 }
 
 // dq [N][C] of one chunk's rows, and what they add to all channels of their head
-INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range chunk, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+INLINE_BODY inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
                             const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
-    const int N = plan.pooled, size = plan.channels / plan.head_num, head = chunk.begin / size * size;
+    const int N = plan.pooled, size = plan.channels / plan.head_num;
     const V scale = splat(logit_scale(plan));
-    for (int n = 0; n < N; ++n) std::fill(out.k + n * C + head, out.k + n * C + head + size, 0.0f);
-    std::fill(out.v + head, out.v + head + size, 0.0f);
-    if (N == 1) {
-        const BackwardExpansion expansion(p, head, size);
-        if (expansion.holds && chunk.begin == head) attend_backward_by_expansion(plan, p, head, size, expansion, saved, d_o, dq, out, scratch);
-        if (expansion.holds) return;  // the first chunk has done them all
-    }
     for_row_blocks(plan, chunk, [&](Range block, int first) {
         const int i = block.begin, rows = block.end - i;
+        const bool starts = i == chunk.begin;  // the sums
         float* q = scratch;                  // [N][L]
         float* dq_block = scratch + N * L;   // [N][L]
         fetch_rows(plan, p.q, i, rows, q);
@@ -149,7 +143,7 @@ INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range chunk, const
             V t[L];
             logits(q, p.k + c, C, N, m, t);
             const V v = load(p.v + c, m);
-            V dv = load(out.v + c, m);
+            V dv = starts ? V{} : load(out.v + c, m);
             for (int r = 0; r < L; ++r) {
                 const V e = exp2(t[r] - top[r]) * weight[r];
                 dv += e;
@@ -157,7 +151,7 @@ INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range chunk, const
             }
             store(out.v + c, dv, m);
             for (int n = 0; n < N; ++n) {
-                V dk = load(out.k + n * C + c, m);
+                V dk = starts ? V{} : load(out.k + n * C + c, m);
                 for (int r = 0; r < L; ++r) dk += t[r] * q[n * L + r];
                 store(out.k + n * C + c, dk, m);
             }
@@ -174,6 +168,30 @@ INLINE_BODY inline void attend_backward(const ScsaPlan& plan, Range chunk, const
         });
         for (int n = 0; n < N; ++n) store(dq + n * C + i, load(dq_block + n * L) * scale, tail);
     });
+}
+
+// The same of several chunks
+inline void attend_backward(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
+                            const HeadPartials& partials, float* scratch) {
+    const Chunks chunks(plan);
+    for (int begin = range.begin, end; begin < range.end; begin = end) {  // of one head
+        const int first = begin / chunks.per_head * chunks.size;
+        end = std::min(range.end, (begin / chunks.per_head + 1) * chunks.per_head);
+        const auto each = [&](auto&& f) {
+            for (int i = begin; i < end; ++i) f(i, partials.of(plan, i % chunks.per_head));
+        };
+        if (plan.pooled == 1) {
+            const BackwardExpansion expansion(p, first, chunks.size);
+            if (expansion.holds) {  // the head's first chunk stands for all
+                each([&](int i, const AttentionPartials& out) {
+                    if (i % chunks.per_head == 0) return attend_backward_by_expansion(plan, p, first, chunks.size, expansion, saved, d_o, dq, out, scratch);
+                    for (float* sums : {out.k, out.v}) std::fill(sums + first, sums + first + chunks.size, 0.0f);
+                });
+                continue;
+            }
+        }
+        each([&](int i, const AttentionPartials& out) { attend_chunk_backward(plan, chunks.of(i), p, saved, d_o, dq, out, scratch); });
+    }
 }
 
 // From dq, and the partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per

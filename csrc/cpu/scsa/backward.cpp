@@ -101,12 +101,8 @@ private:
         }
         Projections p(plan_, mine);
         project(plan_, params_, s.y, s.statistics, p);
-        const Chunks chunks(plan_);
-        const Range chunks_here = part(chunks.count, team);
-        float* scratch = mine.take(attention_scratch(plan_));
         team.sync();
-        for (int i = chunks_here.begin; i < chunks_here.end; ++i)
-            attend_backward(plan_, chunks.of(i), p, s.rows, d_o, dy, partials.of(plan_, i % chunks.per_head), scratch);
+        attend_backward(plan_, part(Chunks(plan_).count, team), p, s.rows, d_o, dy, partials, mine.take(attention_scratch(plan_)));
         team.sync();
         project_backward(plan_, range, params_, s.y, s.statistics, p, partials, dy, sum_dy, sum_dy_y, grads);
         team.sync();

@@ -92,7 +92,10 @@ public:
         int h = 0;
         const auto until = [&](int end, bool windows) {
             const auto rows = [&](auto count) {
-                for_stripes<2>(range, [&](int c, auto k, auto m) { gather_rows<count.value, k.value>(d, x, a_h, a_w, out, c, m, h, windows); });
+                for_stripes<2>(range, [&](int c, auto k, auto m) {
+                    if (plan_.spatial) gather_rows<true, count.value, k.value>(d, x, a_h, a_w, out, c, m, h, windows);
+                    else gather_rows<false, count.value, k.value>(d, x, a_h, a_w, out, c, m, h, windows);
+                });
                 h += count.value;
             };
             while (end - h >= 4) rows(std::integral_constant<int, 4>{});
@@ -156,12 +159,17 @@ private:
         return plan_.spatial ? load(a + static_cast<int64_t>(i) * plan_.channels + c, m) : splat(1.0f);
     }
 
-    // R rows of K vectors; `windows`: they lie in one band of windows
-    template <int R, int K, class M>
+    // R rows of K vectors; `windows`: they lie in one band of windows. No branch on SPATIAL lies between the products and their sums, so
+    // that all vectors' are fused, and rounded, alike.
+    template <bool SPATIAL, int R, int K, class M>
     void gather_rows(const T* d, const T* x, const float* a_h, const float* a_w, const Gathered& out, int c, M m, int h, bool windows) const {
         const int W = plan_.width, pw = plan_.pooled_w, used_w = windows ? pw * plan_.window_w : 0;
         const int64_t C = plan_.channels, line = W * stride_;
         const bool first_row = h == 0, first_of_band = windows && h % plan_.window_h == 0;
+        const auto gate = [&](const float* a, int i, int channel, auto lanes) {
+            if constexpr (SPATIAL) return load(a + i * C + channel, lanes);
+            else return splat(1.0f);
+        };
         V row[R][K] = {}, window[R][K] = {};
         const T *px = at(x, h, 0, c), *pd = at(d, h, 0, c);
         float* col = out.r_w + c;
