@@ -41,7 +41,7 @@ help:
 	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for docs/results.md"
 	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
 	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
-	@echo "make lint         ruff"
+	@echo "make lint         ruff, its format, and mypy"
 	@echo "make sanitize     run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make clean        remove $(VENV) and everything that was built"
 
@@ -117,6 +117,8 @@ kernels: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 sanitize: setup
 	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh

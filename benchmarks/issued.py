@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ ARCH = 90
 PROCESSORS = 132
 PARAMETERS = 0x210  # where a kernel's parameters begin in the bank of constants
 WORD = 1 << 32
+Value = TypeVar("Value")
 LIMIT = 300_000  # instructions, beyond which a loop is taken to be endless
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w)\s+)?([A-Z]\w*)((?:\.\w+)*)\s*(.*?)\s*;")
@@ -72,11 +74,11 @@ def from_bits(bits: int) -> float:
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
-def known(function: Callable[..., int]) -> Callable[..., int | None]:
+def known(function: Callable[..., Value]) -> Callable[..., Value | None]:
     """Make a function of words unknown where one of them is."""
 
     @functools.wraps(function)
-    def of_words(*words: int | None) -> int | None:
+    def of_words(*words: int | None) -> Value | None:
         return None if None in words else function(*words)
 
     return of_words
@@ -142,7 +144,8 @@ class Thread:
     def execute(self, instruction: Instruction) -> None:
         """Set what an instruction writes."""
         name, kinds, operands = instruction.name.removeprefix("U"), instruction.kinds, list(instruction.operands)
-        target, written = "RZ", []
+        target = "RZ"
+        written: list[str] = []
         while operands and PREDICATE.fullmatch(operands[0]) and len(written) < (2 if name in TWO_PREDICATES else 1):
             written.append(operands.pop(0))
         if operands and REGISTER.fullmatch(operands[0]) and name not in TWO_PREDICATES:
@@ -316,6 +319,7 @@ def extreme(thread: Thread, kinds, operands):
 def pack(thread: Thread, kinds, operands):
     """Predicates become the bits of a register, where the mask has ones."""
     mask = thread.word(operands[2])
+    assert mask is not None  # an immediate
     bits = [thread.truth(f"P{place}") if mask >> place & 1 else 0 for place in range(7)]
     packed = known(lambda *bits: sum(bit << place for place, bit in enumerate(bits)))(*bits)
     return known(lambda bits, others: bits | others & ~mask)(packed, thread.word(operands[1])), ()
@@ -323,6 +327,7 @@ def pack(thread: Thread, kinds, operands):
 
 def unpack(thread: Thread, kinds, operands):
     word, mask = thread.word(operands[1]), thread.word(operands[2])
+    assert mask is not None  # an immediate
     for place in range(7):
         if mask >> place & 1:
             thread.predicates[f"P{place}"] = known(lambda bits, place=place: bool(bits >> place & 1))(word)
@@ -398,7 +403,7 @@ def tables() -> list[Table]:
     found = []
     for case in scsa_cases(dtypes=[torch.bfloat16], formats=[CONTIGUOUS]):
         rows = [row for work in WORKS for row in launches(case, work, ARCH)]
-        cells = [
+        cells: list[tuple[str, ...]] = [
             (
                 row.work, row.compilation.kernel.removesuffix("_kernel"), str(row.programs), str(issued(row)),
                 f"{per_element(row):.2f}", str(busiest([row])),

@@ -236,6 +236,7 @@ def scsa_launches(case: Case) -> Launches:
 @functools.cache
 def composed_launches(case: ComposedCase) -> Launches:
     """What attention, the first gather of a CFSAM, an LGA, ACP or CAT would launch for both passes."""
+    forward: Callable[..., Any]
     if isinstance(case, AttentionCase):
         inputs = [torch.empty(case.shape, dtype=case.dtype) for _ in range(3)]
         forward = functools.partial(attend, case=case)
@@ -260,8 +261,9 @@ def lga(case: LgaCase) -> Callable[..., Any]:
     from fastattn.lga.operation import local_global_attention
 
     module = fastattn.LocalGlobalAttention(case.dim, case.heads).to("meta", case.dtype)
-    options = {"num_heads": case.heads, "contraction": case.contraction, "dtype": case.dtype, "backend": "triton"}
-    return lambda x: local_global_attention(x, *module.operands(), **options)
+    return lambda x: local_global_attention(
+        x, *module.operands(), num_heads=case.heads, contraction=case.contraction, dtype=case.dtype, backend="triton"
+    )
 
 
 def interaction(case: AcpCase | CatCase) -> Callable[..., Any]:

@@ -118,7 +118,8 @@ def compile_some(names: Sequence[str], arch: int, folder: str) -> dict[str, Any]
     from .gpu_first import standin
 
     torch.set_num_threads(1)
-    all_works, found = works(), {}
+    all_works = works()
+    found: dict[str, Any] = {}
     with standin.driver(arch) as counts:
         for name in names:
             counts.clear()

@@ -412,11 +412,11 @@ def counted(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Traffi
         yield case, attention(case, options.like_batch or options.batch)
     elif options.operation == "gather":
         for layout in options.format:
-            case = PyramidCase(options.batch, layout, dtype=options.dtype)
-            yield case, gather(case)
+            pyramid = PyramidCase(options.batch, layout, dtype=options.dtype)
+            yield pyramid, gather(pyramid)
     elif options.operation == "lga":
-        for size, contraction, layout in product(options.map, options.contraction, options.format):
-            lga_case = LgaCase(options.batch, *size, contraction, memory_format=layout, dtype=options.dtype)
+        for (dim, heads, side), contraction, layout in product(options.map, options.contraction, options.format):
+            lga_case = LgaCase(options.batch, dim, heads, side, contraction, memory_format=layout, dtype=options.dtype)
             yield lga_case, lga(lga_case, options.like_batch or LGA_BATCH, backward=not options.forward)
     elif options.operation in ("acp", "cat"):
         for asked in interaction_cases(options):
@@ -424,8 +424,8 @@ def counted(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Traffi
             yield asked, interaction(asked, like_batch, backward=not options.forward)
     else:
         for stage, layout in product(options.shape, options.format):
-            case = Case((options.batch, *stage), options.dtype, layout)
-            yield case, scsa(case, options.like_batch or options.batch)
+            scsa_case = Case((options.batch, *stage), options.dtype, layout)
+            yield scsa_case, scsa(scsa_case, options.like_batch or options.batch)
 
 
 def interaction_cases(options: argparse.Namespace) -> Iterator[AcpCase | CatCase]:

@@ -75,7 +75,7 @@ def compiled(name: str) -> dict[str, Any]:
         def forward(self, *inputs: Tensor) -> Any:
             return self.inner(list(inputs)) if isinstance(self.inner, fastattn.CFSAM) else self.inner(*inputs)
 
-    whole = torch.compile(Called(), fullgraph=True, dynamic=False)
+    whole: Any = torch.compile(Called(), fullgraph=True, dynamic=False)
     found = run(whole, inputs, "triton", outs)
     found = {key.removeprefix("_orig_mod.").removeprefix("inner."): value for key, value in found.items()}
     errors = {key: far(found[key], value) for key, value in wanted.items()}
@@ -103,7 +103,7 @@ def training_step() -> dict[str, Any]:
     torch.manual_seed(0)
     body = [nn.Conv2d(3, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU(), fastattn.SCSA(64), nn.Conv2d(64, 128, 3, 2, 1)]
     body += [nn.ReLU(), fastattn.SCSA(128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
-    start = nn.Sequential(*body).to("cuda", memory_format=torch.channels_last)
+    start = nn.Sequential(*body).to("cuda").to(memory_format=torch.channels_last)
     x = torch.randn(16, 3, 112, 112, device="cuda").contiguous(memory_format=torch.channels_last)
     y = torch.arange(16, device="cuda") % 10
     losses: dict[str, list[float]] = {}

@@ -78,7 +78,7 @@ def figures(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def phases(found: Sequence[Found], seconds: dict[str, float]) -> Table:
     """How many rows of each phase hold."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for phase in PHASES:
         mine = [one for one in found if one["phase"] == phase]
         late = sum(one.get("failed") == "time" for one in mine)
@@ -90,7 +90,7 @@ def phases(found: Sequence[Found], seconds: dict[str, float]) -> Table:
 
 def failures(found: Sequence[Found]) -> Table:
     """What does not hold, each in a line."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in found:
         if not one["ok"] and one.get("failed") != "time":
             keys = [key for key in ("wrong", "moving", "failed", "differ", "worst", "said", "dtypes") if key in one]
@@ -114,9 +114,9 @@ def speeds(found: Sequence[Found]) -> Table:
                 ratios.setdefault((*kind, over), []).append(value)
             cells = [f"{beside[over]:.2f}" if over in beside else "-" for over in RIVALS]
             rows.append((one["name"], f"{label} {launch}", f"{record['median_ms']:.4f}", *cells))
-    for (kind, *how, over), values in ratios.items():
+    for (name, *how, over), values in ratios.items():
         mean = prod(values) ** (1 / len(values))
-        rows.append((f"mean: {kind} {' '.join(how)}", f"over {over}", f"{mean:.2f}", *"----"))
+        rows.append((f"mean: {name} {' '.join(how)}", f"over {over}", f"{mean:.2f}", *"----"))
     return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -108,4 +108,5 @@ def small(module: str) -> None:
 
 if __name__ == "__main__":
     os.environ["FASTATTN_TEST_DEVICE"] = "cuda"
-    {"step": step, "small": small}[sys.argv[1]](*sys.argv[2:])
+    works: dict[str, Callable[..., None]] = {"step": step, "small": small}
+    works[sys.argv[1]](*sys.argv[2:])

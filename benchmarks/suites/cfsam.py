@@ -205,7 +205,7 @@ def by(attention: Callable[..., Tensor]) -> Callable[[Scene], Forward]:
 class EagerCFSAM(nn.Module):
     """The reference on the parameters of a CFSAM module, without any dispatch."""
 
-    def __init__(self, module: fastattn.CFSAM):
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
@@ -270,8 +270,8 @@ def attention_cases(selection: Selection) -> list[AttentionCase]:
         return [AttentionCase(1, 40, 2, work) for work in WORKS]
     if selection == "default":
         return [*(AttentionCase(work=work) for work in WORKS), AttentionCase(1, parts=4)]
-    short = [AttentionCase(batch, 1940, *parts) for batch, *parts in product((1, 4), (1, 2, 4), WORKS)]
-    long = [AttentionCase(1, *parts) for parts in product((7760, LONG), (2, 4), WORKS)]
+    short = [AttentionCase(batch, 1940, *how) for batch, how in product((1, 4), product((1, 2, 4), WORKS))]
+    long = [AttentionCase(1, *how) for how in product((7760, LONG), (2, 4), WORKS)]
     return short + long
 
 

@@ -117,7 +117,8 @@ class Composed(Eager):
         if m.operation == "cat":
             score, value, out = m.operands()
             return cat.compose(x, (score, *value, *out))
-        return acp.compose(x, *m.operands(), m.pool_size)
+        convs, proj = m.operands()
+        return acp.compose(x, convs, proj, m.pool_size)
 
 
 def coarse(tensor: Tensor, step: float) -> Tensor:
@@ -166,10 +167,10 @@ def acp_cases(selection: Selection) -> list[AcpCase]:
     if selection == "smoke":
         return [AcpCase(1, *SMOKE_ACP, work=work, compiled=work == FORWARD) for work in WORKS]
     if selection == "default":
-        order = product(WORKS, ACP_SIZES)
-        return [AcpCase(ACP_BATCH, *size, work=work, compiled=work == FORWARD) for work, size in order]
+        usual = product(WORKS, ACP_SIZES)
+        return [AcpCase(ACP_BATCH, *size, work=work, compiled=work == FORWARD) for work, size in usual]
     order = product(ACP_SIZES, (1, 2, 3, 4), WORKS, MEMORY_FORMATS)
-    return [AcpCase(ACP_BATCH, *size, *how) for size, *how in order]
+    return [AcpCase(ACP_BATCH, *size, layers, work, layout) for size, layers, work, layout in order]
 
 
 def cat_cases(selection: Selection) -> list[CatCase]:
@@ -177,8 +178,8 @@ def cat_cases(selection: Selection) -> list[CatCase]:
     if selection == "smoke":
         return [CatCase(1, *SMOKE_CAT, work, compiled=work == FORWARD) for work in WORKS]
     if selection == "default":
-        order = product(WORKS, CAT_SIZES)
-        return [CatCase(CAT_BATCH, *size, work, compiled=work == FORWARD) for work, size in order]
+        usual = product(WORKS, CAT_SIZES)
+        return [CatCase(CAT_BATCH, *size, work, compiled=work == FORWARD) for work, size in usual]
     order = product(CAT_TOKENS, CAT_CONCEPTS, WORKS)
     return [CatCase(CAT_BATCH, tokens, concepts, dim, work) for (tokens, dim), concepts, work in order]
 

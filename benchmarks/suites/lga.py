@@ -72,7 +72,7 @@ class LgaCase:
 class EagerLGA(nn.Module):
     """The reference on the parameters of an LGA module, without any dispatch."""
 
-    def __init__(self, module: fastattn.LocalGlobalAttention):
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
@@ -111,8 +111,8 @@ def lga_cases(selection: Selection) -> list[LgaCase]:
     if selection == "default":
         order = product(asked, LGA_SIZES)
         return [LgaCase(LGA_BATCH, *size, *how, compiled=size in COMPILED_LGA) for how, size in order]
-    every = product((1, LGA_BATCH, 32), LGA_SIZES, CONTRACTIONS, WORKS, MEMORY_FORMATS)
-    return [LgaCase(batch, *size, *how) for batch, size, *how in every]
+    every = product((1, LGA_BATCH, 32), LGA_SIZES, product(CONTRACTIONS, WORKS, MEMORY_FORMATS))
+    return [LgaCase(batch, *size, *how) for batch, size, how in every]
 
 
 def gpu_lga_cases(selection: Selection) -> list[LgaCase]:

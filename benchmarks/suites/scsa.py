@@ -76,7 +76,7 @@ class EagerSCSA(nn.Module):
     """The reference on the parameters of an SCSA module, without any dispatch: what eager and
     torch.compile run."""
 
-    def __init__(self, module: fastattn.SCSA):
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 

@@ -36,7 +36,7 @@ def prepare(model: nn.Module, x: Tensor) -> nn.Module:
 class Detector(nn.Module):
     """What of a detector computes scores and boxes, by name."""
 
-    def __init__(self, detector: nn.Module):
+    def __init__(self, detector: Any):
         super().__init__()
         self.backbone, self.head = detector.backbone, detector.head
 

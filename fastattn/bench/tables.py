@@ -125,7 +125,7 @@ def network(name: str, arguments: Mapping[str, Any], x: Tensor) -> nn.Module:
     torch.manual_seed(0)
     if name == SSD:
         return prepare(Detector(models.create(name, num_classes=CLASSES, **arguments)), x)
-    size = {"img_size": x.shape[-1]} if "patch" in name else {}  # transformers are built for one
+    size: dict[str, Any] = {"img_size": x.shape[-1]} if "patch" in name else {}  # transformers are built for one
     return prepare(models.create(name, **arguments, **size), x)
 
 
@@ -196,9 +196,10 @@ def lga_variants(name: str) -> list[Variant]:
 def modules(setting: Setting) -> Iterator[Row]:
     """This package's modules alone, at the sizes that the papers' networks give them."""
     for batch in setting.batches:
-        for channels, *side in STAGES:
+        for channels, height, width in STAGES:
             for make in (fastattn.SCSA, fastattn.SMSA, fastattn.PCSA):
-                yield one_map(make.__name__.lower(), None, (batch, channels, *side), partial(make, channels))
+                shape: tuple[int, ...] = batch, channels, height, width
+                yield one_map(make.__name__.lower(), None, shape, partial(make, channels))
         for channels, heads, side in LGA_SIZES:
             shape, made = (batch, channels, side, side), partial(fastattn.LocalGlobalAttention, channels, heads)
             yield one_map("lga", f"{heads} heads", shape, made)
@@ -207,11 +208,11 @@ def modules(setting: Setting) -> Iterator[Row]:
             shape = batch, channels, side, side
             yield one_map("acp", None, shape, partial(fastattn.AggressiveConvPooling, channels))
         for tokens, concepts, channels in CAT_SIZES:
-            made = partial(fastattn.ConceptualAttention, channels, concepts)
-            yield one_map("cat", f"{concepts} concepts", (batch, tokens, channels), made)
+            align = partial(fastattn.ConceptualAttention, channels, concepts)
+            yield one_map("cat", f"{concepts} concepts", (batch, tokens, channels), align)
         tokens, dim = sum(side * side for _, side in SSD_LEVELS), 256
-        made = partial(make_cfsam, batch)
-        yield Row("modules", "cfsam", (batch, tokens, dim), made, variant="tokens of SSD300's levels", fast=True)
+        shape, subject = (batch, tokens, dim), partial(make_cfsam, batch)
+        yield Row("modules", "cfsam", shape, subject, variant="tokens of SSD300's levels", fast=True)
 
 
 def one_map(attention: str, variant: str | None, shape: tuple[int, ...], make: Callable[[], nn.Module]) -> Row:

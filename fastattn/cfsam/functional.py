@@ -139,11 +139,11 @@ def check_maps(maps: Sequence[Tensor], channels: Sequence[int], num_parts: int) 
             raise ValueError(f"level {i} has {x.shape[1]} channels, expected {expected}")
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ValueError(f"level {i} is {x.shape[2]} x {x.shape[3]}: there is nothing to attend to")
-        for what, found, first in (
+        for what, own, first in (
             ("a batch of", x.shape[0], maps[0].shape[0]),
             ("dtype", x.dtype, x.dtype if mixes else maps[0].dtype),
             ("device", x.device, maps[0].device),
         ):
-            if found != first:
-                raise ValueError(f"level {i} has {what} {found}, level 0 has {first}")
+            if own != first:
+                raise ValueError(f"level {i} has {what} {own}, level 0 has {first}")
     check_parts(num_parts, sum(x.shape[2] * x.shape[3] for x in maps))

@@ -1,7 +1,8 @@
 """CFSAM, the cross-layer feature self-attention module for pyramids (arXiv 2510.14726)."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,9 @@ class CFSAM(FastModule):
         self.in_channels, self.dim, self.num_parts, self.num_heads = tuple(in_channels), dim, num_parts, num_heads
         self.mlp_ratio, self.depth, self.conv_bias, self.qkv_bias = mlp_ratio, depth, conv_bias, qkv_bias
         self.has_local, self.has_fusion = local, fusion
-        self.local = nn.ModuleList(_local(channels, dim, conv_bias, local) for channels in in_channels)
-        self.blocks = nn.ModuleList(_TransformerBlock(dim, int(dim * mlp_ratio), qkv_bias) for _ in range(depth))
+        self.local: Iterable[Any] = nn.ModuleList(_local(channels, dim, conv_bias, local) for channels in in_channels)
+        hidden = int(dim * mlp_ratio)
+        self.blocks: Iterable[Any] = nn.ModuleList(_TransformerBlock(dim, hidden, qkv_bias) for _ in range(depth))
         mixed = 2 * dim if fusion else dim
         self.fuse = nn.ModuleList(nn.Conv2d(mixed, channels, 1, bias=conv_bias) for channels in in_channels)
         self._note_children()
@@ -110,7 +112,7 @@ class _TransformerBlock(Holder):
 
 def _local(channels: int, dim: int, bias: bool, convolves: bool) -> nn.Sequential:
     """Return the convolutions of a level under their names, "0" (3x3) and "1" (1x1)."""
-    layers = OrderedDict({"1": nn.Conv2d(channels, dim, 1, bias=bias)})
+    layers: OrderedDict[str, nn.Module] = OrderedDict({"1": nn.Conv2d(channels, dim, 1, bias=bias)})
     if convolves:
         layers = OrderedDict({"0": nn.Conv2d(channels, channels, 3, padding=1, bias=bias), **layers})
     return nn.Sequential(layers)

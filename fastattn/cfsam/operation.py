@@ -26,7 +26,10 @@ def cfsam(
 ) -> list[Tensor]:
     """Exchange features between maps (B, C_i, H_i, W_i), computing in a dtype."""
     local = [_extract(dense(x.to(dtype)), level) for x, level in zip(maps, levels, strict=True)]
-    levels = [Level(*(_cast(affine, dtype) for affine in level)) for level in levels]
+    levels = [
+        Level(level.local and _cast(level.local, dtype), _cast(level.project, dtype), _cast(level.fuse, dtype))
+        for level in levels
+    ]
     if not blocks:
         return [F.conv2d(x, *_fuse_alone(level)) for x, level in zip(local, levels, strict=True)]
     mixed = _transform(local, blocks, num_parts, num_heads, dtype, backend)
@@ -34,8 +37,8 @@ def cfsam(
     return [_fuse(own, other, level) for own, other, level in zip(local, parts, levels, strict=True)]
 
 
-def _cast(affine: Affine | None, dtype: torch.dtype) -> Affine | None:
-    if affine is None or affine[0].dtype is dtype:
+def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
+    if affine[0].dtype is dtype:
         return affine
     weight, bias = affine
     return weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -43,7 +46,7 @@ def _cast(affine: Affine | None, dtype: torch.dtype) -> Affine | None:
 
 def _extract(x: Tensor, level: Level) -> Tensor:
     """Return the local features (B, D, H, W), by one convolution where that takes fewer products than two."""
-    if level.local is None or not _folds(x, level):
+    if level.local is None or not _folds(x, level.local, level.project):
         for affine, padding in ((level.local, 1), (level.project, 0)):
             x = F.conv2d(x, *_cast(affine, x.dtype), padding=padding) if affine else x
         return x
@@ -60,13 +63,13 @@ def _extract(x: Tensor, level: Level) -> Tensor:
     return F.conv2d(x, *_cast((kernel, bias), x.dtype), padding=1)
 
 
-def _folds(x: Tensor, level: Level) -> bool:
+def _folds(x: Tensor, local: Affine, project: Affine) -> bool:
     """Return whether both convolutions are to be one.
 
     The product's rounding to 16 bits is the same error for all pixels, which does not average out in the gradients of
     parameters: those of 16 bits are folded for inference alone, those of float32 once, under autocast too.
     """
-    (inner, _), (outer, _) = level.local, level.project
+    (inner, _), (outer, _) = local, project
     if inner.dtype.itemsize < 4 and torch.is_grad_enabled() and (inner.requires_grad or outer.requires_grad):
         return False
     batch, channels, height, width = x.shape
@@ -122,16 +125,19 @@ class _Unaffected(torch.autograd.Function):
 def _fuse_alone(level: Level) -> Affine:
     """Return the fusion where L' is L: the sum of its two halves."""
     weight, bias = level.fuse
-    return (sum(weight.chunk(2, dim=1)) if fuses_both(level) else weight), bias
+    if fuses_both(level):
+        own, other = weight.chunk(2, dim=1)
+        weight = own + other
+    return weight, bias
 
 
 def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
     """Map local features (B, D, H, W) and tokens (B, H * W, D) to (B, C, H, W), in the format of the first."""
     weight, bias = level.fuse
-    weights = weight.flatten(1).chunk(2 if fuses_both(level) else 1, dim=1)
-    sources = (own.flatten(2).mT, other)[-len(weights) :]  # [B, HW, D]
+    halves = weight.flatten(1).chunk(2 if fuses_both(level) else 1, dim=1)
+    sources = (own.flatten(2).mT, other)[-len(halves) :]  # [B, HW, D]
     pixels, transposed = own.shape[2:], own.is_contiguous()
-    weights = [w.expand(own.shape[0], *w.shape) for w in weights]
+    weights = [w.expand(own.shape[0], *w.shape) for w in halves]
     pairs = [(w, t.mT) if transposed else (t, w.mT) for w, t in zip(weights, sources, strict=True)]
     out = torch.bmm(*pairs[0])  # [B, C, HW] or [B, HW, C]
     for factors in pairs[1:]:

@@ -85,6 +85,7 @@ class _TokenGather(Operation):
     def gradients(self, options, kept, grads, needs):
         _, *layouts = options
         grad_tokens, grad_normed = (*grads, None)[:2]
+        affine: list[Any]
         tokens, statistics, *affine = kept if grad_normed is not None else (None, None, None)
         given = grad_tokens if grad_normed is None else grad_normed
         if given is None:

@@ -224,7 +224,8 @@ _asked = _Asking()
 
 def _asks(module: Any, x: Any) -> tuple[str, Call]:
     """Return which backend a module's forward on x wants, and for which call, as it asks `choose`."""
-    _asked.calls = calls = []
+    calls: list[tuple[str, Call]] = []
+    _asked.calls = calls
     try:
         module.forward(*module.arguments_of(x))
     except _Asked:

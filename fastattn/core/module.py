@@ -42,7 +42,7 @@ class _Seen(NamedTuple):
     """A module's children at a look, and where to see that nothing has changed since."""
 
     holders: list[dict[str, Any]]  # of children, by name
-    children: list[nn.Module]
+    children: list[nn.Module | None]
     calls: list[nn.Module]  # the same in another order
     kinds: list[type]
     as_made: bool
@@ -57,6 +57,7 @@ class FastModule(Holder):
 
     operation: Any
     backend: str | None = None
+    _seen: _Seen  # at the last look, where there was one
 
     def arguments_of(self, x: Any) -> tuple:
         """Return arguments of forward with x, for `explain`."""
@@ -132,7 +133,8 @@ def _look(module: FastModule) -> _Seen:
 
 def _descendants(module: nn.Module) -> Iterator[nn.Module]:
     """Return the children, and those of children that hold others for the operation, but nothing inside of a layer."""
-    for child in module._modules.values():
+    modules: dict[str, Any] = module._modules
+    for child in modules.values():
         yield child
         if isinstance(child, _HOLDERS):
             yield from _descendants(child)

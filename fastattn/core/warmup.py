@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def warmup(
     """
     parameter = next(module.parameters())
 
-    def draw(shape: Sequence[int]) -> Tensor:
+    def draw(shape: Any) -> Tensor:
         x = torch.randn(tuple(shape), dtype=dtype or parameter.dtype, device=parameter.device)
         return x.contiguous(memory_format=memory_format).requires_grad_(backward)
 

@@ -53,7 +53,7 @@ def aggressive_conv_pooling(
     for conv in convs:
         levels.append(F.max_pool2d(depthwise(levels[-1], conv), pool_size, pool_size, ceil_mode=True))
     levels = [resize_nearest(level, *x.shape[2:]) for level in levels]
-    return F.conv2d(sum(levels) if aggregate == "sum" else torch.cat(levels, dim=1), *proj)
+    return F.conv2d(sum(levels[1:], start=levels[0]) if aggregate == "sum" else torch.cat(levels, dim=1), *proj)
 
 
 def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine) -> Tensor:

@@ -33,9 +33,9 @@ def gram_attention(
 ) -> Tensor:
     """Return the weighted sum of attention and residual (B, D, H, W), recording a graph only where it is wanted."""
     x = dense(x)
-    features = (t.contiguous(memory_format=layout(x)) for t in features)
+    laid = (t.contiguous(memory_format=layout(x)) for t in features)
     weights, biases = zip(*affines, strict=True)
-    return _GRAM_ATTENTION.call((num_heads, contraction), shares, x, *features, *weights, *biases)
+    return _GRAM_ATTENTION.call((num_heads, contraction), shares, x, *laid, *weights, *biases)
 
 
 class _GramAttention(Operation):

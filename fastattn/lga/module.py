@@ -1,7 +1,7 @@
 """Local-Global Attention (arXiv 2411.09604), with the author's constructor and state dict."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,11 +55,11 @@ class LocalGlobalAttention(FastModule):
             depthwise = nn.Conv2d(embed_dim, embed_dim, kernel, stride, kernel // 2, groups=embed_dim)
             return nn.Sequential(depthwise, nn.Conv2d(embed_dim, out, 1, groups=groups))
 
-        self.multi_scale_convs = nn.ModuleList(separable(3, embed_dim, 2**i) for i in range(num_scales))
+        self.multi_scale_convs: Iterable[Any] = nn.ModuleList(separable(3, embed_dim, 2**i) for i in range(num_scales))
         self.scale_attention = nn.Sequential(nn.Conv2d(embed_dim, num_scales + 1, 1), nn.Softmax(dim=1))
         self.position_encoding = nn.Parameter(torch.randn(1, embed_dim, height, width))
         if branches != "global":
-            self.local_convs = nn.ModuleList(
+            self.local_convs: Iterable[Any] = nn.ModuleList(
                 separable(kernel, 3 * embed_dim, groups=num_heads) for kernel in local_kernel_sizes
             )
             self.learnable_alpha_local = nn.Parameter(torch.tensor(0.5))
@@ -73,8 +73,9 @@ class LocalGlobalAttention(FastModule):
         """Draw the position encoding anew and set the branches' alphas to 0.5; the children's parameters are theirs."""
         nn.init.normal_(self.position_encoding)
         for name in ("learnable_alpha_local", "learnable_alpha_global"):
-            if name in self._parameters:
-                nn.init.constant_(self._parameters[name], 0.5)
+            alpha = self._parameters.get(name)
+            if alpha is not None:
+                nn.init.constant_(alpha, 0.5)
 
     def operands(self) -> tuple[list[Separable], Affine, Tensor, list[Branch], Affine]:
         """Return the parameters as the operation takes them."""

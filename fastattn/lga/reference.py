@@ -89,4 +89,4 @@ def local_global_attention(
         triples = [F.conv2d(depthwise(z, conv.depthwise), *conv.pointwise, groups=num_heads) for conv in branch.convs]
         outs = [attend(qkv, num_heads, contraction) + x for qkv in triples]
         mixed.append(branch.alpha * (sum(outs) / len(outs)))
-    return F.conv2d(sum(mixed), *out_conv)
+    return F.conv2d(sum(mixed[1:], start=mixed[0]), *out_conv)

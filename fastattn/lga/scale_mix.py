@@ -25,6 +25,7 @@ def mix_scales(x: Tensor, coarse: Sequence[Tensor], weights: Affine, position_en
     x = dense(x)
     coarse = [t.contiguous(memory_format=layout(x)) for t in coarse]
     weight, bias = weights
+    assert bias is not None  # the module's convolution always has one
     encoding = position_encoding.to(weight.dtype).contiguous()
     return _SCALE_MIX.call((), x, weight, bias.to(weight.dtype), encoding, *coarse)
 

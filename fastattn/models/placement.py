@@ -28,8 +28,8 @@ def put_into_resnet_blocks(model: nn.Module, make: MakeAttention) -> None:
             convolution = block.conv2 if isinstance(block, Bottleneck) else block.conv1
             attention = make(convolution.out_channels)
             # the slot of anti-aliasing, right behind that ReLU and empty in most models
-            empty = isinstance(block.aa, nn.Identity)
-            block.aa = attention if empty else nn.Sequential(attention, block.aa)
+            slot: Any = block.aa
+            block.aa = attention if isinstance(slot, nn.Identity) else nn.Sequential(attention, slot)
 
 
 def put_at_bottleneck_outputs(model: nn.Module, make: MakeAttention) -> None:

@@ -1,6 +1,7 @@
 """Where an attention sits inside torchvision's SSD: between the backbone's pyramid and the head."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ MakeNeck = Callable[[Sequence[int]], nn.Module]  # the levels' channels -> a mod
 class NeckAndHead(nn.Module):
     """Run a neck on the pyramid's maps before the two parts of SSD's head, which keep torchvision's names."""
 
-    def __init__(self, head: nn.Module, neck: nn.Module):
+    def __init__(self, head: Any, neck: nn.Module):
         super().__init__()
         self.classification_head = head.classification_head
         self.regression_head = head.regression_head
@@ -23,7 +24,7 @@ class NeckAndHead(nn.Module):
         return {"bbox_regression": self.regression_head(maps), "cls_logits": self.classification_head(maps)}
 
 
-def place_in_ssd(model: nn.Module, make: MakeNeck, levels: str | slice) -> None:
+def place_in_ssd(model: Any, make: MakeNeck, levels: str | slice) -> None:
     """Behind the backbone, where SSD hands the list of its maps to the head."""
     channels = [scores.in_channels for scores in model.head.classification_head.module_list]
     start, stop = span(levels, len(channels))

@@ -89,13 +89,13 @@ def vits(model: nn.Module) -> Iterator[tuple[Any, Grid]]:
             yield part, grid
 
 
-def interact(grid: Grid, block: nn.Module, args: tuple) -> tuple:
+def interact(grid: Grid, block: Any, args: tuple) -> tuple:
     """The arguments of a block on tokens (B, N, C), the first of them after the interaction."""
     x, *others = args
     return block.interaction(x, grid.size), *others
 
 
-def interact_on_map(block: nn.Module, args: tuple) -> tuple:
+def interact_on_map(block: Any, args: tuple) -> tuple:
     """The arguments of a block on a map (B, H, W, C), the first of them after the interaction."""
     x, *others = args
     size = x.shape[1], x.shape[2]

@@ -43,6 +43,9 @@ class _Attention(FastModule):
     down_sample_mode: str
     attn_drop_ratio: float
     gate_layer: str
+    q: nn.Conv2d
+    k: nn.Conv2d
+    v: nn.Conv2d
 
     def _add_spatial(self, kernel_sizes: Sequence[int]) -> None:
         check_spatial(self.dim, kernel_sizes, self.gate_layer)
@@ -96,7 +99,8 @@ class _Attention(FastModule):
         return self._channel_gate(x) * x if self.operation.channel else x
 
     def _axis_gate(self, mean: Tensor, norm: nn.Module) -> Tensor:
-        convs = [self._modules[name] for name in _CONVS]
+        modules: dict[str, Any] = self._modules
+        convs = [modules[name] for name in _CONVS]
         parts = [conv(part) for conv, part in zip(convs, mean.chunk(4, dim=1), strict=True)]
         logits = norm(torch.cat(parts, dim=1))
         return logits.softmax(dim=2) if self.gate_layer == "softmax" else logits.sigmoid()

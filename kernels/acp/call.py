@@ -61,12 +61,14 @@ def backward(
     matrices = [matrices[l % len(matrices)] for l in range(count)]
     sums = resized_sums(grad, size, channels_last, levels)
     sources = [as_map(x, size), *levels]
-    layers, projection = [], []
+    layers: list[Tensor] = []
+    projection: list[Tensor] = []
     if need_params:
         own = as_map(grad, size)
         pairs = zip([own.to(proj_weight.dtype), *sums], sources, strict=True)
         parts = [_weight_gradient(given, source, channels_last) for given, source in pairs]
-        d_weight = torch.cat(parts, dim=1) if proj_weight.shape[1] > proj_weight.shape[0] else sum(parts)
+        concat = proj_weight.shape[1] > proj_weight.shape[0]
+        d_weight = torch.cat(parts, dim=1) if concat else sum(parts[1:], start=parts[0])
         # of the gradient itself: sums that were rounded to 16 bits would lose what cancels
         projection = [d_weight.view(proj_weight.shape), own.sum((0, 2, 3)).to(proj_weight.dtype)]
     d_level = _input_gradient(sums[-1], matrices[-1], channels_last)

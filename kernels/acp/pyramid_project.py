@@ -165,7 +165,7 @@ def project_plan(
     across = min(16, max(4, tiles.power(width)))
     down = min(pixels // across, max(4, tiles.power(height)))
     regions = tuple(region(width, columns, across) for _, columns in levels)
-    sizes = {
+    sizes: dict[str, int | tuple[int, ...]] = {
         "C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix,
         "HS": tuple(rows for rows, _ in levels), "WS": tuple(columns for _, columns in levels), "QS": regions,
     }  # fmt: skip

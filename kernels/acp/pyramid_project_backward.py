@@ -71,8 +71,9 @@ def sums_plan(
         bf, bc = tiles.fit(256, min(most, 32), channels)
     programs = batch * -(-channels // bc)
     part = max(1, min(rows, bf // columns, programs * rows // (PARTS * processors(device))))
-    sizes = {"C": channels, "H": height, "W": width, "XB": (prefix + height * width) * channels, "PREFIX": prefix}
-    sizes |= {"ROWS": part, "HS": tuple(height for height, _ in levels), "WS": tuple(width for _, width in levels)}
+    sizes: dict[str, int | tuple[int, ...]] = {"C": channels, "H": height, "W": width}
+    sizes |= {"XB": (prefix + height * width) * channels, "PREFIX": prefix, "ROWS": part}
+    sizes |= {"HS": tuple(height for height, _ in levels), "WS": tuple(width for _, width in levels)}
     align = tiles.alignment(channels) if channels_last else 1
     constants = {"LEVELS": len(levels), "NHWC": channels_last, "ALIGN": align, "BC": bc, "BF": bf}
     names, grid = ("grad", "sums"), (programs, -(-rows // part), 1)

@@ -74,7 +74,7 @@ def backward_plan(
 
 def _blocks(
     levels: Levels, channels: int, length: int, wide: bool = False
-) -> tuple[dict[str, int], dict[str, Any], int]:
+) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return sizes, constants and warps that both passes share."""
     pixels = [size for size, _ in levels]
     count = sum(pixels)
@@ -87,7 +87,7 @@ def _blocks(
     rows, columns = max(1, elements // tiles.power(channels)), tiles.power(channels)
     tokens = min(rows, 64, tiles.power(min(length, count)))
     formats = sum(kind << 4 * i for i, kind in enumerate(kinds))
-    sizes = {"D": channels, "N": count, "M": length, "PIXELS": tuple(pixels), "FORMATS": formats}
+    sizes: dict[str, Any] = {"D": channels, "N": count, "M": length, "PIXELS": tuple(pixels), "FORMATS": formats}
     constants = {
         "LEVELS": len(levels),
         "KINDS": sum(1 << kind for kind in set(kinds)),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import triton
+from torch import Tensor
 
 from .launch import Argument, Launch
 from .tiles import power
@@ -31,7 +32,7 @@ def tuning() -> Iterator[None]:
 
 def _bucket(launch: Launch) -> tuple:
     varied = {name for blocks in launch.alternatives for name in blocks}
-    sizes = tuple(power(launch.sizes[name]) for name in _KEYS if name in launch.sizes)
+    sizes = tuple(power(size) for name in _KEYS if isinstance(size := launch.sizes.get(name), int))
     constants = tuple((name, value) for name, value in launch.constants.items() if name not in varied)
     return launch.name, launch.context, sizes, constants
 
@@ -66,7 +67,7 @@ def tune(launch: Launch, arguments: Sequence[Argument], do_bench: Callable | Non
         tuner = triton.autotune(configs, key=keys, cache_results=True, **options)(launch.kernel)
         # some kernels work in place, on scratch
         named = zip(launch.tensors, launch.pick(arguments), strict=True)
-        tensors = [tensor.clone() if name == "scratch" else tensor for name, tensor in named]  # which is no tuple
+        tensors = [t.clone() if name == "scratch" and isinstance(t, Tensor) else t for name, t in named]
         tuner[launch.grid_of](*tensors, *launch.sizes.values(), **tuples)
         _found[bucket] = tuner.best_config
     apply(launch)

@@ -176,7 +176,8 @@ class Plan:
         arguments = list(inspect.signature(kernel.fn).parameters)
         tensors = [name for name in arguments if name in (*names, *layout.PARAMETERS)]
         if not callable(grid):
-            fixed: Grid = (*grid, 1, 1)[:3]
+            x, y, z = (*grid, 1, 1)[:3]
+            fixed = x, y, z
         launch = Launch(
             kernel,
             grid if callable(grid) else lambda _: fixed,
@@ -234,12 +235,12 @@ class Plan:
         """Launch over blocks of channels and columns of x; more or fewer channels are alternatives."""
         rows = tile.get("BI", 1) * tile["BR"]
         elements = tile["BC"] * rows * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
-        others = [bc for bc in (tile["BC"] // 2, 2 * tile["BC"]) if 1 <= bc <= tiles.power(self.channels)]
+        channels = [bc for bc in (tile["BC"] // 2, 2 * tile["BC"]) if 1 <= bc <= tiles.power(self.channels)]
 
         def grid(constants: Mapping[str, Any]) -> Grid:
             return self.batch * -(-self.channels // constants["BC"]), self.parts, 1
 
-        others = [{"BC": bc} for bc in others]
+        others = [{"BC": bc} for bc in channels]
         return self._launch(
             kernel, grid, names, tiles.warps(elements), tile, alternatives=others, registers=registers
         )

@@ -139,5 +139,5 @@ class _Composed(torch.autograd.Function):
         tokens = ((d_scores, x), (d_concepts, means), (d_values, concepts))
         d_score, d_value, d_out = (a.flatten(0, 1).T @ b.flatten(0, 1) for a, b in tokens)
         found = (d_x, d_score, d_value, d_concepts.sum((0, 1)), d_out, grad.sum((0, 1)))
-        found = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
-        return tuple(once(found, grad, *saved))
+        wanted = [g if need else None for g, need in zip(found, ctx.needs_input_grad, strict=True)]
+        return tuple(once(wanted, grad, *saved))
