@@ -29,12 +29,8 @@ BEGAN = time.monotonic()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastattn benchmarks")
-    group.addoption(
-        "--smoke", action="store_true", help="one shape and a few rounds: do the benchmarks still run?"
-    )
-    group.addoption(
-        "--threads", type=int, default=2, help="threads that PyTorch and fastattn use (default: 2)"
-    )
+    group.addoption("--smoke", action="store_true", help="one shape and a few rounds: do the benchmarks still run?")
+    group.addoption("--threads", type=int, default=2, help="threads that PyTorch and fastattn use (default: 2)")
     group.addoption(
         "--fresh-memory",
         action="store_true",
@@ -52,9 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("full") and config.getoption("smoke"):
         raise pytest.UsageError("--full and --smoke exclude each other")
-    chosen: Selection = (
-        "full" if config.getoption("full") else "smoke" if config.getoption("smoke") else "default"
-    )
+    chosen: Selection = "full" if config.getoption("full") else "smoke" if config.getoption("smoke") else "default"
     config.stash[SELECTION] = chosen
     config.stash[PART] = config.getoption("part")
     config.stash[KEPT] = not config.getoption("fresh_memory") and keep_freed_memory()
@@ -197,9 +191,7 @@ def write_part(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    records = [
-        benchmark.extra_info for benchmark in getattr(session, "benchmarks", []) if benchmark.extra_info
-    ]
+    records = [benchmark.extra_info for benchmark in getattr(session, "benchmarks", []) if benchmark.extra_info]
     if not records:
         return
     result = {

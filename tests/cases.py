@@ -67,6 +67,4 @@ def make_case(name, case, dtype=torch.float32, memory_format=torch.contiguous_fo
     *shape, options = CASES[case]
     known = ACCEPTED.get(name, options.keys())
     options = {key: value for key, value in options.items() if key in known}
-    return make(name, shape[1], dtype=dtype, **options), draw(
-        *shape, dtype=dtype, memory_format=memory_format
-    )
+    return make(name, shape[1], dtype=dtype, **options), draw(*shape, dtype=dtype, memory_format=memory_format)

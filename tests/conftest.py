@@ -48,9 +48,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Fill what torch.empty and its kin return with NaN, so that an element that is not written shows."""
-    torch.use_deterministic_algorithms(
-        True
-    )  # with torch.utils.deterministic.fill_uninitialized_memory, its default
+    torch.use_deterministic_algorithms(True)  # with torch.utils.deterministic.fill_uninitialized_memory, its default
     yield
     torch.use_deterministic_algorithms(False)
 

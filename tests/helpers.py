@@ -68,12 +68,7 @@ def named(value: object) -> str:
     """Return a short test id for a dtype, a memory format, a file or anything else."""
     if isinstance(value, Path):
         return value.stem
-    return (
-        str(value)
-        .removeprefix("torch.")
-        .replace("contiguous_format", "nchw")
-        .replace("channels_last", "nhwc")
-    )
+    return str(value).removeprefix("torch.").replace("contiguous_format", "nchw").replace("channels_last", "nhwc")
 
 
 def make(name: str, dim: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, **options) -> nn.Module:
@@ -109,9 +104,7 @@ def draw(
     return x.to(DEVICE, dtype).contiguous(memory_format=memory_format)
 
 
-def run(
-    module: nn.Module, x: Tensor, grad_out: Tensor, backend: str, *, onednn: bool = True
-) -> dict[str, Tensor]:
+def run(module: nn.Module, x: Tensor, grad_out: Tensor, backend: str, *, onednn: bool = True) -> dict[str, Tensor]:
     """Return the output, the input gradient and every parameter gradient of one pass, by name."""
     x = x.detach().requires_grad_()
     names, parameters = zip(*module.named_parameters(), strict=True)
@@ -139,9 +132,7 @@ def run_in_other_orders(module: nn.Module, x: Tensor, grad_out: Tensor) -> list[
     return [transposed, run(module, x, grad_out, "reference", onednn=False)]
 
 
-def measure(
-    module: nn.Module, x: Tensor, backend: str = FAST, *, more_orders: bool = False
-) -> list[dict[str, Tensor]]:
+def measure(module: nn.Module, x: Tensor, backend: str = FAST, *, more_orders: bool = False) -> list[dict[str, Tensor]]:
     """Return a backend's output and gradients, in x's memory format, the truth, and eager's own in several orders."""
     grad_out = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(2), device="cpu").to(x)
     truth = run(copy.deepcopy(module).double(), x.double(), grad_out.double(), "reference")

@@ -78,9 +78,7 @@ class EagerLGA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         m: Any = self.module
-        return reference.local_global_attention(
-            x, *m.operands(), num_heads=m.num_heads, contraction=m.contraction
-        )
+        return reference.local_global_attention(x, *m.operands(), num_heads=m.num_heads, contraction=m.contraction)
 
 
 def lga_scene(case: LgaCase, device: str = "cpu") -> Scene:

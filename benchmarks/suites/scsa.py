@@ -250,9 +250,7 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def gpu_stages_row(
-    records: Sequence[Record], launch: str, work: str, over: str, asked: float | None
-) -> dict[str, Any]:
+def gpu_stages_row(records: Sequence[Record], launch: str, work: str, over: str, asked: float | None) -> dict[str, Any]:
     tuned = over == TUNED  # compiled for minutes, so for one format
     formats = [CONTIGUOUS] if tuned else [*MEMORY_FORMATS]
     cases = [Case((GPU_BATCH, *stage), GPU_DTYPE, layout, work) for layout in formats for stage in STAGES]

@@ -46,9 +46,7 @@ def errors(
     rms = {name: _rms(tensor) for name, tensor in truth.items()}
     found = {}
     for name, exact in truth.items():
-        neighbours = max(
-            [value for other, value in rms.items() if is_output(other) == is_output(name)], default=0.0
-        )
+        neighbours = max([value for other, value in rms.items() if is_output(other) == is_output(name)], default=0.0)
         scale = rms[name] if rms[name] > ZERO * neighbours else (neighbours or 1.0)
         (shape, dtype), expected = (got[name].shape, got[name].dtype), eager[0][name].dtype
         assert shape == exact.shape, f"{name}: shape {tuple(shape)}, expected {tuple(exact.shape)}"

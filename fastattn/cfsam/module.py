@@ -75,9 +75,7 @@ class CFSAM(FastModule):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         if self._runs_through_children():
             return self._through_children(maps)
-        return cfsam(
-            maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads, backend=self.backend
-        )
+        return cfsam(maps, *self.operands(), num_parts=self.num_parts, num_heads=self.num_heads, backend=self.backend)
 
     def extra_repr(self) -> str:
         return (

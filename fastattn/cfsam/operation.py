@@ -88,9 +88,7 @@ def _transform(
     y, normed = token_gather(local, None, blocks[0].norm1, length, backend)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
         q, k, v = _projections(normed, block, dtype)
-        attended = F.linear(
-            partition_attention(q, k, v, num_parts, num_heads, backend), *_cast(block.proj, dtype)
-        )
+        attended = F.linear(partition_attention(q, k, v, num_parts, num_heads, backend), *_cast(block.proj, dtype))
         y, normed = token_gather([y], attended, block.norm2, length, backend)
         hidden = F.gelu(F.linear(normed, *_cast(block.mlp_in, dtype)))
         change = F.linear(hidden, *_cast(block.mlp_out, dtype))

@@ -53,9 +53,7 @@ def rows(t: Tensor) -> Tensor:
 
 
 class _PartitionAttention(Operation):
-    forward_schema = (
-        "(Tensor q, Tensor k, Tensor v, int num_parts, int num_heads) -> (Tensor out, Tensor logsumexp)"
-    )
+    forward_schema = "(Tensor q, Tensor k, Tensor v, int num_parts, int num_heads) -> (Tensor out, Tensor logsumexp)"
     backward_schema = (
         "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, int num_parts, int num_heads) "
         "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)"

@@ -31,9 +31,7 @@ def _load():
     except Exception as error:  # whatever a broken build raises is its cause, and the reference serves
         return None, "failed to load", f"{type(error).__name__}: {error}"
     folders = map(Path, sys.modules["fastattn"].__path__)
-    others = [
-        file.name for folder in folders for file in folder.glob("_native*") if file.suffix in (".so", ".pyd")
-    ]
+    others = [file.name for folder in folders for file in folder.glob("_native*") if file.suffix in (".so", ".pyd")]
     if others:
         return (
             None,

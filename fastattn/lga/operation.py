@@ -105,9 +105,7 @@ def _attend(
     convs = [conv for branch in branches for conv in branch.convs]
     features = depthwise_convolutions(z, [conv.depthwise for conv in convs], [1] * len(convs))
     shares = torch.cat([(branch.alpha.float() / len(branch.convs)).expand(len(branch.convs)) for branch in branches])
-    mixed = gram_attention(
-        features, [conv.pointwise for conv in convs], shares, x, num_heads, contraction
-    )
+    mixed = gram_attention(features, [conv.pointwise for conv in convs], shares, x, num_heads, contraction)
     return F.conv2d(mixed, *out_conv)
 
 

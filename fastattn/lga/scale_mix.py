@@ -32,8 +32,7 @@ def mix_scales(x: Tensor, coarse: Sequence[Tensor], weights: Affine, position_en
 
 class _ScaleMix(Operation):
     forward_schema = (
-        "(Tensor x, Tensor[] coarse, Tensor weight, Tensor bias, Tensor position_encoding) "
-        "-> (Tensor z, Tensor shares)"
+        "(Tensor x, Tensor[] coarse, Tensor weight, Tensor bias, Tensor position_encoding) -> (Tensor z, Tensor shares)"
     )
     backward_schema = (
         "(Tensor grad_z, Tensor x, Tensor[] coarse, Tensor shares, Tensor weight, Tensor position_encoding, "

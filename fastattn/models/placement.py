@@ -139,9 +139,7 @@ PLACES = (
         Place(family, ("lga",), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 8}})
         for family in (BOTTLENECKS, BASIC)
     ),
-    Place(
-        MOBILENETV3, ("lga", *RIVALS), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 12}}
-    ),
+    Place(MOBILENETV3, ("lga", *RIVALS), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 12}}),
     Place(  # no paper's choice: as in a Swin
         VIT,
         (*IN_BLOCKS, *RIVALS),

@@ -67,9 +67,7 @@ def pcsa(
     params = [*norm, *qkv_weights, *(qkv_biases or ())]
     _check_params(params, _channel_shapes(channels, qkv_biases))
     _check_conv_d(conv_d_weight, channels, window_size, down_sample_mode)
-    return run(
-        ops.PCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend
-    )
+    return run(ops.PCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend)
 
 
 def scsa(
@@ -103,9 +101,7 @@ def scsa(
     params = [*conv_weights, *conv_biases, *norm_h, *norm_w, *norm, *qkv_weights, *(qkv_biases or ())]
     _check_params(params, _spatial_shapes(channels, conv_weights) + _channel_shapes(channels, qkv_biases))
     _check_conv_d(conv_d_weight, channels, window_size, down_sample_mode)
-    return run(
-        ops.SCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend
-    )
+    return run(ops.SCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend)
 
 
 def run(
@@ -193,9 +189,7 @@ def check_channel(
     if window_size < 1 and window_size != -1:
         raise ValueError(f"window_size must be positive, or -1 for a global average, got {window_size}")
     if down_sample_mode not in DOWN_SAMPLE_MODES:
-        raise ValueError(
-            f"down_sample_mode must be one of {', '.join(DOWN_SAMPLE_MODES)}, got {down_sample_mode!r}"
-        )
+        raise ValueError(f"down_sample_mode must be one of {', '.join(DOWN_SAMPLE_MODES)}, got {down_sample_mode!r}")
     if window_size == -1 and down_sample_mode == "recombination":
         raise ValueError('down_sample_mode="recombination" needs a window: window_size=-1 leaves none')
     if gate_layer not in GATE_LAYERS:

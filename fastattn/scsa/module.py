@@ -136,9 +136,7 @@ class SMSA(_Attention):
     operation = ops.SMSA
     _slots = _SPATIAL
 
-    def __init__(
-        self, dim: int, group_kernel_sizes: Sequence[int] = (3, 5, 7, 9), gate_layer: str = "sigmoid"
-    ):
+    def __init__(self, dim: int, group_kernel_sizes: Sequence[int] = (3, 5, 7, 9), gate_layer: str = "sigmoid"):
         super().__init__()
         self.dim, self.gate_layer = dim, gate_layer
         self._add_spatial(group_kernel_sizes)

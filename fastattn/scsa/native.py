@@ -42,9 +42,7 @@ def _prepare(operation, x: Tensor, params: Sequence[Tensor], options: tuple):
     """Return the plan of this call and its parameters, contiguous and of x's dtype or float32, with their addresses."""
     dtype, params, numels = parameters.prepare(x, params)
     channels_last = not x.is_contiguous()
-    plan = _plan(
-        operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last
-    )
+    plan = _plan(operation.spatial, operation.channel, x.shape, numels, options, x.dtype, dtype, channels_last)
     return plan, params, parameters.addresses(x, params)
 
 

@@ -76,6 +76,4 @@ def limits(recombination: bool = False, dropout: bool = False) -> list[str]:
 
 
 for _operation in (SCSA, SMSA, PCSA):
-    declare(
-        _operation.name, facts, native=lambda *known: extension_reasons() + limits(*known), triton=limits
-    )
+    declare(_operation.name, facts, native=lambda *known: extension_reasons() + limits(*known), triton=limits)

@@ -1,8 +1,8 @@
 """Backward of conceptual attention: scores are formed again, and the softmaxes follow from forward's logarithms.
 
-    value gradient   of what concepts give back, and of out's bias, in parts
-    token gradient   of the tokens
-    score gradient   of the weight of the scores, in parts
+value gradient   of what concepts give back, and of out's bias, in parts
+token gradient   of the tokens
+score gradient   of the weight of the scores, in parts
 """
 
 import triton

@@ -13,9 +13,7 @@ from .launch import Argument, Launch, flat
 _HERE = contextlib.nullcontext()
 
 
-def run(
-    launches: Sequence[Launch], arguments: tuple[Argument, ...], tensors: Sequence[Tensor] | None = None
-) -> None:
+def run(launches: Sequence[Launch], arguments: tuple[Argument, ...], tensors: Sequence[Tensor] | None = None) -> None:
     """Launch on the device of the tensors, whichever is current; RuntimeError where they are on several.
 
     `tensors` are those of the arguments, where the caller has them at hand.

@@ -1,7 +1,7 @@
 """Backward of LGA's channel attention by Gram matrices; the algebra is in `fastattn.lga.reference`.
 
-    scratch   of each sample, the parameters' gradients: all weights, all biases
-    terms     of each sample and head, the shares' gradients: two rows, by the attention and by the residual
+scratch   of each sample, the parameters' gradients: all weights, all biases
+terms     of each sample and head, the shares' gradients: two rows, by the attention and by the residual
 """
 
 import triton

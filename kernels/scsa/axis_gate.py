@@ -109,9 +109,7 @@ def axis_gates(
 
 
 @triton.jit
-def sum_parts(
-    parts, mean, g, C, L, PARTS, NHWC: tl.constexpr, TILES: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr
-):
+def sum_parts(parts, mean, g, C, L, PARTS, NHWC: tl.constexpr, TILES: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr):
     """Sum the parts of one group's mean."""
     l = tl.arange(0, BL)[None, :]
     for tile in range(TILES):

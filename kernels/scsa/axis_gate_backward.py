@@ -143,9 +143,7 @@ def axis_gate_gradients(
         )  # fmt: skip
         inside = (cg < size)[:, :, None] & (tl.arange(0, BL)[None, None, :] < L)
         dz = tl.where(inside, scale * (d - group_sum(d) / count - z * (group_sum(d * z) / count)), 0.0)
-        convolve_backward(
-            mean, d_mean, dz, grads, weights, g, cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL
-        )
+        convolve_backward(mean, d_mean, dz, grads, weights, g, cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL)
     else:
         first = tl.zeros([NG, 1, 1], tl.float32)
         second = tl.zeros([NG, 1, 1], tl.float32)
@@ -171,9 +169,7 @@ def axis_gate_gradients(
             )  # fmt: skip
             inside = (c0 + cg < size)[:, :, None] & (tl.arange(0, BL)[None, None, :] < L)
             dz = tl.where(inside, scale * (d - first - z * second), 0.0)
-            convolve_backward(
-                mean, d_mean, dz, grads, weights, g, c0 + cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL
-            )
+            convolve_backward(mean, d_mean, dz, grads, weights, g, c0 + cg, C, L, NHWC, ROWS, KERNELS, KMAX, BL)
 
 
 @triton.jit

@@ -229,9 +229,7 @@ class Plan:
         bl, bg = tiles.fit(max(most, tiles.power(length)), length, group)
         return bg, bl, -(-group // bg)
 
-    def _pass(
-        self, kernel: Any, names: Sequence[str], tile: Mapping[str, int], registers: int | None = None
-    ) -> Launch:
+    def _pass(self, kernel: Any, names: Sequence[str], tile: Mapping[str, int], registers: int | None = None) -> Launch:
         """Launch over blocks of channels and columns of x; more or fewer channels are alternatives."""
         rows = tile.get("BI", 1) * tile["BR"]
         elements = tile["BC"] * rows * max(tile["BW"], tile.get("BJ", 1) * tile.get("BV", 1))
@@ -241,9 +239,7 @@ class Plan:
             return self.batch * -(-self.channels // constants["BC"]), self.parts, 1
 
         others = [{"BC": bc} for bc in channels]
-        return self._launch(
-            kernel, grid, names, tiles.warps(elements), tile, alternatives=others, registers=registers
-        )
+        return self._launch(kernel, grid, names, tiles.warps(elements), tile, alternatives=others, registers=registers)
 
     def _large_forward(self) -> tuple[Launch, ...]:
         launches = []

@@ -426,9 +426,7 @@ def test_a_missing_gpu_and_missing_packages_are_named(
     ],
     ids=["model", "attention", "a size of modules", "a model of modules", "threads"],
 )
-def test_rows_that_are_not_there_are_named(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_are_not_there_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--device", "cpu"]) == 2
     assert said in capsys.readouterr().err
 

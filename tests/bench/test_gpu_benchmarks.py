@@ -375,9 +375,7 @@ def test_scenes_of_lga_lie_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("case", interaction.gpu_interaction_cases("smoke"), ids=str)
-def test_interaction_contest_compares_like_with_like(
-    case: AcpCase | CatCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interaction_contest_compares_like_with_like(case: AcpCase | CatCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda forward, *, dynamic: forward)
     names = ["eager", "compile", *fast_backends(case.suite, "cpu")]
     contest = SUITES[case.suite].hold(case, QUICK, Rehearsal())

@@ -76,7 +76,8 @@ def test_a_loop_that_data_ends_is_refused() -> None:
 
 def test_what_is_unknown_spreads_no_further_than_it_must() -> None:
     thread = Thread({})
-    thread.run(*parse("""
+    thread.run(
+        *parse("""
         /*0000*/                   LDS R2, [R9] ;
         /*0010*/                   LOP3.LUT R3, R2, RZ, RZ, 0xc0, !PT ;
         /*0020*/                   LOP3.LUT R4, R2, 0xff, RZ, 0xc0, !PT ;
@@ -84,7 +85,8 @@ def test_what_is_unknown_spreads_no_further_than_it_must() -> None:
         /*0040*/                   PLOP3.LUT P1, PT, P0, !PT, PT, 0x80, 0x0 ;
         /*0050*/               @P0 MOV R5, 0x1 ;
         /*0060*/                   EXIT ;
-    """))
+    """)
+    )
     assert [thread.registers[name] for name in ("R2", "R3", "R4", "R5")] == [None, 0, None, None]
     assert [thread.predicates[name] for name in ("P0", "P1")] == [None, False]
 

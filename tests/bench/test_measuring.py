@@ -400,9 +400,7 @@ def all_records() -> list[dict]:
         sizes = {"saved_for_backward_bytes": 104, "bytes_of_x": 100}
         found.append(record(**case, work=TRAINING, speedup=over, **sizes))
         found.append(
-            record(
-                **case, suite="precision", rival="bfloat16", dtype="bfloat16", speedup={"float32": both(1.5)}
-            )
+            record(**case, suite="precision", rival="bfloat16", dtype="bfloat16", speedup={"float32": both(1.5)})
         )
     for layout in MEMORY_FORMATS:
         found.append(record(suite="copy", shape=list(COPY_SHAPE), format=layout, speedup={"copy": both(0.2)}))

@@ -121,9 +121,7 @@ def test_modules_fall_back_or_raise(options, reason):
     ids=["set_backend", "use_backend", "a call"],
 )
 def test_unknown_backend(use):
-    with pytest.raises(
-        ValueError, match="unknown backend 'fast': expected one of auto, native, triton, reference"
-    ):
+    with pytest.raises(ValueError, match="unknown backend 'fast': expected one of auto, native, triton, reference"):
         use("fast")
 
 

@@ -166,9 +166,7 @@ def test_ties_in_max_pooling_pass_the_gradient_where_torch_does(memory_format):
 STRIDED = {
     "every second column": lambda: draw(2, 16, 14, 28)[..., ::2],
     "channels sliced": lambda: draw(2, 32, 14, 14)[:, 8:24],
-    "channels sliced from channels_last": lambda: draw(2, 32, 14, 14, memory_format=torch.channels_last)[
-        :, 8:24
-    ],
+    "channels sliced from channels_last": lambda: draw(2, 32, 14, 14, memory_format=torch.channels_last)[:, 8:24],
     "batch expanded": lambda: draw(1, 16, 14, 14).expand(3, -1, -1, -1),
     "pixels expanded": lambda: draw(2, 16, 1, 1).expand(-1, -1, 14, 14),
     "height and width swapped": lambda: draw(2, 16, 14, 14).transpose(2, 3),

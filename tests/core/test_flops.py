@@ -171,9 +171,7 @@ def test_symbolic_sizes_count_nothing_and_are_not_guarded() -> None:
     assert not environment.guards
 
 
-@pytest.mark.parametrize(
-    "before", ["", f"import {flops.COUNTER}"], ids=["the counter is imported later", "before"]
-)
+@pytest.mark.parametrize("before", ["", f"import {flops.COUNTER}"], ids=["the counter is imported later", "before"])
 def test_formulas_join_the_counter_whenever_it_is_imported(before: str) -> None:
     lines = [
         "import sys, torch",

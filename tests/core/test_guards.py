@@ -141,8 +141,6 @@ def test_a_parameter_that_wraps_others(name):
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-
-
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("name", few_interpreted(["scsa", "lga", "acp", "cat"]))
 def test_forward_mode_keeps_the_tangent(name):

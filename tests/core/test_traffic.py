@@ -429,9 +429,7 @@ ACP_IN_THREE_PARTS, ACP_MAPS_IN_ONE_PART = 7.2, 4.1
 
 
 @pytest.mark.parametrize("layout", few(sorted(MEMORY_FORMATS)))
-@pytest.mark.parametrize(
-    ("dim", "side"), [pytest.param(32, 56, id="32x56x56"), pytest.param(192, 14, id="192x14x14")]
-)
+@pytest.mark.parametrize(("dim", "side"), [pytest.param(32, 56, id="32x56x56"), pytest.param(192, 14, id="192x14x14")])
 def test_acp_reads_each_map_for_its_convolution_and_its_projection(dim, side, layout, monkeypatch) -> None:
     """Nor is a product torch's. In the budget the projection's matrix, which stays in the cache, counts once for a
     batch; every tile reads it."""

@@ -75,9 +75,7 @@ def test_every_block_has_one_attention_of_its_width(
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        pytest.param(
-            "resnet50", "layer2.1.act2", "layer2.1.conv3", id="between the ReLU and the last 1x1"
-        ),
+        pytest.param("resnet50", "layer2.1.act2", "layer2.1.conv3", id="between the ReLU and the last 1x1"),
         pytest.param("resnet18", "layer2.1.act1", "layer2.1.conv2", id="before the second convolution"),
         pytest.param("mobilenetv2_100", "blocks.0.0.bn1", "blocks.0.0.conv_pw", id="first inverted residual"),
         pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
@@ -153,9 +151,7 @@ def test_state_dict_keeps_the_backbone_and_the_attentions_own_names() -> None:
 
 def test_attention_kwargs_reach_the_attention() -> None:
     with torch.device("meta"):
-        model = models.create(
-            "resnet18", attention="scsa", attention_kwargs={"head_num": 4, "qkv_bias": True}
-        )
+        model = models.create("resnet18", attention="scsa", attention_kwargs={"head_num": 4, "qkv_bias": True})
     assert "layer1.0.aa.q.bias" in model.state_dict()
 
 

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.triton
 SPATIAL = {
     **{
         f"{name}.weight": (8, 1, k)
-        for name, k in zip(
-            ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l"), (3, 5, 7, 9), strict=True
-        )
+        for name, k in zip(("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l"), (3, 5, 7, 9), strict=True)
     },
     **{f"{name}.bias": (8,) for name in ("local_dwc", "global_dwc_s", "global_dwc_m", "global_dwc_l")},
     **{f"{name}.{kind}": (32,) for name in ("norm_h", "norm_w") for kind in ("weight", "bias")},
@@ -94,9 +92,7 @@ def test_options_without_effect_are_accepted():
 
 
 def test_repr_names_every_option():
-    text = repr(
-        SCSA(32, 4, -1, (5, 3, 9, 7), qkv_bias=True, down_sample_mode="max_pool", gate_layer="softmax")
-    )
+    text = repr(SCSA(32, 4, -1, (5, 3, 9, 7), qkv_bias=True, down_sample_mode="max_pool", gate_layer="softmax"))
     for part in (
         "SCSA(",
         "32, head_num=4",
@@ -114,12 +110,8 @@ def test_repr_names_every_option():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        pytest.param(
-            lambda: SCSA(30), "divisible by the 4 channel groups, got 30", id="dim not a multiple of 4"
-        ),
-        pytest.param(
-            lambda: SMSA(6), "divisible by the 4 channel groups, got 6", id="dim that dim // 4 lets through"
-        ),
+        pytest.param(lambda: SCSA(30), "divisible by the 4 channel groups, got 30", id="dim not a multiple of 4"),
+        pytest.param(lambda: SMSA(6), "divisible by the 4 channel groups, got 6", id="dim that dim // 4 lets through"),
         pytest.param(lambda: SMSA(0), "got 0", id="no channels"),
         pytest.param(
             lambda: SCSA(32, head_num=5), "divisible by head_num, got 32 and 5", id="heads that do not divide"
@@ -142,9 +134,7 @@ def test_repr_names_every_option():
             "needs a window",
             id="recombining nothing",
         ),
-        pytest.param(
-            lambda: PCSA(32, attn_drop_ratio=1.5), "between 0 and 1, got 1.5", id="dropout above one"
-        ),
+        pytest.param(lambda: PCSA(32, attn_drop_ratio=1.5), "between 0 and 1, got 1.5", id="dropout above one"),
     ],
 )
 def test_bad_constructor_arguments(build, message):

@@ -33,9 +33,7 @@ def test_every_instruction_set(case, name, memory_format, dtype, isa, native):
 @pytest.mark.parametrize("threads", few([3, 2, 5]))
 @pytest.mark.parametrize("batch", few([1, 5, 2, 3], 2))
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
-@pytest.mark.parametrize(
-    "options", [{}, {"window_size": -1, "head_num": 2}, {"down_sample_mode": "max_pool"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"window_size": -1, "head_num": 2}, {"down_sample_mode": "max_pool"}], ids=str)
 def test_threads_share_samples_and_split_them(options, memory_format, batch, threads):
     module = make("scsa", 24, **options)
     x = draw(batch, 24, 15, 16, memory_format=memory_format)

@@ -74,9 +74,7 @@ def test_opcheck(name, layout):
 def test_compile_fullgraph(name, memory_format, backend):
     module, x = make(name, 16), draw(2, 16, 14, 15, memory_format=memory_format)
     # Inductor takes long over the reference and has one test of its own below
-    compiled = torch.compile(
-        module, fullgraph=True, backend="inductor" if backend == FAST else "aot_eager"
-    )
+    compiled = torch.compile(module, fullgraph=True, backend="inductor" if backend == FAST else "aot_eager")
     eager, got = run(module, x, torch.ones_like(x), backend), run(compiled, x, torch.ones_like(x), backend)
     assert got["out"].stride() == x.stride()
     for key, tensor in eager.items():

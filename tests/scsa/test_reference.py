@@ -37,9 +37,7 @@ def spelled_out_smsa(module, x):
                 for tap in range(size):
                     source = position + tap - size // 2
                     if 0 <= source < length:
-                        convolved[:, channel, position] += (
-                            conv.weight[inner, 0, tap] * mean[:, channel, source]
-                        )
+                        convolved[:, channel, position] += conv.weight[inner, 0, tap] * mean[:, channel, source]
         logits = group_norm(convolved, 4, norm.weight, norm.bias)
         if module.gate_layer == "softmax":
             gates.append(logits.exp() / logits.exp().sum(2, keepdim=True))
@@ -57,15 +55,11 @@ def pooled(module, s):
     y = s.new_empty(*s.shape[:2], rows, columns)
     for row in range(rows):
         for column in range(columns):
-            patch = s[
-                :, :, row * window : (row + 1) * window, column * window : (column + 1) * window
-            ].flatten(2)
+            patch = s[:, :, row * window : (row + 1) * window, column * window : (column + 1) * window].flatten(2)
             if module.down_sample_mode == "recombination":
                 y[:, :, row, column] = patch.flatten(1) @ module.conv_d.weight.flatten(1).T
             else:
-                y[:, :, row, column] = (
-                    patch.mean(2) if module.down_sample_mode == "avg_pool" else patch.amax(2)
-                )
+                y[:, :, row, column] = patch.mean(2) if module.down_sample_mode == "avg_pool" else patch.amax(2)
     return y
 
 
@@ -73,8 +67,7 @@ def spelled_out_pcsa(module, s):
     """PCSA by loops over heads, with the mean over pixels taken before the product with A."""
     y = group_norm(pooled(module, s), 1, module.norm.weight, module.norm.bias).flatten(2)
     q, k, v = (
-        y * c.weight.view(-1, 1) + (0 if c.bias is None else c.bias.view(-1, 1))
-        for c in (module.q, module.k, module.v)
+        y * c.weight.view(-1, 1) + (0 if c.bias is None else c.bias.view(-1, 1)) for c in (module.q, module.k, module.v)
     )
     size = s.shape[1] // module.head_num
     logits = []

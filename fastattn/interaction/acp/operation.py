@@ -69,9 +69,7 @@ class _OnTriton(Operation):
         x, *params, proj_weight, proj_bias = inputs
         count = len(params) // 2
         weights, biases = params[:count], params[count:]
-        out, levels, indices = self.run(
-            inputs, x, height, width, weights, biases, proj_weight, proj_bias, *rest, save
-        )
+        out, levels, indices = self.run(inputs, x, height, width, weights, biases, proj_weight, proj_bias, *rest, save)
         return out, (x, proj_weight, *weights, *levels, *indices)
 
     def gradients(self, options, kept, grads, needs):
