@@ -1,4 +1,5 @@
-// Parameters of convolutions in the arrangements that the passes read, and their gradients in those in which they are made.
+// Parameters of convolutions in the arrangements that the passes read, and their gradients in those in which they are
+// made.
 #pragma once
 
 #include <vector>
@@ -30,7 +31,8 @@ struct PointwiseParams {
     float* bias;        // [block of outputs][L]
 
     static PointwiseParams take(Bump& bump, int inputs, int outputs, bool backward) {
-        float *weights = bump.take(padded(outputs) * inputs), *transposed = backward ? bump.take(padded(inputs) * outputs) : nullptr;
+        float *weights = bump.take(padded(outputs) * inputs),
+              *transposed = backward ? bump.take(padded(inputs) * outputs) : nullptr;
         return {weights, transposed, bump.take(padded(outputs))};
     }
 };
@@ -39,7 +41,10 @@ struct PointwiseParams {
 template <class T>
 class Reader {
 public:
-    Reader(const void* const* tensors, int thread, int threads) : tensors_(tensors), thread_(thread), threads_(threads) {}
+    Reader(const void* const* tensors, int thread, int threads)
+        : tensors_(tensors),
+          thread_(thread),
+          threads_(threads) {}
 
     const T* next() { return static_cast<const T*>(*tensors_++); }
     bool mine() { return item_++ % threads_ == thread_; }
@@ -206,7 +211,8 @@ public:
     void by_channels(const float* from, int channels, int count) {  // [block][count][L] -> [channel][count]
         next([&](float* to) {
             for (int c = 0; c < channels; ++c)
-                for (int t = 0; t < count; ++t) to[int64_t{c} * count + t] = from[(int64_t{c / L} * count + t) * L + c % L];
+                for (int t = 0; t < count; ++t)
+                    to[int64_t{c} * count + t] = from[(int64_t{c / L} * count + t) * L + c % L];
         });
     }
     void depthwise(const DepthwiseGradients& g, int channels) {
@@ -220,7 +226,8 @@ public:
 
     // to rows [output] of `stride` elements
     static void matrix(const PointwiseGradients& g, int inputs, int outputs, float* to, int64_t stride) {
-        for (int o = 0; o < outputs; ++o) std::copy(g.weights + o * padded(inputs), g.weights + o * padded(inputs) + inputs, to + o * stride);
+        for (int o = 0; o < outputs; ++o)
+            std::copy(g.weights + o * padded(inputs), g.weights + o * padded(inputs) + inputs, to + o * stride);
     }
 
 private:
@@ -229,4 +236,4 @@ private:
     int item_ = 0;
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

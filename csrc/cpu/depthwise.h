@@ -7,8 +7,8 @@ namespace fastattn::FASTATTN_ISA {
 
 // R pixels of a row: rows [first, end) of the kernel, whose input lies at `in` and every `row` after
 template <int R>
-__attribute__((noinline)) void depthwise_tile(const float* in, int64_t row, int64_t step, const float* taps, int kernel, Range kernel_rows, V bias,
-                                              float* out, bool accumulate) {
+__attribute__((noinline)) void depthwise_tile(const float* in, int64_t row, int64_t step, const float* taps, int kernel,
+                                              Range kernel_rows, V bias, float* out, bool accumulate) {
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = accumulate ? load(out + r * L) + bias : bias;
     for (int i = kernel_rows.begin; i < kernel_rows.end; ++i, in += row) {
@@ -25,9 +25,11 @@ __attribute__((noinline)) void depthwise_tile(const float* in, int64_t row, int6
     for (int r = 0; r < R; ++r) store(out + r * L, sum[r]);
 }
 
-// The same for stride 1 and a kernel whose row of taps fits the registers beside the sums: each input is loaded once for all of them
+// The same for stride 1 and a kernel whose row of taps fits the registers beside the sums: each input is loaded once
+// for all of them
 template <int K, int R>
-__attribute__((noinline)) void depthwise_row_tile(const float* in, int64_t row, const float* taps, Range kernel_rows, V bias, float* out, bool accumulate) {
+__attribute__((noinline)) void depthwise_row_tile(const float* in, int64_t row, const float* taps, Range kernel_rows,
+                                                  V bias, float* out, bool accumulate) {
     V sum[R];
     for (int r = 0; r < R; ++r) sum[r] = accumulate ? load(out + r * L) + bias : bias;
     taps += int64_t{kernel_rows.begin} * K * L;
@@ -53,30 +55,35 @@ inline Range inside(int kernel, int stride, int y, int height) {
 }
 
 template <int K>
-inline void depthwise_by_rows(const Map& in, int in_block, const float* taps, V bias, const Map& out, int out_block, bool accumulate) {
+inline void depthwise_by_rows(const Map& in, int in_block, const float* taps, V bias, const Map& out, int out_block,
+                              bool accumulate) {
     constexpr int registers = L == 16 ? 32 : 16;
     for_tiles<std::min(kTile, (registers - 2 - K) / 2)>({0, out.width}, [&](int x, auto count) {
         for (int y = 0; y < out.height; ++y) {
             const Range rows = inside(K, 1, y, in.height);
-            depthwise_row_tile<K, count.value>(in.at(in_block, y - K / 2 + rows.begin, x - K / 2), in.row(), taps, rows, bias,
-                                               out.at(out_block, y, x), accumulate);
+            depthwise_row_tile<K, count.value>(in.at(in_block, y - K / 2 + rows.begin, x - K / 2), in.row(), taps, rows,
+                                               bias, out.at(out_block, y, x), accumulate);
         }
     });
 }
 
 // out (block) (+)= bias + convolution of in (block); in is padded by at least kernel / 2
-inline void depthwise(const Map& in, int in_block, const float* taps, int kernel, int stride, V bias, const Map& out, int out_block, bool accumulate) {
+inline void depthwise(const Map& in, int in_block, const float* taps, int kernel, int stride, V bias, const Map& out,
+                      int out_block, bool accumulate) {
     if (stride == 1 && kernel == 3) return depthwise_by_rows<3>(in, in_block, taps, bias, out, out_block, accumulate);
     if (stride == 1 && kernel == 5) return depthwise_by_rows<5>(in, in_block, taps, bias, out, out_block, accumulate);
     if constexpr (L == 16) {
-        if (stride == 1 && kernel == 7) return depthwise_by_rows<7>(in, in_block, taps, bias, out, out_block, accumulate);
-        if (stride == 1 && kernel == 11) return depthwise_by_rows<11>(in, in_block, taps, bias, out, out_block, accumulate);
+        if (stride == 1 && kernel == 7)
+            return depthwise_by_rows<7>(in, in_block, taps, bias, out, out_block, accumulate);
+        if (stride == 1 && kernel == 11)
+            return depthwise_by_rows<11>(in, in_block, taps, bias, out, out_block, accumulate);
     }
     for_tiles<kTile>({0, out.width}, [&](int x, auto count) {
         for (int y = 0; y < out.height; ++y) {
             const Range rows = inside(kernel, stride, y, in.height);
-            depthwise_tile<count.value>(in.at(in_block, y * stride - kernel / 2 + rows.begin, x * stride - kernel / 2), in.row(), int64_t{stride} * L,
-                                        taps, kernel, rows, bias, out.at(out_block, y, x), accumulate);
+            depthwise_tile<count.value>(in.at(in_block, y * stride - kernel / 2 + rows.begin, x * stride - kernel / 2),
+                                        in.row(), int64_t{stride} * L, taps, kernel, rows, bias,
+                                        out.at(out_block, y, x), accumulate);
         }
     });
 }
@@ -93,40 +100,46 @@ inline void add_products(const float* grad, const float* in, int64_t step, int w
 
 // For one row of the kernel and R columns of it from `column` on
 template <int R>
-__attribute__((noinline)) void depthwise_taps_tile(const Map& grad, int grad_block, const Map& in, int in_block, int kernel, int stride, int i, int column,
-                                                   float* taps) {
+__attribute__((noinline)) void depthwise_taps_tile(const Map& grad, int grad_block, const Map& in, int in_block,
+                                                   int kernel, int stride, int i, int column, float* taps) {
     const int piece = std::max(1, kExact / grad.width);  // rows
     for (int y0 = 0; y0 < grad.height; y0 += piece) {
         V sum[R] = {};
         for (int y = y0; y < std::min(grad.height, y0 + piece); ++y) {
             const int source = y * stride + i - kernel / 2;
             if (source < 0 || source >= in.height) continue;
-            add_products<R>(grad.at(grad_block, y, 0), in.at(in_block, source, column - kernel / 2), int64_t{stride} * L, grad.width, sum);
+            add_products<R>(grad.at(grad_block, y, 0), in.at(in_block, source, column - kernel / 2),
+                            int64_t{stride} * L, grad.width, sum);
         }
         for (int r = 0; r < R; ++r) store(taps + r * L, load(taps + r * L) + sum[r]);
     }
 }
 
 // taps += gradient
-inline void depthwise_taps(const Map& grad, int grad_block, const Map& in, int in_block, int kernel, int stride, float* taps) {
+inline void depthwise_taps(const Map& grad, int grad_block, const Map& in, int in_block, int kernel, int stride,
+                           float* taps) {
     for (int i = 0; i < kernel; ++i)
         for_tiles<kTile>({0, kernel}, [&](int column, auto count) {
-            depthwise_taps_tile<count.value>(grad, grad_block, in, in_block, kernel, stride, i, column, taps + (int64_t{i} * kernel + column) * L);
+            depthwise_taps_tile<count.value>(grad, grad_block, in, in_block, kernel, stride, i, column,
+                                             taps + (int64_t{i} * kernel + column) * L);
         });
 }
 
-// in (block) += what a strided convolution's gradient gives to its input; in is padded by at least kernel / 2, and its padding is written to
-inline void depthwise_scatter(const Map& grad, int grad_block, const float* taps, int kernel, int stride, const Map& in, int in_block) {
+// in (block) += what a strided convolution's gradient gives to its input; in is padded by at least kernel / 2, and its
+// padding is written to
+inline void depthwise_scatter(const Map& grad, int grad_block, const float* taps, int kernel, int stride, const Map& in,
+                              int in_block) {
     for (int y = 0; y < grad.height; ++y) {
         const Range rows = inside(kernel, stride, y, in.height);
         for (int x = 0; x < grad.width; ++x) {
             const V g = load(grad.at(grad_block, y, x));
             for (int i = rows.begin; i < rows.end; ++i) {
                 float* p = in.at(in_block, y * stride - kernel / 2 + i, x * stride - kernel / 2);
-                for (int j = 0; j < kernel; ++j, p += L) store(p, load(p) + g * load(taps + (int64_t{i} * kernel + j) * L));
+                for (int j = 0; j < kernel; ++j, p += L)
+                    store(p, load(p) + g * load(taps + (int64_t{i} * kernel + j) * L));
             }
         }
     }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

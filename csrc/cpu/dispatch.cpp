@@ -26,8 +26,8 @@ bool runs(Level level) {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (level == Level::avx2) return avx2;
     if (level == Level::avx512)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
     return level == Level::baseline;
 }
@@ -80,20 +80,20 @@ void set_isa(const std::string& name) {
     current() = *level;
 }
 
-#define FASTATTN_DECLARE(level, Plan)                  \
-    namespace level {                                  \
-    void forward(const Plan&, const ForwardArgs&);     \
-    void backward(const Plan&, const BackwardArgs&);   \
+#define FASTATTN_DECLARE(level, Plan)                \
+    namespace level {                                \
+    void forward(const Plan&, const ForwardArgs&);   \
+    void backward(const Plan&, const BackwardArgs&); \
     }
 #define FASTATTN_CASE(level, direction) \
     case Level::level: return level::direction(plan, args);
-#define FASTATTN_CALL(direction, Plan, Args)             \
-    void direction(const Plan& plan, const Args& args) { \
+#define FASTATTN_CALL(direction, Plan, Args)                             \
+    void direction(const Plan& plan, const Args& args) {                 \
         switch (current()) { FASTATTN_LEVELS(FASTATTN_CASE, direction) } \
     }
-#define FASTATTN_OPERATION(name, Plan)           \
-    FASTATTN_LEVELS(FASTATTN_DECLARE, Plan)      \
-    FASTATTN_CALL(forward, Plan, ForwardArgs)    \
+#define FASTATTN_OPERATION(name, Plan)        \
+    FASTATTN_LEVELS(FASTATTN_DECLARE, Plan)   \
+    FASTATTN_CALL(forward, Plan, ForwardArgs) \
     FASTATTN_CALL(backward, Plan, BackwardArgs)
 #include "../operations.inc"
 

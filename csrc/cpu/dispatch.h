@@ -8,9 +8,9 @@
 
 namespace fastattn {
 
-std::vector<std::string> isa_levels();      // those this CPU can run, fastest first
-std::string isa();                          // the one in use
-void set_isa(const std::string& level);     // throws std::invalid_argument where it is not one of isa_levels()
+std::vector<std::string> isa_levels();   // those this CPU can run, fastest first
+std::string isa();                       // the one in use
+void set_isa(const std::string& level);  // throws std::invalid_argument where it is not one of isa_levels()
 
 #define FASTATTN_OPERATION(name, Plan)             \
     struct Plan;                                   \

@@ -1,4 +1,5 @@
-// One sample's maps as the passes hold them: fp32, [block of L channels][height][row][L]. Lanes past the last channel are zero.
+// One sample's maps as the passes hold them: fp32, [block of L channels][height][row][L]. Lanes past the last channel
+// are zero.
 #pragma once
 
 #include "work.h"
@@ -20,9 +21,9 @@ struct Map {
     float* at(int b, int y, int x) const { return data + b * block() + y * row() + int64_t{pad + x} * L; }
     float* at(int b) const { return data + b * block(); }
 
-    Map flat() const { return {data, 1, height * width, 0}; }                    // of a map without padding
-    Map one(int b) const { return {data + b * block(), height, width, pad}; }    // the map of one block
-    Map first(int count) const { return {data, 1, count, 0}; }                   // its memory as that of a map of one row
+    Map flat() const { return {data, 1, height * width, 0}; }                  // of a map without padding
+    Map one(int b) const { return {data + b * block(), height, width, pad}; }  // the map of one block
+    Map first(int count) const { return {data, 1, count, 0}; }                 // its memory as that of a map of one row
     // of a map of one row
     Map columns(Range range) const { return {at(0, 0, range.begin), 1, range.end - range.begin, 0, block()}; }
 
@@ -54,7 +55,8 @@ struct Tensor {
         if (channels_last) {
             const T* p = data + first;
             for (int y = 0; y < map.height; ++y)
-                for (int x = 0; x < map.width; ++x, p += channels) store(map.at(b, y, x), n == L ? load(p, Full{}) : load(p, Tail(n)));
+                for (int x = 0; x < map.width; ++x, p += channels)
+                    store(map.at(b, y, x), n == L ? load(p, Full{}) : load(p, Tail(n)));
             return;
         }
         const int64_t pixels = map.pixels();
@@ -97,7 +99,8 @@ struct Tensor {
     }
 
 private:
-    // f(first pixel, pixels, places) for pieces of at most L pixels; places(g) calls g(i, where pixel i of the piece is in the map)
+    // f(first pixel, pixels, places) for pieces of at most L pixels; places(g) calls g(i, where pixel i of the piece is
+    // in the map)
     template <class F>
     static void for_pieces(const Map& map, int b, F&& f) {
         const int64_t pixels = map.pixels(), gap = 2 * map.pad * L;
@@ -158,4 +161,4 @@ struct Resized {  // a map of fewer or more pixels, read at the nearest
     float* at(int b, int y, int x) const { return row(b, y) + columns[x]; }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

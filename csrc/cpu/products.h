@@ -5,10 +5,10 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-constexpr int kTile = L == 16 ? 12 : 6;       // pixels whose results are held in registers, for two blocks of channels
-constexpr int kGramRows = L == 16 ? 8 : 4;    // rows of a Gram matrix that are, for so many blocks of columns:
+constexpr int kTile = L == 16 ? 12 : 6;     // pixels whose results are held in registers, for two blocks of channels
+constexpr int kGramRows = L == 16 ? 8 : 4;  // rows of a Gram matrix that are, for so many blocks of columns:
 constexpr int kGramBlocks = L == 16 ? 3 : 2;
-constexpr int kExact = 64;                    // pixels summed in fp32 before the sum goes on in its own type
+constexpr int kExact = 64;  // pixels summed in fp32 before the sum goes on in its own type
 
 // f(std::integral_constant<int, n>) for 1 <= n <= N
 template <int N, class F>
@@ -32,8 +32,9 @@ inline void for_tiles(Range range, F&& f) {
 
 // One tile: R pixels, NB blocks of output channels. weights [NB][input channel][L]
 template <int R, int NB>
-__attribute__((noinline)) void product_tile(const float* in, int64_t in_block, Range channels, const float* weights, int64_t weight_block,
-                                            const float* bias, float* out, int64_t out_block, bool accumulate) {
+__attribute__((noinline)) void product_tile(const float* in, int64_t in_block, Range channels, const float* weights,
+                                            int64_t weight_block, const float* bias, float* out, int64_t out_block,
+                                            bool accumulate) {
     V sum[NB][R];
     for (int b = 0; b < NB; ++b)
         for (int r = 0; r < R; ++r) {
@@ -59,8 +60,8 @@ __attribute__((noinline)) void product_tile(const float* in, int64_t in_block, R
 
 // out[block] (+)= bias + weights of the block x the channels of in, at the columns of the rows;
 // weights [block][input channel of the range][L], bias [block][L] or null
-inline void product(const Map& in, Range channels, const float* weights, const float* bias, const Map& out, Range out_blocks, Range rows,
-                    Range columns, bool accumulate) {
+inline void product(const Map& in, Range channels, const float* weights, const float* bias, const Map& out,
+                    Range out_blocks, Range rows, Range columns, bool accumulate) {
     const int64_t weight_block = int64_t{channels.end - channels.begin} * L;
     // what is read again for the next blocks of channels stays in the cache
     const int piece = std::max(kTile, (1 << 15) / std::max(1, channels.end - channels.begin) / kTile * kTile);
@@ -70,21 +71,25 @@ inline void product(const Map& in, Range channels, const float* weights, const f
                 const float* w = weights + (b - out_blocks.begin) * weight_block;
                 const float* shift = bias ? bias + int64_t{b - out_blocks.begin} * L : nullptr;
                 for_tiles<kTile>({x0, std::min(x0 + piece, columns.end)}, [&](int x, auto count) {
-                    const auto tile = b + 2 <= out_blocks.end ? product_tile<count.value, 2> : product_tile<count.value, 1>;
-                    tile(in.at(0, y, x), in.block(), channels, w, weight_block, shift, out.at(b, y, x), out.block(), accumulate);
+                    const auto tile =
+                        b + 2 <= out_blocks.end ? product_tile<count.value, 2> : product_tile<count.value, 1>;
+                    tile(in.at(0, y, x), in.block(), channels, w, weight_block, shift, out.at(b, y, x), out.block(),
+                         accumulate);
                 });
             }
 }
 
 // out[block] (+)= bias + weights of the block x the channels of in, at all columns of maps of one row
-inline void linear(const Map& in, int channels, const float* weights, const float* bias, const Map& out, Range out_blocks, bool accumulate = false) {
+inline void linear(const Map& in, int channels, const float* weights, const float* bias, const Map& out,
+                   Range out_blocks, bool accumulate = false) {
     product(in, {0, channels}, weights, bias, out, out_blocks, {0, 1}, {0, in.width}, accumulate);
 }
 
-// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over some of the pixels of two maps of one size; returns the next pixel
+// sums [R][stride] += rows (R channels of one block) x columns (NB blocks), over some of the pixels of two maps of one
+// size; returns the next pixel
 template <int R, int NB, class Sum>
-__attribute__((noinline)) int64_t gram_tile(const Map& rows, const float* row, const Map& columns, const float* column, int64_t start, int64_t end,
-                                            Sum* sums, int64_t stride) {
+__attribute__((noinline)) int64_t gram_tile(const Map& rows, const float* row, const Map& columns, const float* column,
+                                            int64_t start, int64_t end, Sum* sums, int64_t stride) {
     const int64_t column_block = columns.block();
     const int lines = std::max(1, kExact / rows.width);  // summed together: lines of the map, or a part of one
     while (start < end) {
@@ -121,12 +126,13 @@ inline void gram(const Map& rows, Range channels, const Map& columns, Range colu
             end = std::min(channels.end, (first / L + 1) * L);
             for_tiles<kGramRows>({first, end}, [&](int c, auto count) {
                 for_tiles<kGramBlocks>(column_blocks, [&](int b, auto wide) {
-                    next = gram_tile<count.value, wide.value>(rows, rows.at(c / L, 0, 0) + c % L, columns, columns.at(b, 0, 0), start,
-                                                              std::min(start + piece, rows.pixels()),
-                                                              sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
+                    next = gram_tile<count.value, wide.value>(
+                        rows, rows.at(c / L, 0, 0) + c % L, columns, columns.at(b, 0, 0), start,
+                        std::min(start + piece, rows.pixels()),
+                        sums + (c - channels.begin) * stride + int64_t{b - column_blocks.begin} * L, stride);
                 });
             });
         }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

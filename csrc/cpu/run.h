@@ -67,4 +67,4 @@ void run(const Plan& plan, const Args& args) {
     with_element(plan.dtype, [&](auto element) { run_typed<Work<typename decltype(element)::type>>(plan, args); });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

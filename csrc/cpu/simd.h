@@ -9,7 +9,8 @@
 #include <immintrin.h>
 #endif
 
-// On a function whose body is loops over lambdas: all of them are inlined, so that what they capture stays in registers.
+// On a function whose body is loops over lambdas: all of them are inlined, so that what they capture stays in
+// registers.
 #define INLINE_BODY __attribute__((flatten))
 
 namespace fastattn::FASTATTN_ISA {
@@ -26,8 +27,12 @@ typedef float V __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
 
-struct bf16 { uint16_t bits; };
-struct fp16 { uint16_t bits; };
+struct bf16 {
+    uint16_t bits;
+};
+struct fp16 {
+    uint16_t bits;
+};
 
 // Lanes taking part in a load or store: all of them, or the first n (1 <= n <= L).
 struct Full {};
@@ -39,7 +44,8 @@ struct Tail {
 #elif defined(__AVX2__)
     __m256i mask;
     explicit Tail(int n)
-        : n(n), mask(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
+        : n(n),
+          mask(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
 #else
     explicit Tail(int n) : n(n) {}
 #endif
@@ -50,7 +56,11 @@ inline V max(V a, V b) { return a > b ? a : b; }  // b where a is NaN
 inline V min(V a, V b) { return a < b ? a : b; }
 
 // ---- float
-inline V load(const float* p, Full = {}) { V v; std::memcpy(&v, p, sizeof v); return v; }
+inline V load(const float* p, Full = {}) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
 inline void store(float* p, V v, Full = {}) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
@@ -62,9 +72,17 @@ inline V load(const float* p, Tail t) { return _mm256_maskload_ps(p, t.mask); }
 inline void store(float* p, V v, Tail t) { _mm256_maskstore_ps(p, t.mask, v); }
 inline V keep(V v, Tail t) { return _mm256_and_ps(v, _mm256_castsi256_ps(t.mask)); }
 #else
-inline V load(const float* p, Tail t) { V v{}; std::memcpy(&v, p, 4 * t.n); return v; }
+inline V load(const float* p, Tail t) {
+    V v{};
+    std::memcpy(&v, p, 4 * t.n);
+    return v;
+}
 inline void store(float* p, V v, Tail t) { std::memcpy(p, &v, 4 * t.n); }
-inline V keep(V v, Tail t) { V k{}; std::memcpy(&k, &v, 4 * t.n); return k; }
+inline V keep(V v, Tail t) {
+    V k{};
+    std::memcpy(&k, &v, 4 * t.n);
+    return k;
+}
 #endif
 inline V keep(V v, Full) { return v; }  // keep: zero outside the lanes that take part
 inline int lanes(Full) { return L; }
@@ -72,7 +90,11 @@ inline int lanes(Tail t) { return t.n; }
 
 // ---- double, in half as many lanes
 typedef double D __attribute__((vector_size(4 * L)));
-inline D load(const double* p) { D v; std::memcpy(&v, p, sizeof v); return v; }
+inline D load(const double* p) {
+    D v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
 inline void store(double* p, D v) { std::memcpy(p, &v, sizeof v); }
 inline D load_wide(const float* p) {  // L / 2 of them
 #if defined(__AVX512F__)
@@ -133,8 +155,16 @@ inline V from_fp16(Half v) { return _mm256_cvtph_ps(v); }
 inline Half to_fp16(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 #else
 typedef uint16_t Half __attribute__((vector_size(2 * L)));
-inline Half load_half(const void* p, Full) { Half v; std::memcpy(&v, p, sizeof v); return v; }
-inline Half load_half(const void* p, Tail t) { Half v{}; std::memcpy(&v, p, 2 * t.n); return v; }
+inline Half load_half(const void* p, Full) {
+    Half v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Half load_half(const void* p, Tail t) {
+    Half v{};
+    std::memcpy(&v, p, 2 * t.n);
+    return v;
+}
 inline void store_half(void* p, Half v, Full) { std::memcpy(p, &v, sizeof v); }
 inline void store_half(void* p, Half v, Tail t) { std::memcpy(p, &v, 2 * t.n); }
 inline U widen(Half v) { return __builtin_convertvector(v, U); }
@@ -159,20 +189,37 @@ inline Half to_fp16(V v) {
 }
 #endif
 
-template <class M> inline V load(const bf16* p, M m) { return reinterpret_cast<V>(widen(load_half(p, m)) << 16); }
-template <class M> inline V load(const fp16* p, M m) { return from_fp16(load_half(p, m)); }
-template <class M> inline void store(bf16* p, V v, M m) {
+template <class M>
+inline V load(const bf16* p, M m) {
+    return reinterpret_cast<V>(widen(load_half(p, m)) << 16);
+}
+template <class M>
+inline V load(const fp16* p, M m) {
+    return from_fp16(load_half(p, m));
+}
+template <class M>
+inline void store(bf16* p, V v, M m) {
     const U bits = reinterpret_cast<U>(v);
     const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
     store_half(p, narrow(v == v ? rounded : U{} + 0x7fc0u), m);
 }
-template <class M> inline void store(fp16* p, V v, M m) { store_half(p, to_fp16(v), m); }
+template <class M>
+inline void store(fp16* p, V v, M m) {
+    store_half(p, to_fp16(v), m);
+}
 
-template <class T> inline float load_one(const T* p) { return load(p, Tail(1))[0]; }
-template <class T> inline void store_one(T* p, float s) { store(p, splat(s), Tail(1)); }
+template <class T>
+inline float load_one(const T* p) {
+    return load(p, Tail(1))[0];
+}
+template <class T>
+inline void store_one(T* p, float s) {
+    store(p, splat(s), Tail(1));
+}
 
 // f(c, Full{}) for every whole vector of [begin, end), then f(c, Tail) for what is left.
-template <class F> inline void for_lanes(int begin, int end, F&& f) {
+template <class F>
+inline void for_lanes(int begin, int end, F&& f) {
     int c = begin;
     for (; c + L <= end; c += L) f(c, Full{});
     if (c < end) f(c, Tail(end - c));
@@ -215,10 +262,13 @@ inline V sum_rows(const V* rows) {
         const __m512 a = rows[4 * q], b = rows[4 * q + 1], c = rows[4 * q + 2], d = rows[4 * q + 3];
         const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
         const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
-        quad[q] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+        quad[q] =
+            _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
     }
-    const __m512 x = _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
-    const __m512 y = _mm512_add_ps(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd));
+    const __m512 x =
+        _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
+    const __m512 y =
+        _mm512_add_ps(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd));
     return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
 #elif defined(__AVX2__)
     __m256 quad[2];
@@ -226,7 +276,8 @@ inline V sum_rows(const V* rows) {
         const __m256 a = rows[4 * q], b = rows[4 * q + 1], c = rows[4 * q + 2], d = rows[4 * q + 3];
         quad[q] = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     }
-    return _mm256_add_ps(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+    return _mm256_add_ps(_mm256_permute2f128_ps(quad[0], quad[1], 0x20),
+                         _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
 #else
     V s;
     for (int i = 0; i < L; ++i) s[i] = sum(rows[i]);
@@ -247,7 +298,8 @@ inline void transpose(V* r) {  // L x L, in place
     }
     for (int i = 0; i < 4; ++i) {  // 4 x 4 transpose of the 128-bit parts
         const __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
-        const __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+        const __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88),
+                     d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
         r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
         r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
         r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
@@ -275,4 +327,4 @@ inline void transpose(V* r) {  // L x L, in place
 #endif
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -57,7 +57,8 @@ inline V exp(V x) {
     return exp2_parts(whole, f * kLog2e);
 }
 
-// e^x for x <= 0 as a share of a softmax: zero where exp would be kept at e^-87, as what a share multiplies may be large
+// e^x for x <= 0 as a share of a softmax: zero where exp would be kept at e^-87, as what a share multiplies may be
+// large
 inline V exp_share(V x) { return x < -87.0f ? V{} : exp(x); }
 
 inline V reciprocal(V x) {  // for normal x
@@ -74,12 +75,14 @@ inline V sigmoid(V z) { return reciprocal(1.0f + exp(-z)); }
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // src[r][c], r < rows, c < cols  ->  dst[c][r] * scale. Reads up to L - 1 floats past a row's end.
-inline void transpose_out(const float* src, int src_stride, int rows, int cols, float* dst, int64_t dst_stride, float scale) {
+inline void transpose_out(const float* src, int src_stride, int rows, int cols, float* dst, int64_t dst_stride,
+                          float scale) {
     for (int r0 = 0; r0 < rows; r0 += L) {
         const int n = std::min(L, rows - r0);
         for (int c0 = 0; c0 < cols; c0 += L) {
             V block[L];
-            for (int i = 0; i < L; ++i) block[i] = i < n ? load(src + static_cast<int64_t>(r0 + i) * src_stride + c0) * scale : V{};
+            for (int i = 0; i < L; ++i)
+                block[i] = i < n ? load(src + static_cast<int64_t>(r0 + i) * src_stride + c0) * scale : V{};
             transpose(block);
             const int m = std::min(L, cols - c0);
             float* d = dst + c0 * dst_stride + r0;
@@ -148,11 +151,15 @@ inline void segment_sums(const float* src, int count, int len, float scale, floa
                     const __m256 b = _mm256_maskz_loadu_ps(mask, src + static_cast<int64_t>(high) * len);
                     pair[k] = _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
                 }
-                const __m512d ab = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(pair[0], pair[1]), _mm512_unpackhi_ps(pair[0], pair[1])));
-                const __m512d cd = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(pair[2], pair[3]), _mm512_unpackhi_ps(pair[2], pair[3])));
-                quad[q] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+                const __m512d ab = _mm512_castps_pd(
+                    _mm512_add_ps(_mm512_unpacklo_ps(pair[0], pair[1]), _mm512_unpackhi_ps(pair[0], pair[1])));
+                const __m512d cd = _mm512_castps_pd(
+                    _mm512_add_ps(_mm512_unpacklo_ps(pair[2], pair[3]), _mm512_unpackhi_ps(pair[2], pair[3])));
+                quad[q] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
             }
-            const __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
+            const __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88),
+                                           _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
             // 128-bit parts of s: segments 0-3, 8-11, 4-7, 12-15
             store(dst + i, _mm512_permutexvar_ps(order, s) * splat(scale));
         }
@@ -171,4 +178,4 @@ inline void segment_sums(const float* src, int count, int len, float scale, floa
     }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -106,4 +106,4 @@ inline void for_samples(int batch, int thread, int threads, F&& f) {
     f(whole + team, Team{thread / rest, (threads - team + rest - 1) / rest, team, rest, true});
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

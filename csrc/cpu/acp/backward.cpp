@@ -1,5 +1,5 @@
-// Aggressive convolution pooling backward at one instruction-set level: the levels are formed anew from x. The algebra is derived in
-// fastattn/interaction/reference.py.
+// Aggressive convolution pooling backward at one instruction-set level: the levels are formed anew from x. The algebra
+// is derived in fastattn/interaction/reference.py.
 #include "../run.h"
 #include "levels.h"
 
@@ -22,7 +22,8 @@ struct AcpGradients {
         for (const DepthwiseGradients& conv : convs) writer.depthwise(conv, channels);
         writer.next([&](float* to) {
             for (size_t i = 0; i < proj.size(); ++i)
-                Writer::matrix(proj[i], channels, channels, to + i * channels, static_cast<int64_t>(proj.size()) * channels);
+                Writer::matrix(proj[i], channels, channels, to + i * channels,
+                               static_cast<int64_t>(proj.size()) * channels);
         });
         writer.copy(proj[0].bias, channels);
     }
@@ -42,7 +43,8 @@ public:
         Map sum;                     // of the levels, else
 
         State(const AcpPlan& plan, const AcpParams& params, Bump& bump)
-            : levels(plan, params, true, bump), grad_out(Map::take(bump, plan.channels, plan.height, plan.width)) {
+            : levels(plan, params, true, bump),
+              grad_out(Map::take(bump, plan.channels, plan.height, plan.width)) {
             const auto like = [&](const Map& map) { return Map::take(bump, plan.channels, map.height, map.width); };
             for (const Resized& level : levels.maps) {
                 grads.push_back(like(level.map));
@@ -62,7 +64,10 @@ public:
         }
     };
 
-    AcpBackward(const AcpPlan& plan, const AcpParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    AcpBackward(const AcpPlan& plan, const AcpParams& params, const BackwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const AcpGradients& out) const {
         float* own = all_own[team.thread(team.rank)].convolved;
@@ -84,15 +89,17 @@ public:
         team.sync();
         for (int i = 0; i < plan_.matrices(); ++i) {
             const Map &from = s.projected[i], &to = s.grads[i];
-            product(from, {0, channels}, params_.proj[i].transposed, nullptr, to, all, part(from.height, team), {0, from.width}, false);
-            gram(from, outputs, plan_.sum ? s.sum : s.levels.maps[i].map, all, out.proj[i].weights + outputs.begin * padded(channels),
-                 padded(channels));
+            product(from, {0, channels}, params_.proj[i].transposed, nullptr, to, all, part(from.height, team),
+                    {0, from.width}, false);
+            gram(from, outputs, plan_.sum ? s.sum : s.levels.maps[i].map, all,
+                 out.proj[i].weights + outputs.begin * padded(channels), padded(channels));
         }
         team.sync();
         for (int b = mine.begin; b < mine.end; ++b) {
             for (int i = 1; i <= plan_.layers() && plan_.sum; ++i) shrink(s.grads[0], s.levels.maps[i], s.grads[i], b);
             for (int i = plan_.layers(); i > 0; --i) layer(s, i - 1, b, own, out.convs[i - 1]);
-            if (args_.grad_x) Tensor<T>{static_cast<T*>(args_.grad_x) + offset, channels, plan_.channels_last}.put(s.grads[0], b, b);
+            if (args_.grad_x)
+                Tensor<T>{static_cast<T*>(args_.grad_x) + offset, channels, plan_.channels_last}.put(s.grads[0], b, b);
         }
         team.sync();  // before the next sample overwrites what another thread still reads
     }
@@ -127,7 +134,8 @@ private:
         clear_pads(convolved, 0);
         for (int y = 0; y < grad.height; ++y)
             for (int x = 0; x < grad.width; ++x, places += L) {
-                const int bottom = std::min(before.height, (y + 1) * size), right = std::min(before.width, (x + 1) * size);
+                const int bottom = std::min(before.height, (y + 1) * size),
+                          right = std::min(before.width, (x + 1) * size);
                 const V g = load(grad.at(b, y, x));
                 I place;
                 std::memcpy(&place, places, sizeof place);
@@ -149,4 +157,4 @@ private:
 
 void backward(const AcpPlan& plan, const BackwardArgs& args) { run<AcpBackward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,4 +1,5 @@
-// Aggressive convolution pooling forward at one instruction-set level. The algebra is derived in fastattn/interaction/reference.py.
+// Aggressive convolution pooling forward at one instruction-set level. The algebra is derived in
+// fastattn/interaction/reference.py.
 #include "../run.h"
 #include "levels.h"
 
@@ -6,7 +7,8 @@ namespace fastattn::FASTATTN_ISA {
 namespace {
 
 // to (one row) = start, or zero, + the resized maps from `first` on
-INLINE_BODY inline void add_resized(const std::vector<Resized>& maps, size_t first, int b, int y, V start, int width, float* to) {
+INLINE_BODY inline void add_resized(const std::vector<Resized>& maps, size_t first, int b, int y, V start, int width,
+                                    float* to) {
     for (int x = 0; x < width; ++x) {
         V s = start;
         for (size_t i = first; i < maps.size(); ++i) s += load(maps[i].at(b, y, x));
@@ -27,11 +29,13 @@ public:
         Map sum;                         // of the levels
 
         State(const AcpPlan& plan, const AcpParams& params, Bump& bump)
-            : levels(plan, params, false, bump), out(Map::take(bump, plan.channels, plan.height, plan.width)) {
+            : levels(plan, params, false, bump),
+              out(Map::take(bump, plan.channels, plan.height, plan.width)) {
             if (plan.sum) sum = Map::take(bump, plan.channels, plan.height, plan.width);
             for (int i = 0; i <= plan.layers() && !plan.sum; ++i) {
                 const Resized& like = levels.maps[i];
-                projected.push_back({i ? Map::take(bump, plan.channels, like.map.height, like.map.width) : out, like.rows, like.columns});
+                projected.push_back({i ? Map::take(bump, plan.channels, like.map.height, like.map.width) : out,
+                                     like.rows, like.columns});
             }
         }
     };
@@ -42,7 +46,10 @@ public:
         Own(const AcpPlan& plan, Bump& bump) : convolved(Map::take(bump, L, plan.height, plan.width)) {}
     };
 
-    AcpForward(const AcpPlan& plan, const AcpParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    AcpForward(const AcpPlan& plan, const AcpParams& params, const ForwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const NoGradients&) const {
         const int channels = plan_.channels;
@@ -55,18 +62,21 @@ public:
         for (int b = mine.begin; b < mine.end; ++b) {
             x.fetch(finest, b);
             s.levels.build(b, own[team.thread(team.rank)].convolved);
-            for (int y = 0; y < plan_.height && plan_.sum; ++y) add_resized(s.levels.maps, 0, b, y, V{}, plan_.width, s.sum.at(b, y, 0));
+            for (int y = 0; y < plan_.height && plan_.sum; ++y)
+                add_resized(s.levels.maps, 0, b, y, V{}, plan_.width, s.sum.at(b, y, 0));
         }
         team.sync();
         for (size_t i = 1; i < s.projected.size(); ++i) {
             const Map& to = s.projected[i].map;
-            product(s.levels.maps[i].map, {0, channels}, params_.proj[i].weights, nullptr, to, all, part(to.height, team), {0, to.width}, false);
+            product(s.levels.maps[i].map, {0, channels}, params_.proj[i].weights, nullptr, to, all,
+                    part(to.height, team), {0, to.width}, false);
         }
         team.sync();
         for (int b = 0; b < all.end; ++b)
             for (int y = rows.begin; y < rows.end; ++y)
                 add_resized(s.projected, 1, b, y, load(params_.proj[0].bias + b * L), plan_.width, s.out.at(b, y, 0));
-        product(plan_.sum ? s.sum : finest, {0, channels}, params_.proj[0].weights, nullptr, s.out, all, rows, {0, plan_.width}, true);
+        product(plan_.sum ? s.sum : finest, {0, channels}, params_.proj[0].weights, nullptr, s.out, all, rows,
+                {0, plan_.width}, true);
         team.sync();
         for (int b = mine.begin; b < mine.end; ++b) out.put(s.out, b, b);
         team.sync();  // before the next sample overwrites what another thread still reads
@@ -82,4 +92,4 @@ private:
 
 void forward(const AcpPlan& plan, const ForwardArgs& args) { run<AcpForward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

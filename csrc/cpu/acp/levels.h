@@ -13,7 +13,8 @@ struct AcpParams {
 
     AcpParams(const AcpPlan& plan, bool backward, Bump& bump) {
         for (int kernel : plan.kernels) convs.push_back(DepthwiseParams::take(bump, plan.channels, kernel, backward));
-        for (int i = 0; i < plan.matrices(); ++i) proj.push_back(PointwiseParams::take(bump, plan.channels, plan.channels, backward));
+        for (int i = 0; i < plan.matrices(); ++i)
+            proj.push_back(PointwiseParams::take(bump, plan.channels, plan.channels, backward));
     }
 
     // One thread's part
@@ -25,7 +26,8 @@ struct AcpParams {
             for (const DepthwiseParams& conv : convs) reader.depthwise(conv, channels);
             const T* weight = reader.next();
             for (size_t i = 0; i < proj.size(); ++i)
-                reader.matrix(weight + i * channels, static_cast<int64_t>(proj.size()) * channels, proj[i], channels, channels);
+                reader.matrix(weight + i * channels, static_cast<int64_t>(proj.size()) * channels, proj[i], channels,
+                              channels);
             reader.vector(reader.next(), channels, proj[0].bias);
         });
     }
@@ -43,7 +45,8 @@ struct Levels {
             const Map map = Map::take(bump, plan.channels, plan.level_height(i), plan.level_width(i), plan.padding(i));
             const int32_t* rows = nearest(map.height, plan.height, 1, bump);
             maps.push_back({map, rows, nearest(map.width, plan.width, L, bump)});
-            places.push_back(backward && i ? reinterpret_cast<int32_t*>(bump.take(padded(plan.channels) * map.pixels())) : nullptr);
+            places.push_back(backward && i ? reinterpret_cast<int32_t*>(bump.take(padded(plan.channels) * map.pixels()))
+                                           : nullptr);
         }
     }
 
@@ -83,4 +86,4 @@ private:
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -5,8 +5,8 @@
 namespace fastattn {
 namespace {
 
-AcpPlan make_plan(int batch, int channels, int height, int width, const std::vector<int>& kernels, int pool_size, bool sum, int x_dtype,
-                  int param_dtype, bool channels_last) {
+AcpPlan make_plan(int batch, int channels, int height, int width, const std::vector<int>& kernels, int pool_size,
+                  bool sum, int x_dtype, int param_dtype, bool channels_last) {
     require(batch > 0 && channels > 0 && height > 0 && width > 0, "every size must be positive");
     require(!kernels.empty(), "there must be a layer");
     require_odd(kernels);
@@ -18,8 +18,8 @@ AcpPlan make_plan(int batch, int channels, int height, int width, const std::vec
 }  // namespace
 
 void bind_acp(py::module_& m) {
-    bind_plan(m, "AcpPlan", &make_plan, "batch", "channels", "height", "width", "kernels", "pool_size", "sum", "x_dtype", "param_dtype",
-              "channels_last");
+    bind_plan(m, "AcpPlan", &make_plan, "batch", "channels", "height", "width", "kernels", "pool_size", "sum",
+              "x_dtype", "param_dtype", "channels_last");
 }
 
 }  // namespace fastattn

@@ -1,4 +1,5 @@
-// What one call of aggressive convolution pooling computes, apart from its pointers; shared by all instruction-set levels.
+// What one call of aggressive convolution pooling computes, apart from its pointers; shared by all instruction-set
+// levels.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,7 @@ struct AcpPlan {
     int64_t elements() const { return batch * channels * pixels(); }
     int matrices() const { return sum ? 1 : layers() + 1; }  // side by side in the projection's weight
     int param_count() const { return 2 * layers() + 2; }     // as listed above
-    static constexpr int64_t saved_size() { return 0; }       // backward forms all anew
+    static constexpr int64_t saved_size() { return 0; }      // backward forms all anew
     int padding(int level) const { return level < layers() ? kernels[level] / 2 : 0; }  // that the next layer needs
     int level_height(int level) const { return pooled(height, level); }
     int level_width(int level) const { return pooled(width, level); }

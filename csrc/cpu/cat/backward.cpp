@@ -1,5 +1,5 @@
-// Conceptual attention backward at one instruction-set level: both softmaxes are formed anew from x. The algebra is derived in
-// fastattn/interaction/reference.py.
+// Conceptual attention backward at one instruction-set level: both softmaxes are formed anew from x. The algebra is
+// derived in fastattn/interaction/reference.py.
 #include <array>
 
 #include "concepts.h"
@@ -49,24 +49,33 @@ public:
         float* e;                             // [padded concepts]: means times their gradient, summed as the pulls are
 
         State(const CatPlan& plan, const CatParams&, Bump& bump)
-            : forth(plan, bump), back(plan, bump), maps(plan, bump),
-              grads(plan, bump), turned_values(bump.take(padded(plan.concepts) * plan.channels)),
-              turned_means(bump.take(padded(plan.concepts) * plan.channels)), e(bump.take(padded(plan.concepts))) {}
+            : forth(plan, bump),
+              back(plan, bump),
+              maps(plan, bump),
+              grads(plan, bump),
+              turned_values(bump.take(padded(plan.concepts) * plan.channels)),
+              turned_means(bump.take(padded(plan.concepts) * plan.channels)),
+              e(bump.take(padded(plan.concepts))) {}
     };
 
     struct Own {
-        float* sums;             // [concept][padded channels]: the values' gradient, of this thread's tokens
-        Map x, grad;             // [channels], tokens of a piece: the latter of the output, then of x
+        float* sums;  // [concept][padded channels]: the values' gradient, of this thread's tokens
+        Map x, grad;  // [channels], tokens of a piece: the latter of the output, then of x
         // [concepts], tokens of a piece: through `back`; tokens times the gradient of the means
         Map grad_scores, pulls;
 
         Own(const CatPlan& plan, Bump& bump)
-            : sums(bump.take(plan.concepts * padded(plan.channels))), x(Map::take(bump, plan.channels, 1, piece_size(plan))),
-              grad(Map::take(bump, plan.channels, 1, piece_size(plan))), grad_scores(Map::take(bump, plan.concepts, 1, piece_size(plan))),
+            : sums(bump.take(plan.concepts * padded(plan.channels))),
+              x(Map::take(bump, plan.channels, 1, piece_size(plan))),
+              grad(Map::take(bump, plan.channels, 1, piece_size(plan))),
+              grad_scores(Map::take(bump, plan.concepts, 1, piece_size(plan))),
               pulls(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
     };
 
-    CatBackward(const CatPlan& plan, const CatParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    CatBackward(const CatPlan& plan, const CatParams& params, const BackwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const CatGradients& out) const {
         const Range tokens = part(plan_.tokens, team);
@@ -87,7 +96,9 @@ public:
 
 private:
     // Where a piece is in a tensor
-    int64_t offset(int index, Range piece) const { return (int64_t{index} * plan_.tokens + piece.begin) * plan_.channels; }
+    int64_t offset(int index, Range piece) const {
+        return (int64_t{index} * plan_.tokens + piece.begin) * plan_.channels;
+    }
 
     // A piece of x and of the output's gradient
     std::array<Map, 2> fetch(int index, Range piece, const Own& own) const {
@@ -105,7 +116,8 @@ private:
     }
 
     // Both softmaxes of a piece, and the gradients of the values and of the bias behind them
-    INLINE_BODY void attend(int index, Range piece, const State& s, const CatSaved<const float>& saved, const Own& own, const CatGradients& out) const {
+    INLINE_BODY void attend(int index, Range piece, const State& s, const CatSaved<const float>& saved, const Own& own,
+                            const CatGradients& out) const {
         const auto [x, grad] = fetch(index, piece, own);
         const Map forth = s.forth[piece], back = s.back[piece];
         const int end = blocks(plan_.concepts);
@@ -115,7 +127,8 @@ private:
             for (int n = 0; n < x.width; ++n) {
                 const V score = load(back.at(b, 0, n));
                 store(forth.at(b, 0, n), exp_share(score - top) * scale);
-                store(back.at(b, 0, n), exp_share(score - saved.token_tops[piece.begin + n]) * saved.token_scales[piece.begin + n]);
+                store(back.at(b, 0, n),
+                      exp_share(score - saved.token_tops[piece.begin + n]) * saved.token_scales[piece.begin + n]);
             }
         }
         gram(back, {0, plan_.concepts}, grad, {0, blocks(plan_.channels)}, own.sums, padded(plan_.channels));
@@ -125,14 +138,17 @@ private:
     // From the values to the tokens' means
     void to_means(const State& s, Range rows) const {
         const Range all{0, blocks(plan_.channels)};
-        linear(s.grads.values.columns(rows), plan_.channels, params_.out.transposed, nullptr, s.grads.concepts.columns(rows), all);
-        linear(s.grads.concepts.columns(rows), plan_.channels, params_.value.transposed, nullptr, s.grads.means.columns(rows), all);
+        linear(s.grads.values.columns(rows), plan_.channels, params_.out.transposed, nullptr,
+               s.grads.concepts.columns(rows), all);
+        linear(s.grads.concepts.columns(rows), plan_.channels, params_.value.transposed, nullptr,
+               s.grads.means.columns(rows), all);
     }
 
     // The gradients of the C x C matrices and their biases, and what the tokens need
     void by_concepts(const State& s, Team team, const CatGradients& out) const {
         const int channels = plan_.channels;
-        const Range all{0, blocks(channels)}, outputs = part(channels, team), mine = part(all.end, team), turned = part(blocks(plan_.concepts), team);
+        const Range all{0, blocks(channels)}, outputs = part(channels, team), mine = part(all.end, team),
+                                              turned = part(blocks(plan_.concepts), team);
         const int64_t row = padded(channels), first = outputs.begin * row;
         if (args_.grad_params) {
             gram(s.grads.values, outputs, s.maps.concepts, all, out.out.weights + first, row);
@@ -140,12 +156,14 @@ private:
             for (int b = mine.begin; b < mine.end; ++b) add_sums(s.grads.concepts, b, out.value.bias + b * L);
         }
         for (int b = turned.begin; b < turned.end; ++b) {
-            float *values = s.turned_values + int64_t{b} * channels * L, *means = s.turned_means + int64_t{b} * channels * L;
+            float *values = s.turned_values + int64_t{b} * channels * L,
+                  *means = s.turned_means + int64_t{b} * channels * L;
             for_turned(s.maps.values, channels, plan_.concepts, b, [&](int c, V v) { store(values + c * L, v); });
             for_turned(s.grads.means, channels, plan_.concepts, b, [&](int c, V v) { store(means + c * L, v); });
             // one sum after the other, as a product sums: the pull of a token that is a mean by itself cancels to zero
             V level{};
-            for_turned(s.maps.means, channels, plan_.concepts, b, [&](int c, V v) { level += load(means + c * L) * v; });
+            for_turned(s.maps.means, channels, plan_.concepts, b,
+                       [&](int c, V v) { level += load(means + c * L) * v; });
             store(s.e + b * L, level);
         }
     }
@@ -155,7 +173,8 @@ private:
         const int channels = plan_.channels, concepts = plan_.concepts;
         const Range all{0, blocks(channels)}, scored{0, blocks(concepts)};
         const auto [x, grad] = fetch(index, piece, own);
-        const Map forth = s.forth[piece], grad_scores = own.grad_scores.first(x.width), pulls = own.pulls.first(x.width);
+        const Map forth = s.forth[piece], grad_scores = own.grad_scores.first(x.width),
+                  pulls = own.pulls.first(x.width);
         linear(grad, channels, s.turned_values, nullptr, grad_scores, scored);
         linear(x, channels, s.turned_means, nullptr, pulls, scored);
         through_softmaxes(s.back[piece], forth, pulls, s.e, grad_scores);
@@ -166,7 +185,8 @@ private:
         put_rows(grad, channels, static_cast<T*>(args_.grad_x) + offset(index, piece));
     }
 
-    INLINE_BODY void through_softmaxes(const Map& back, const Map& forth, const Map& pulls, const float* e, const Map& grad_scores) const {
+    INLINE_BODY void through_softmaxes(const Map& back, const Map& forth, const Map& pulls, const float* e,
+                                       const Map& grad_scores) const {
         const int end = blocks(plan_.concepts);
         for (int n = 0; n < back.width; ++n) {
             V total{};
@@ -189,4 +209,4 @@ private:
 
 void backward(const CatPlan& plan, const BackwardArgs& args) { run<CatBackward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,5 +1,6 @@
-// What both directions of conceptual attention share. Tokens, and concepts, are maps of one row; a thread takes its tokens in pieces, each of which
-// stays in its cache, and what it sums over them is joined with what the others of its team have. Of N x K there are the attentions of one sample.
+// What both directions of conceptual attention share. Tokens, and concepts, are maps of one row; a thread takes its
+// tokens in pieces, each of which stays in its cache, and what it sums over them is joined with what the others of its
+// team have. Of N x K there are the attentions of one sample.
 #pragma once
 
 #include "../products.h"
@@ -35,8 +36,12 @@ struct CatSaved {
     Float *means, *concepts, *values;  // [concept][channel]
 
     CatSaved(const CatPlan& plan, Float* memory)
-        : tops(memory), scales(tops + plan.padded_concepts()), token_tops(scales + plan.padded_concepts()), token_scales(token_tops + plan.tokens),
-          means(token_scales + plan.tokens), concepts(means + int64_t{plan.concepts} * plan.channels),
+        : tops(memory),
+          scales(tops + plan.padded_concepts()),
+          token_tops(scales + plan.padded_concepts()),
+          token_scales(token_tops + plan.tokens),
+          means(token_scales + plan.tokens),
+          concepts(means + int64_t{plan.concepts} * plan.channels),
           values(concepts + int64_t{plan.concepts} * plan.channels) {}
 };
 
@@ -44,11 +49,13 @@ struct ConceptMaps {  // [channels], concepts
     Map means, concepts, values;
 
     ConceptMaps(const CatPlan& plan, Bump& bump)
-        : means(Map::take(bump, plan.channels, 1, plan.concepts)), concepts(Map::take(bump, plan.channels, 1, plan.concepts)),
+        : means(Map::take(bump, plan.channels, 1, plan.concepts)),
+          concepts(Map::take(bump, plan.channels, 1, plan.concepts)),
           values(Map::take(bump, plan.channels, 1, plan.concepts)) {}
 };
 
-// Tokens of a piece, whole tiles of products: their channels and twice their concepts are in the cache, beside the weights
+// Tokens of a piece, whole tiles of products: their channels and twice their concepts are in the cache, beside the
+// weights
 inline int piece_size(const CatPlan& plan) {
     const int unit = 10 * kTile, most = (1 << 16) / (plan.channels + 2 * plan.concepts);
     return std::min(plan.tokens, unit * std::max(1, std::min(4, most / unit)));
@@ -58,7 +65,8 @@ inline int piece_size(const CatPlan& plan) {
 template <class F>
 inline void for_pieces(const CatPlan& plan, Range tokens, F&& f) {
     const int size = piece_size(plan);
-    for (int begin = tokens.begin; begin < tokens.end; begin += size) f(Range{begin, std::min(begin + size, tokens.end)});
+    for (int begin = tokens.begin; begin < tokens.end; begin += size)
+        f(Range{begin, std::min(begin + size, tokens.end)});
 }
 
 // An attention of all tokens, [concepts] x tokens: one piece's map after the other
@@ -66,7 +74,9 @@ struct Attention {
     float* data;
     int concepts;
 
-    Attention(const CatPlan& plan, Bump& bump) : data(bump.take(plan.tokens * padded(plan.concepts))), concepts(plan.concepts) {}
+    Attention(const CatPlan& plan, Bump& bump)
+        : data(bump.take(plan.tokens * padded(plan.concepts))),
+          concepts(plan.concepts) {}
     Map operator[](Range piece) const { return {data + piece.begin * padded(concepts), 1, piece.end - piece.begin, 0}; }
 };
 
@@ -88,7 +98,8 @@ INLINE_BODY inline void put_rows(const Map& map, int channels, T* to) {
     }
 }
 
-// to (block, concept) = sum over a team of its sums [concept][padded channels], of concepts of a range, times factor(member, concept)
+// to (block, concept) = sum over a team of its sums [concept][padded channels], of concepts of a range, times
+// factor(member, concept)
 template <class Own, class F>
 inline void join(const std::vector<Own>& own, Team team, int channels, Range range, F&& factor, const Map& to) {
     const int64_t row = padded(channels);
@@ -102,4 +113,4 @@ inline void join(const std::vector<Own>& own, Team team, int channels, Range ran
         }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,4 +1,5 @@
-// Conceptual attention forward at one instruction-set level. The algebra is derived in fastattn/interaction/reference.py.
+// Conceptual attention forward at one instruction-set level. The algebra is derived in
+// fastattn/interaction/reference.py.
 #include "concepts.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -16,7 +17,9 @@ public:
         float* saved;  // where nothing is kept for backward
 
         State(const CatPlan& plan, const CatParams&, Bump& bump)
-            : back(plan, bump), maps(plan, bump), saved(bump.take(plan.saved_size())) {}
+            : back(plan, bump),
+              maps(plan, bump),
+              saved(bump.take(plan.saved_size())) {}
     };
 
     struct Own {
@@ -27,12 +30,17 @@ public:
         Map forth;       // [concepts], tokens of a piece: the weights
 
         Own(const CatPlan& plan, Bump& bump)
-            : sums(bump.take(plan.concepts * padded(plan.channels))), tops(bump.take(padded(plan.concepts))),
-              totals(reinterpret_cast<double*>(bump.take(2 * padded(plan.concepts)))), x(Map::take(bump, plan.channels, 1, piece_size(plan))),
+            : sums(bump.take(plan.concepts * padded(plan.channels))),
+              tops(bump.take(padded(plan.concepts))),
+              totals(reinterpret_cast<double*>(bump.take(2 * padded(plan.concepts)))),
+              x(Map::take(bump, plan.channels, 1, piece_size(plan))),
               forth(Map::take(bump, plan.concepts, 1, piece_size(plan))) {}
     };
 
-    CatForward(const CatPlan& plan, const CatParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    CatForward(const CatPlan& plan, const CatParams& params, const ForwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& own, const NoGradients&) const {
         const int channels = plan_.channels, concepts = plan_.concepts;
@@ -121,19 +129,27 @@ private:
     }
 
     // Of some concepts: means out of the team's sums, concept tokens, and what these give back, without the bias
-    void form(const ConceptMaps& maps, const CatSaved<float>& saved, const std::vector<Own>& own, Team team, Range rows) const {
-        const auto shrunk = [&](int member, int k) { return exp(splat(own[team.thread(member)].tops[k] - saved.tops[k]))[0]; };
+    void form(const ConceptMaps& maps, const CatSaved<float>& saved, const std::vector<Own>& own, Team team,
+              Range rows) const {
+        const auto shrunk = [&](int member, int k) {
+            return exp(splat(own[team.thread(member)].tops[k] - saved.tops[k]))[0];
+        };
         for (int k = rows.begin; k < rows.end; ++k) {
             saved.tops[k] = own[team.thread(0)].tops[k];
-            for (int member = 1; member < team.size; ++member) saved.tops[k] = std::max(saved.tops[k], own[team.thread(member)].tops[k]);
+            for (int member = 1; member < team.size; ++member)
+                saved.tops[k] = std::max(saved.tops[k], own[team.thread(member)].tops[k]);
             double total = 0;
-            for (int member = 0; member < team.size; ++member) total += own[team.thread(member)].totals[k] * shrunk(member, k);
+            for (int member = 0; member < team.size; ++member)
+                total += own[team.thread(member)].totals[k] * shrunk(member, k);
             saved.scales[k] = static_cast<float>(1 / total);
         }
         const int channels = plan_.channels;
         const Range all{0, blocks(channels)};
-        const Map means = maps.means.columns(rows), concepts = maps.concepts.columns(rows), values = maps.values.columns(rows);
-        join(own, team, channels, rows, [&](int member, int k) { return shrunk(member, k) * saved.scales[k]; }, maps.means);
+        const Map means = maps.means.columns(rows), concepts = maps.concepts.columns(rows),
+                  values = maps.values.columns(rows);
+        join(
+            own, team, channels, rows, [&](int member, int k) { return shrunk(member, k) * saved.scales[k]; },
+            maps.means);
         linear(means, channels, params_.value.weights, params_.value.bias, concepts, all);
         linear(concepts, channels, params_.out.weights, nullptr, values, all);
         if (!args_.saved) return;
@@ -142,7 +158,8 @@ private:
         put_rows(concepts, channels, saved.concepts + first);
         put_rows(values, channels, saved.values + first);
         if (rows.end == plan_.concepts)  // what fills up their last block
-            for (float* p : {saved.tops, saved.scales}) std::fill(p + plan_.concepts, p + plan_.padded_concepts(), 0.0f);
+            for (float* p : {saved.tops, saved.scales})
+                std::fill(p + plan_.concepts, p + plan_.padded_concepts(), 0.0f);
     }
 
     const CatPlan& plan_;
@@ -154,4 +171,4 @@ private:
 
 void forward(const CatPlan& plan, const ForwardArgs& args) { run<CatForward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -15,9 +15,12 @@ struct CatPlan {
     static constexpr int param_count() { return 5; }
     int64_t elements() const { return int64_t{batch} * tokens * channels; }
     int64_t padded_concepts() const { return (concepts + 15) / 16 * 16; }  // for every level
-    // Floats that forward keeps of a sample: of the softmax over the tokens greatest score and inverse sum of each concept (padded), of that over the
-    // concepts those of each token; the tokens' means, concept tokens and what they give back without the bias, [concept][channel] each
-    int64_t saved_size() const { return 2 * padded_concepts() + 2 * int64_t{tokens} + 3 * int64_t{concepts} * channels; }
+    // Floats that forward keeps of a sample: of the softmax over the tokens greatest score and inverse sum of each
+    // concept (padded), of that over the concepts those of each token; the tokens' means, concept tokens and what they
+    // give back without the bias, [concept][channel] each
+    int64_t saved_size() const {
+        return 2 * padded_concepts() + 2 * int64_t{tokens} + 3 * int64_t{concepts} * channels;
+    }
 };
 
 }  // namespace fastattn

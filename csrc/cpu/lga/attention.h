@@ -1,6 +1,7 @@
-// Channel attention of heads from Gram matrices, and its gradient: all d x d, and in double, since a Gram matrix holds the squares of what a map
-// holds. The algebra is derived in fastattn/lga/reference.py, and is applied to centred features, E = mean + rest: the biases of queries, keys
-// and values take in what the mean gives to them, the sums of the rest over the pixels are zero, and what is left is small and exact.
+// Channel attention of heads from Gram matrices, and its gradient: all d x d, and in double, since a Gram matrix holds
+// the squares of what a map holds. The algebra is derived in fastattn/lga/reference.py, and is applied to centred
+// features, E = mean + rest: the biases of queries, keys and values take in what the mean gives to them, the sums of
+// the rest over the pixels are zero, and what is left is small and exact.
 #pragma once
 
 #include <cmath>
@@ -20,12 +21,14 @@ struct Slices {
     static int query(int head) { return head / 3; }
     int key(int head) const { return (heads + head) / 3; }
     int value(int head) const { return (2 * heads + head) / 3; }
-    int queries() const { return query(heads - 1) + 1; }                             // slices that are read as queries
+    int queries() const { return query(heads - 1) + 1; }  // slices that are read as queries
     int first_value() const { return value(0); }
     Range channels(int first, int last) const { return {first * d, (last + 1) * d}; }  // of slices
 
     // Heads whose queries, keys or values are in a slice, given the slice's number less that of head 0's part
-    Range readers(int slice, int offset) const { return {std::max(0, 3 * slice - offset), std::min(heads, 3 * slice - offset + 3)}; }
+    Range readers(int slice, int offset) const {
+        return {std::max(0, 3 * slice - offset), std::min(heads, 3 * slice - offset + 3)};
+    }
     Range query_readers(int slice) const { return readers(slice, 0); }
     Range key_readers(int slice) const { return readers(slice, heads); }
     Range value_readers(int slice) const { return readers(slice, 2 * heads); }
@@ -36,7 +39,8 @@ inline Range blocks_of(Range channels) { return {channels.begin / L, blocks(chan
 
 // R rows of `multiply`
 template <int R, class T>
-__attribute__((noinline)) inline void multiply_rows(int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out, int64_t out_row) {
+__attribute__((noinline)) inline void multiply_rows(int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row,
+                                                    T* out, int64_t out_row) {
     using Vector = decltype(load(b));
     constexpr int lanes = sizeof(Vector) / sizeof(T);
     int c = 0;
@@ -56,10 +60,12 @@ __attribute__((noinline)) inline void multiply_rows(int k, int m, const T* a, in
 
 // out [n][m] += a [n][k] b [k][m]
 template <class T>
-inline void multiply(int n, int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out, int64_t out_row) {
+inline void multiply(int n, int k, int m, const T* a, int64_t a_row, const T* b, int64_t b_row, T* out,
+                     int64_t out_row) {
     constexpr int rows = L == 16 ? 8 : 4;
     int i = 0;
-    for (; i + rows <= n; i += rows) multiply_rows<rows>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
+    for (; i + rows <= n; i += rows)
+        multiply_rows<rows>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
     for (; i < n; ++i) multiply_rows<1>(k, m, a + i * a_row, a_row, b, b_row, out + i * out_row, out_row);
 }
 
@@ -83,7 +89,8 @@ inline void transpose(int n, int m, const From* a, int64_t a_row, To* out) {
     for (int i0 = 0; i0 < n; i0 += side)
         for (int j0 = 0; j0 < m; j0 += side)
             for (int j = j0; j < std::min(m, j0 + side); ++j)
-                for (int i = i0; i < std::min(n, i0 + side); ++i) out[int64_t{j} * n + i] = static_cast<To>(a[i * a_row + j]);
+                for (int i = i0; i < std::min(n, i0 + side); ++i)
+                    out[int64_t{j} * n + i] = static_cast<To>(a[i * a_row + j]);
 }
 
 // rows of m doubles -> [n][m]
@@ -107,11 +114,16 @@ struct HeadState {
     double* values;   // [dim][d]: scores times value weights
     double* offsets;  // [dim]: scores times value biases
     // gradients
-    float* grad_gram;                          // [head][d][d]
+    float* grad_gram;                         // [head][d][d]
     double *grad_query_mean, *grad_key_mean;  // [head][d], for each pixel
 
     HeadState(const LgaPlan& plan, bool backward, Bump& bump)
-        : plan(plan), slices(plan), d(slices.d), gram_row(padded(2 * d) + 2 * L), square(int64_t{d} * d), pixels(static_cast<double>(plan.pixels())) {
+        : plan(plan),
+          slices(plan),
+          d(slices.d),
+          gram_row(padded(2 * d) + 2 * L),
+          square(int64_t{d} * d),
+          pixels(static_cast<double>(plan.pixels())) {
         const auto take = [&](int64_t doubles) { return reinterpret_cast<double*>(bump.take(2 * doubles)); };
         means = take(padded(plan.dim));
         grams = take(slices.queries() * d * gram_row);
@@ -130,7 +142,9 @@ struct HeadState {
         return 2 * (3 * d * d + 2 * padded(static_cast<int>(d))) + 64;
     }
 
-    Range key_blocks(Range heads) const { return blocks_of(slices.channels(slices.key(heads.begin), slices.key(heads.end - 1))); }
+    Range key_blocks(Range heads) const {
+        return blocks_of(slices.channels(slices.key(heads.begin), slices.key(heads.end - 1)));
+    }
 
     // the Gram matrix of a head: rows of gram_row
     const double* gram_of(int head) const {
@@ -161,19 +175,24 @@ struct HeadState {
         return total;
     }
 
-    // The gradients of a head from grad_values [d][row], sum over the pixels of the output's gradient times the slice of values, and
-    // grad_offsets [d], its sums, both without the convolution's share. Products are in float here: none of them cancels.
-    void attend_backward(int head, const HeadParams& p, double share, const double* grad_values, int64_t row, const double* grad_offsets,
-                         const HeadGradients& out, double* scratch) const {
+    // The gradients of a head from grad_values [d][row], sum over the pixels of the output's gradient times the slice
+    // of values, and grad_offsets [d], its sums, both without the convolution's share. Products are in float here: none
+    // of them cancels.
+    void attend_backward(int head, const HeadParams& p, double share, const double* grad_values, int64_t row,
+                         const double* grad_offsets, const HeadGradients& out, double* scratch) const {
         const int dim = plan.dim;
-        const double *query = p.weights + head * square, *key = query + dim * int64_t{d}, *value = key + dim * int64_t{d};
+        const double *query = p.weights + head * square, *key = query + dim * int64_t{d},
+                     *value = key + dim * int64_t{d};
         const double *query_bias = biases + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
-        double *grad_query = out.weights + head * square, *grad_key = grad_query + dim * int64_t{d}, *grad_value = grad_key + dim * int64_t{d};
-        double *grad_query_bias = out.bias + head * d, *grad_key_bias = grad_query_bias + dim, *grad_value_bias = grad_key_bias + dim;
+        double *grad_query = out.weights + head * square, *grad_key = grad_query + dim * int64_t{d},
+               *grad_value = grad_key + dim * int64_t{d};
+        double *grad_query_bias = out.bias + head * d, *grad_key_bias = grad_query_bias + dim,
+               *grad_value_bias = grad_key_bias + dim;
         const double *query_means = means + Slices::query(head) * d, *key_means = means + slices.key(head) * d;
         const double* value_means = means + slices.value(head) * d;
         const double* a = scores + head * square;
-        float *turned = reinterpret_cast<float*>(scratch), *slopes = turned + square, *other = slopes + square, *result = other + square;  // [d][d]
+        float *turned = reinterpret_cast<float*>(scratch), *slopes = turned + square, *other = slopes + square,
+              *result = other + square;       // [d][d]
         double* line = scratch + 3 * square;  // [d]
         const auto multiply_into = [&](const float* left, const float* right, float* to) {
             std::fill(to, to + square, 0.0f);
@@ -192,14 +211,16 @@ struct HeadState {
             for (int r = 0; r < d; ++r) {
                 for (int j = 0; j < d; ++j) line[j] = slopes[r * d + j] + grad_offsets[r] * value_bias[j];
                 const double mean = dot(d, line, a + r * d);
-                for (int j = 0; j < d; ++j) slopes[r * d + j] = static_cast<float>(share * scale * a[r * d + j] * (line[j] - mean));
+                for (int j = 0; j < d; ++j)
+                    slopes[r * d + j] = static_cast<float>(share * scale * a[r * d + j] * (line[j] - mean));
             }
         }
 
         // through the values, whose features are rest + mean
         for (int r = 0; r < d; ++r)
             for (int c = 0; c < d; ++c)
-                other[r * d + c] = static_cast<float>(share * (grad_values[r * row + c] + grad_offsets[r] * value_means[c]));
+                other[r * d + c] =
+                    static_cast<float>(share * (grad_values[r * row + c] + grad_offsets[r] * value_means[c]));
         if (plan.released) {  // all rows of the values are one
             std::fill(line, line + d, 0.0);
             double total = 0;
@@ -232,7 +253,8 @@ struct HeadState {
         multiply_into(turned, other, result);
         add(result, grad_key);
         // `line`: the gradient of a bias, for each pixel
-        const auto through_bias = [&](const double* weights, const double* feature_means, double* grad_weights, double* grad_bias, double* grad_mean) {
+        const auto through_bias = [&](const double* weights, const double* feature_means, double* grad_weights,
+                                      double* grad_bias, double* grad_mean) {
             std::fill(grad_mean, grad_mean + d, 0.0);
             for (int j = 0; j < d; ++j) {
                 grad_bias[j] += pixels * line[j];
@@ -257,11 +279,13 @@ private:
     // the bias of queries (0), keys (1) or values (2) of a head with the means' part
     void shift_bias(const HeadParams& p, int which, int head, int slice) const {
         const int64_t first = int64_t{which} * plan.dim + head * d;
-        for (int j = 0; j < d; ++j) biases[first + j] = p.bias[first + j] + dot(d, p.weights + (first + j) * d, means + slice * d);
+        for (int j = 0; j < d; ++j)
+            biases[first + j] = p.bias[first + j] + dot(d, p.weights + (first + j) * d, means + slice * d);
     }
 
     void sum_values(int head, const HeadParams& p) const {
-        const double *value = p.weights + (2 * int64_t{plan.dim} + head * d) * d, *bias = biases + 2 * plan.dim + head * d;
+        const double *value = p.weights + (2 * int64_t{plan.dim} + head * d) * d,
+                     *bias = biases + 2 * plan.dim + head * d;
         double* total = values + head * square;
         std::fill(total, total + d, 0.0);
         offsets[head * d] = 0;
@@ -279,7 +303,8 @@ private:
         const int dim = plan.dim;
         shift_bias(p, 0, head, Slices::query(head));
         shift_bias(p, 1, head, slices.key(head));
-        const double *query = p.weights + head * square, *key = query + dim * int64_t{d}, *value = key + dim * int64_t{d};
+        const double *query = p.weights + head * square, *key = query + dim * int64_t{d},
+                     *value = key + dim * int64_t{d};
         const double *query_bias = biases + head * d, *key_bias = query_bias + dim, *value_bias = key_bias + dim;
         double *a = scores + head * square, *u = keyed + head * square, *v = values + head * square;
         transpose(d, d, key, d, scratch);
@@ -290,7 +315,7 @@ private:
         multiply(d, d, d, query, d, u, d, a, d);
         const double scale = 1 / std::sqrt(static_cast<double>(d));
         float* powers = reinterpret_cast<float*>(scratch);  // [padded d]
-        double* ones = scratch + padded(d);  // [d]
+        double* ones = scratch + padded(d);                 // [d]
         std::fill(ones, ones + d, 1.0);
         for (int r = 0; r < d; ++r) {
             double* row = a + r * d;
@@ -307,4 +332,4 @@ private:
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

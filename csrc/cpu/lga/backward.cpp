@@ -1,5 +1,5 @@
-// Local-global attention backward at one instruction-set level: all is formed anew from x and z. The algebra is derived in
-// fastattn/lga/reference.py.
+// Local-global attention backward at one instruction-set level: all is formed anew from x and z. The algebra is derived
+// in fastattn/lga/reference.py.
 #include "../run.h"
 #include "features.h"
 
@@ -21,9 +21,16 @@ public:
         float* slopes;      // [scale + 1][plane] of the logits
 
         State(const LgaPlan& plan, const LgaParams& params, Bump& bump)
-            : mixture(plan, params, bump), z(take(plan, bump, plan.padding())), features(take(plan, bump)), grad_out(take(plan, bump)),
-              mixed(take(plan, bump)), grad_mixed(take(plan, bump)), grad_z(take(plan, bump)), heads(plan, true, bump),
-              grad_sums(reinterpret_cast<double*>(bump.take(2 * padded(plan.dim)))), slopes(bump.take((plan.num_scales + 1) * mixture.plane)) {
+            : mixture(plan, params, bump),
+              z(take(plan, bump, plan.padding())),
+              features(take(plan, bump)),
+              grad_out(take(plan, bump)),
+              mixed(take(plan, bump)),
+              grad_mixed(take(plan, bump)),
+              grad_z(take(plan, bump)),
+              heads(plan, true, bump),
+              grad_sums(reinterpret_cast<double*>(bump.take(2 * padded(plan.dim)))),
+              slopes(bump.take((plan.num_scales + 1) * mixture.plane)) {
             for (int i = 0; i < plan.num_scales; ++i) {
                 // the finest of each takes the place of what is no longer needed
                 const Map& like = mixture.depthwise[i];
@@ -32,33 +39,42 @@ public:
             }
         }
 
-        static Map take(const LgaPlan& plan, Bump& bump, int pad = 0) { return Map::take(bump, plan.dim, plan.height, plan.width, pad); }
+        static Map take(const LgaPlan& plan, Bump& bump, int pad = 0) {
+            return Map::take(bump, plan.dim, plan.height, plan.width, pad);
+        }
     };
 
     struct Own {
         Map grad_features, grad_x;  // one block
-        double* grad_values;                // [d][row]
+        double* grad_values;        // [d][row]
         int64_t row;
         double* scratch;
         float* packed;
 
         Own(const LgaPlan& plan, Bump& bump)
             : grad_features(Map::take(bump, L, plan.height, plan.width, plan.padding())),
-              grad_x(Map::take(bump, L, plan.height, plan.width, 1)), row(padded(plan.head_dim()) + 2 * L) {
+              grad_x(Map::take(bump, L, plan.height, plan.width, 1)),
+              row(padded(plan.head_dim()) + 2 * L) {
             grad_values = reinterpret_cast<double*>(bump.take(2 * row * plan.head_dim()));
             scratch = reinterpret_cast<double*>(bump.take(HeadState::scratch_size(plan)));
             packed = bump.take(Packed::size(plan));
         }
     };
 
-    LgaBackward(const LgaPlan& plan, const LgaParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    LgaBackward(const LgaPlan& plan, const LgaParams& params, const BackwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
-    void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const LgaGradients& grads) const {
+    void sample(int index, Team team, const State& s, const std::vector<Own>& all_own,
+                const LgaGradients& grads) const {
         const Own& own = all_own[team.thread(team.rank)];
         const int dim = plan_.dim;
         const Range blocks_here = part(blocks(dim), team);
         const int64_t offset = index * plan_.dim * plan_.pixels();
-        const auto tensor = [&](auto* data) { return Tensor<std::remove_pointer_t<decltype(data)>>{data ? data + offset : data, dim, plan_.channels_last}; };
+        const auto tensor = [&](auto* data) {
+            return Tensor<std::remove_pointer_t<decltype(data)>>{data ? data + offset : data, dim, plan_.channels_last};
+        };
 
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) {
             tensor(static_cast<const T*>(args_.x)).fetch(s.mixture.x, b);
@@ -74,8 +90,8 @@ public:
         team.sync();
         s.mixture.weigh(part(plan_.height, team));
         s.mixture.project(1, team);
-        product(s.grad_out.flat(), {0, dim}, params_.out.transposed, nullptr, s.grad_mixed.flat(), {0, blocks(dim)}, {0, 1},
-                part(plan_.pixels(), team), false);
+        product(s.grad_out.flat(), {0, dim}, params_.out.transposed, nullptr, s.grad_mixed.flat(), {0, blocks(dim)},
+                {0, 1}, part(plan_.pixels(), team), false);
         team.sync();
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) {
             std::fill(s.grad_sums + b * L, s.grad_sums + (b + 1) * L, 0.0);
@@ -85,7 +101,8 @@ public:
         }
         for (size_t i = 0; i < params_.convs.size(); ++i) convolution(s, own, team, i, grads);
         const Range outputs = part(dim, team);
-        gram(s.grad_out, outputs, s.mixed, {0, blocks(dim)}, grads.out.weights + outputs.begin * padded(dim), padded(dim));
+        gram(s.grad_out, outputs, s.mixed, {0, blocks(dim)}, grads.out.weights + outputs.begin * padded(dim),
+             padded(dim));
         scales(s, own, team, grads, tensor(static_cast<T*>(args_.grad_x)));
         team.sync();  // before the next sample overwrites what another thread still reads
     }
@@ -104,28 +121,34 @@ private:
         const ConvGradients& grad = grads.convs[index];
         const HeadState& heads = s.heads;
         const Range blocks_here = part(blocks(plan_.dim), team), read = feature_blocks(plan_);
-        for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b) convolve(s.z, conv.depthwise, b, s.features, heads.means);
+        for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b)
+            convolve(s.z, conv.depthwise, b, s.features, heads.means);
         team.sync();
         const Range slices = part(heads.slices.queries(), team);
-        for (int slice = slices.begin; slice < slices.end; ++slice) heads.attend(slice, s.features, conv.heads, own.scratch);
+        for (int slice = slices.begin; slice < slices.end; ++slice)
+            heads.attend(slice, s.features, conv.heads, own.scratch);
         team.sync();
-        for (int b = blocks_here.begin; b < blocks_here.end; ++b) add_output(heads, s.features, b, *conv.share, s.mixed, own.packed);
+        for (int b = blocks_here.begin; b < blocks_here.end; ++b)
+            add_output(heads, s.features, b, *conv.share, s.mixed, own.packed);
         const Range heads_here = part(plan_.num_heads, team);
         for (int head = heads_here.begin; head < heads_here.end; ++head) {
             const Range channels = heads.slices.channels(heads.slices.value(head), heads.slices.value(head));
             std::fill(own.grad_values, own.grad_values + heads.d * own.row, 0.0);
-            gram(s.grad_mixed, heads.slices.channels(head, head), s.features, blocks_of(channels), own.grad_values, own.row);
-            const double output = heads.output_product(head, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d);
+            gram(s.grad_mixed, heads.slices.channels(head, head), s.features, blocks_of(channels), own.grad_values,
+                 own.row);
+            const double output =
+                heads.output_product(head, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d);
             *grads.alphas[conv.branch] += output / static_cast<double>(plan_.branches[conv.branch].size());
-            heads.attend_backward(head, conv.heads, *conv.share, own.grad_values + channels.begin % L, own.row, s.grad_sums + head * heads.d,
-                                  grad.heads, own.scratch);
+            heads.attend_backward(head, conv.heads, *conv.share, own.grad_values + channels.begin % L, own.row,
+                                  s.grad_sums + head * heads.d, grad.heads, own.scratch);
         }
         team.sync();
         for (int b = std::max(blocks_here.begin, read.begin); b < blocks_here.end; ++b) {
             gather_features(s, own, conv, b);
             const Map& g = own.grad_features;
             clear_pads(g, 0);
-            depthwise(g, 0, conv.depthwise.flipped + b * conv.depthwise.block(), conv.depthwise.kernel, 1, V{}, s.grad_z, b, true);
+            depthwise(g, 0, conv.depthwise.flipped + b * conv.depthwise.block(), conv.depthwise.kernel, 1, V{},
+                      s.grad_z, b, true);
             depthwise_taps(g, 0, s.z, b, conv.depthwise.kernel, 1, grad.depthwise.at(b));
             add_sums(g, 0, grad.depthwise.bias + b * L);
         }
@@ -136,7 +159,8 @@ private:
     void gather_features(const State& s, const Own& own, const ConvParams& conv, int b) const {
         bool accumulate = false;
         const auto add = [&](const Packed& packed, const Map& from) {
-            product(from, packed.channels, packed.weights, packed.bias, own.grad_features, {0, 1}, {0, plan_.height}, {0, plan_.width}, accumulate);
+            product(from, packed.channels, packed.weights, packed.bias, own.grad_features, {0, 1}, {0, plan_.height},
+                    {0, plan_.width}, accumulate);
             accumulate = true;
         };
         add(pack_value_gradient(s.heads, b, *conv.share, own.packed), s.grad_mixed);
@@ -153,13 +177,14 @@ private:
         for (int b = blocks_here.begin; b < blocks_here.end; ++b) shrink(s, b, grads);
         team.sync();
         for (int i = 0; i < count; ++i) {
-            // of the finest the share is taken in only behind the product, which then serves the share's own gradient too
+            // of the finest the share is taken in only behind the product, which then serves the share's own gradient
+            // too
             const Map from = i ? s.grad_coarse[i].flat() : s.grad_z.flat(), to = s.grad_depthwise[i].flat();
             const Range pixels = i ? part(to.width, team) : Range{rows.begin * plan_.width, rows.end * plan_.width};
             product(from, {0, dim}, params_.scales[i].pointwise.transposed, nullptr, to, all, {0, 1}, pixels, false);
             const Range outputs = part(dim, team);
-            gram(s.grad_coarse[i], outputs, m.depthwise[i], all, grads.scales[i].pointwise.weights + outputs.begin * padded(dim),
-                 padded(dim));
+            gram(s.grad_coarse[i], outputs, m.depthwise[i], all,
+                 grads.scales[i].pointwise.weights + outputs.begin * padded(dim), padded(dim));
         }
         slope(s, rows, grads);
         team.sync();
@@ -177,10 +202,13 @@ private:
             const Resized to{s.grad_coarse[i], m.coarse[i].rows, m.coarse[i].columns};
             std::fill(to.map.at(b), to.map.at(b) + to.map.block(), 0.0f);
             const float* share = m.shares + (i + 1) * m.plane;
-            for_pixels([&](int y, int x) { add(to.at(b, y, x), share[int64_t{y} * plan_.width + x] * load(s.grad_z.at(b, y, x))); });
+            for_pixels([&](int y, int x) {
+                add(to.at(b, y, x), share[int64_t{y} * plan_.width + x] * load(s.grad_z.at(b, y, x)));
+            });
             add_sums(to.map, b, grads.scales[i].pointwise.bias + b * L);
         }
-        const Resized to{{grads.encoding, m.encoding.map.height, m.encoding.map.width, 0}, m.encoding.rows, m.encoding.columns};
+        const Resized to{
+            {grads.encoding, m.encoding.map.height, m.encoding.map.width, 0}, m.encoding.rows, m.encoding.columns};
         for_pixels([&](int y, int x) { add(to.at(b, y, x), load(s.grad_z.at(b, y, x))); });
     }
 
@@ -224,7 +252,8 @@ private:
         for_pixels([&](int y, int x) {
             V g = load(s.grad_z.at(b, y, x)) + total * load(s.grad_mixed.at(b, y, x));
             const float* slope = s.slopes + int64_t{y} * plan_.width + x;
-            for (int i = 0; i < count; ++i) g += slope[i * m.plane] * load(params_.attention.transposed + (int64_t{b} * count + i) * L);
+            for (int i = 0; i < count; ++i)
+                g += slope[i * m.plane] * load(params_.attention.transposed + (int64_t{b} * count + i) * L);
             store(grad_x.at(0, y, x), g);
         });
         for (int i = 0; i < count; ++i) {
@@ -239,7 +268,9 @@ private:
         for (int i = 0; i < plan_.num_scales; ++i) {
             const Map& g = s.grad_depthwise[i];
             if (i == 0)
-                for_pixels([&](int y, int x) { store(g.at(b, y, x), m.shares[m.plane + int64_t{y} * plan_.width + x] * load(g.at(b, y, x))); });
+                for_pixels([&](int y, int x) {
+                    store(g.at(b, y, x), m.shares[m.plane + int64_t{y} * plan_.width + x] * load(g.at(b, y, x)));
+                });
             const DepthwiseParams& p = params_.scales[i].depthwise;
             depthwise_taps(g, b, m.x, b, 3, 1 << i, grads.scales[i].depthwise.at(b));
             add_sums(g, b, grads.scales[i].depthwise.bias + b * L);
@@ -256,4 +287,4 @@ private:
 
 void backward(const LgaPlan& plan, const BackwardArgs& args) { run<LgaBackward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

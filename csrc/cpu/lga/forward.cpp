@@ -27,10 +27,14 @@ public:
     struct Own {
         float* scratch;  // of a head, or packed values
 
-        Own(const LgaPlan& plan, Bump& bump) : scratch(bump.take(std::max(HeadState::scratch_size(plan), Packed::size(plan)))) {}
+        Own(const LgaPlan& plan, Bump& bump)
+            : scratch(bump.take(std::max(HeadState::scratch_size(plan), Packed::size(plan)))) {}
     };
 
-    LgaForward(const LgaPlan& plan, const LgaParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    LgaForward(const LgaPlan& plan, const LgaParams& params, const ForwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& s, const std::vector<Own>& all_own, const NoGradients&) const {
         float* own = all_own[team.thread(team.rank)].scratch;
@@ -57,16 +61,19 @@ public:
         }
         const Range read = feature_blocks(plan_);
         for (const ConvParams& conv : params_.convs) {
-            for (int b = std::max(mine.begin, read.begin); b < mine.end; ++b) convolve(s.z, conv.depthwise, b, s.features, s.heads.means);
+            for (int b = std::max(mine.begin, read.begin); b < mine.end; ++b)
+                convolve(s.z, conv.depthwise, b, s.features, s.heads.means);
             team.sync();
             const Range slices = part(s.heads.slices.queries(), team);
-            for (int slice = slices.begin; slice < slices.end; ++slice) s.heads.attend(slice, s.features, conv.heads, reinterpret_cast<double*>(own));
+            for (int slice = slices.begin; slice < slices.end; ++slice)
+                s.heads.attend(slice, s.features, conv.heads, reinterpret_cast<double*>(own));
             team.sync();
             for (int b = mine.begin; b < mine.end; ++b) add_output(s.heads, s.features, b, *conv.share, s.mixed, own);
             team.sync();
         }
         const Range pixels = part(plan_.pixels(), team);
-        linear(s.mixed.flat().columns(pixels), dim, params_.out.weights, params_.out.bias, s.features.flat().columns(pixels), {0, blocks(dim)});
+        linear(s.mixed.flat().columns(pixels), dim, params_.out.weights, params_.out.bias,
+               s.features.flat().columns(pixels), {0, blocks(dim)});
         team.sync();
         for (int b = mine.begin; b < mine.end; ++b) out.put(s.features, b, b);
         team.sync();  // before the next sample overwrites what another thread still reads
@@ -82,4 +89,4 @@ private:
 
 void forward(const LgaPlan& plan, const ForwardArgs& args) { run<LgaForward>(plan, args); }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -71,4 +71,4 @@ struct LgaGradients {
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -40,7 +40,8 @@ struct Mixture {
         clear_pads(x, b);
         for (int i = 0; i < plan.num_scales; ++i) {
             const DepthwiseParams& p = params.scales[i].depthwise;
-            FASTATTN_ISA::depthwise(x, b, p.taps + b * p.block(), 3, 1 << i, load(p.bias + b * L), depthwise[i], b, false);
+            FASTATTN_ISA::depthwise(x, b, p.taps + b * p.block(), 3, 1 << i, load(p.bias + b * L), depthwise[i], b,
+                                    false);
         }
     }
 
@@ -49,14 +50,16 @@ struct Mixture {
         const Range all{0, blocks(plan.dim)};
         for (int i = first; i < plan.num_scales; ++i) {
             const PointwiseParams& p = params.scales[i].pointwise;
-            product(depthwise[i].flat(), {0, plan.dim}, p.weights, p.bias, coarse[i].map.flat(), all, {0, 1}, part(depthwise[i].pixels(), team), false);
+            product(depthwise[i].flat(), {0, plan.dim}, p.weights, p.bias, coarse[i].map.flat(), all, {0, 1},
+                    part(depthwise[i].pixels(), team), false);
         }
     }
 
     // softmax over scales of some rows; needs all blocks of x
     INLINE_BODY void weigh(Range rows) const {
         const int count = plan.num_scales + 1;
-        product(x, {0, plan.dim}, params.attention.weights, params.attention.bias, logits, {0, blocks(count)}, rows, {0, plan.width}, false);
+        product(x, {0, plan.dim}, params.attention.weights, params.attention.bias, logits, {0, blocks(count)}, rows,
+                {0, plan.width}, false);
         for_planes(rows, [&](int64_t p, int n) {
             V score[kMaxShares], top = splat(-__builtin_inff()), total{};
             read_lanes(logits, count, p, n, score);
@@ -72,11 +75,13 @@ struct Mixture {
         for (int y = 0; y < plan.height; ++y) {
             const float* rows[kMaxShares];
             for (int i = 0; i < plan.num_scales; ++i) rows[i] = coarse[i].row(b, y);
-            const float *from = x.at(b, y, 0), *codes = encoding.row(b, y), *share = shares + plane + int64_t{y} * plan.width;
+            const float *from = x.at(b, y, 0), *codes = encoding.row(b, y),
+                        *share = shares + plane + int64_t{y} * plan.width;
             float* to = z.at(b, y, 0);
             for (int c = 0; c < plan.width; ++c) {
                 V s{};  // by itself, as it is the smaller part
-                for (int i = 0; i < plan.num_scales; ++i) s += share[i * plane + c] * load(rows[i] + coarse[i].columns[c]);
+                for (int i = 0; i < plan.num_scales; ++i)
+                    s += share[i * plane + c] * load(rows[i] + coarse[i].columns[c]);
                 store(to + c * L, load(from + c * L) + load(codes + encoding.columns[c]) + s);
             }
         }
@@ -88,7 +93,8 @@ struct Mixture {
     template <class F>
     void for_planes(Range rows, F&& f) const {
         const int64_t end = int64_t{rows.end} * plan.width;
-        for (int64_t p = int64_t{rows.begin} * plan.width; p < end; p += L) f(p, static_cast<int>(std::min<int64_t>(L, end - p)));
+        for (int64_t p = int64_t{rows.begin} * plan.width; p < end; p += L)
+            f(p, static_cast<int>(std::min<int64_t>(L, end - p)));
     }
 
     static void store_some(float* p, V v, int n) {
@@ -107,4 +113,4 @@ struct Mixture {
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

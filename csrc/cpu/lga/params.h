@@ -76,7 +76,8 @@ private:
             tensor += 4 * static_cast<int>(kernels.size());
             const double alpha = load_one(static_cast<const T*>(tensors[tensor++]));
             *total += alpha;
-            for (size_t i = 0; i < kernels.size(); ++i) *convs[conv++].share = alpha / static_cast<double>(kernels.size());
+            for (size_t i = 0; i < kernels.size(); ++i)
+                *convs[conv++].share = alpha / static_cast<double>(kernels.size());
         }
     }
 
@@ -107,4 +108,4 @@ private:
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

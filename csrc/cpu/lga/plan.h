@@ -8,8 +8,9 @@
 
 namespace fastattn {
 
-// Parameters, and their gradients, in this order: of each scale depthwise weight and bias, pointwise weight and bias; scale attention
-// weight and bias; position encoding; of each branch its convolutions, each as a scale's, then alpha; out_conv weight and bias.
+// Parameters, and their gradients, in this order: of each scale depthwise weight and bias, pointwise weight and bias;
+// scale attention weight and bias; position encoding; of each branch its convolutions, each as a scale's, then alpha;
+// out_conv weight and bias.
 struct LgaPlan {
     int batch, dim, height, width;
     int num_heads;

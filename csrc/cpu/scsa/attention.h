@@ -1,5 +1,5 @@
-// PCSA's channel attention on the pooled map y [N][C]: GroupNorm(1), depthwise q, k, v, softmax over channels, mean over pixels.
-// mean_n(A v) = A mean_n(v), so a row of A is formed, reduced and forgotten; lanes run along channels.
+// PCSA's channel attention on the pooled map y [N][C]: GroupNorm(1), depthwise q, k, v, softmax over channels, mean
+// over pixels. mean_n(A v) = A mean_n(v), so a row of A is formed, reduced and forgotten; lanes run along channels.
 #pragma once
 
 #include "exp_sums.h"
@@ -15,9 +15,9 @@ struct AttentionRows {
 
 // A worker's own copies, for all channels.
 struct Projections {
-    float *q, *k;   // [N][C]; q carries log2(e) / sqrt(C / heads)
-    float *v;       // [C], mean over pixels
-    float *bound;   // [C], |k_j| of each channel
+    float *q, *k;            // [N][C]; q carries log2(e) / sqrt(C / heads)
+    float* v;                // [C], mean over pixels
+    float* bound;            // [C], |k_j| of each channel
     float mean, rest, rstd;  // of the GroupNorm, whose mean is mean + rest to more than fp32
 
     static int64_t size(const ScsaPlan& plan) { return (2 * int64_t{plan.pooled} + 2) * plan.channels + 64; }
@@ -32,12 +32,15 @@ struct Projections {
     V centred(V y) const { return (y - mean) - rest; }
 };
 
-inline float logit_scale(const ScsaPlan& plan) { return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num)); }
+inline float logit_scale(const ScsaPlan& plan) {
+    return 1.0f / __builtin_sqrtf(static_cast<float>(plan.channels / plan.head_num));
+}
 
 // Of each channel over the pooled pixels, [C] each
 struct PooledStatistics {
-    float *mean, *rest;  // mean + rest is the mean to more than fp32, of values that may be large against what they vary by
-    float* m2;           // sum of squared deviations from it
+    float *mean,
+        *rest;  // mean + rest is the mean to more than fp32, of values that may be large against what they vary by
+    float* m2;  // sum of squared deviations from it
 };
 
 inline void pooled_statistics(const ScsaPlan& plan, Range range, const float* y, const PooledStatistics& out) {
@@ -73,7 +76,8 @@ inline void merge_pooled(const ScsaPlan& plan, const PooledStatistics& y, Projec
     out.rstd = 1.0f / __builtin_sqrtf(sum(m2) / (count * C) + kEps);
 }
 
-INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const float* y, const PooledStatistics& statistics, Projections& out) {
+INLINE_BODY inline void project(const ScsaPlan& plan, const ScsaParams& p, const float* y,
+                                const PooledStatistics& statistics, Projections& out) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     merge_pooled(plan, statistics, out);
@@ -115,7 +119,8 @@ inline void fetch_rows(const ScsaPlan& plan, const float* q, int i, int rows, fl
     for (int n = 0; n < plan.pooled; ++n) store(block + n * L, load(q + int64_t{n} * plan.channels + i, tail));
 }
 
-// s[r] = base-2 logits of R rows for the channels at k, summed over pixels in parts so that rounding does not grow with their number
+// s[r] = base-2 logits of R rows for the channels at k, summed over pixels in parts so that rounding does not grow with
+// their number
 template <int R, class M>
 inline void logits(const float* q_block, const float* k, int64_t stride, int pixels, M m, V (&s)[R]) {
     constexpr int kPart = 32;
@@ -135,15 +140,17 @@ inline void logits(const float* q_block, const float* k, int64_t stride, int pix
 }
 
 // One head with one pixel, linear in its channels; false where the expansion's bound does not hold.
-inline bool attend_by_expansion(const Projections& p, int first, int size, Range rows, const AttentionRows& out, float* scratch) {
+inline bool attend_by_expansion(const Projections& p, int first, int size, Range rows, const AttentionRows& out,
+                                float* scratch) {
     const Span k = span(p.k + first, size);
-    float* b = scratch;                    // natural logits are b_i (k_j - middle)
-    float* a = b + round_up(size, 16);     // k - middle
+    float* b = scratch;                 // natural logits are b_i (k_j - middle)
+    float* a = b + round_up(size, 16);  // k - middle
     float* ones = a + round_up(size, 16);
     float* sums = ones + round_up(size, 16);
     const int begin = std::max(rows.begin, first), count = std::min(rows.end, first + size) - begin;
     for_lanes(0, count, [&](int i, auto m) { store(b + i, load(p.q + begin + i, m) * kLn2, m); });
-    const Span span_b = span(p.q + first, size) * kLn2;  // of all rows: the result of one does not depend on who has the others
+    const Span span_b =
+        span(p.q + first, size) * kLn2;  // of all rows: the result of one does not depend on who has the others
     const int cells = taylor_cells(k.reach(), span_b);
     if (!cells) return false;
     for_lanes(0, size, [&](int j, auto m) {
@@ -163,9 +170,10 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
     return true;
 }
 
-// One head whose logits are all small, linear in its channels; false where they are not, or where direct sums are cheaper.
-inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows, const AttentionRows& out,
-                                float* scratch) {
+// One head whose logits are all small, linear in its channels; false where they are not, or where direct sums are
+// cheaper.
+inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows,
+                                const AttentionRows& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
     V k_norm{}, q_norm{};
@@ -207,15 +215,18 @@ inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int 
     return true;
 }
 
-// o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`; the maximum is sought where it is needed or kept. scratch: N * L floats, and 4 * C + 64
-INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& out, bool save, float* scratch) {
+// o_i = sum_j softmax_j(q_i k_j) v_j for the rows of `range`; the maximum is sought where it is needed or kept.
+// scratch: N * L floats, and 4 * C + 64
+INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& out,
+                               bool save, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     int expanded = -1;  // head that was done by an expansion
     for_row_blocks(plan, range, [&](Range block, int first) {
         const int i = block.begin, rows = block.end - i;
-        if (i == std::max(range.begin, first) && (N == 1 ? attend_by_expansion(p, first, size, range, out, scratch)
-                                                         : attend_by_monomials(plan, p, first, size, range, out, scratch)))
+        if (i == std::max(range.begin, first) &&
+            (N == 1 ? attend_by_expansion(p, first, size, range, out, scratch)
+                    : attend_by_monomials(plan, p, first, size, range, out, scratch)))
             expanded = first;
         if (expanded == first) return;
         fetch_rows(plan, p.q, i, rows, scratch);
@@ -252,7 +263,8 @@ INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projecti
         if (!bounded || save) {
             for (int r = 0; r < L; ++r) top[r] = splat(-__builtin_inff());
             for_logits([&](const V(&s)[R], int r0, int, auto m) {
-                for (int r = 0; r < R; ++r) top[r0 + r] = max(top[r0 + r], lanes(m) == L ? s[r] : splat(largest(s[r], lanes(m))));
+                for (int r = 0; r < R; ++r)
+                    top[r0 + r] = max(top[r0 + r], lanes(m) == L ? s[r] : splat(largest(s[r], lanes(m))));
             });
             for (int r = 0; r < L; ++r) top[r] = splat(largest(top[r]));
         }
@@ -268,4 +280,4 @@ INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projecti
     });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -5,7 +5,8 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-// The rows of each head in chunks that a team divides, however large it is: sums over the rows are always the same ones.
+// The rows of each head in chunks that a team divides, however large it is: sums over the rows are always the same
+// ones.
 struct Chunks {
     int size, rows, per_head, count;  // channels of a head, rows of a chunk, chunks
 
@@ -23,11 +24,13 @@ struct Chunks {
 
 // What the chunks of one place in their heads add to the channels
 struct AttentionPartials {
-    float *k;  // [N][C], gradient of k, times log2(e)
-    float *v;  // [C]
+    float* k;  // [N][C], gradient of k, times log2(e)
+    float* v;  // [C]
 
     static int64_t size(const ScsaPlan& plan) { return (int64_t{plan.pooled} + 1) * plan.channels + 32; }
-    AttentionPartials(const ScsaPlan& plan, float* memory) : k(memory), v(memory + int64_t{plan.pooled} * plan.channels) {}
+    AttentionPartials(const ScsaPlan& plan, float* memory)
+        : k(memory),
+          v(memory + int64_t{plan.pooled} * plan.channels) {}
 };
 
 // Those of all places
@@ -36,7 +39,9 @@ struct HeadPartials {
     int places;
 
     static int64_t size(const ScsaPlan& plan) { return Chunks(plan).per_head * AttentionPartials::size(plan); }
-    AttentionPartials of(const ScsaPlan& plan, int place) const { return {plan, memory + place * AttentionPartials::size(plan)}; }
+    AttentionPartials of(const ScsaPlan& plan, int place) const {
+        return {plan, memory + place * AttentionPartials::size(plan)};
+    }
 };
 
 // Floats of scratch for attend and attend_backward
@@ -51,7 +56,10 @@ struct BackwardExpansion {
     bool holds;
 
     BackwardExpansion(const Projections& p, int first, int size)
-        : k(span(p.k + first, size)), a(k - k.middle()), b(span(p.q + first, size) * kLn2), row_cells(taylor_cells(k.reach(), b)),
+        : k(span(p.k + first, size)),
+          a(k - k.middle()),
+          b(span(p.q + first, size) * kLn2),
+          row_cells(taylor_cells(k.reach(), b)),
           channel_cells(taylor_cells(b.reach(), a)) {
         const bool peaked = 2.0f * k.reach() * std::max(-b.low, b.high) > __builtin_logf(static_cast<float>(size));
         holds = row_cells && channel_cells && !peaked;  // v - o would cancel in a row that is nearly one-hot
@@ -59,16 +67,17 @@ struct BackwardExpansion {
 };
 
 // One head with one pixel
-inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections& p, int first, int size, const BackwardExpansion& expansion,
-                                         const AttentionRows& saved, const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
+inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections& p, int first, int size,
+                                         const BackwardExpansion& expansion, const AttentionRows& saved,
+                                         const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
     Bump bump(scratch);
-    float* a = bump.take(size);       // k - middle
+    float* a = bump.take(size);  // k - middle
     float* ones = bump.take(size);
-    float* v = bump.take(size);       // v - middle
-    float* b = bump.take(size);       // natural logits are b_i (k_j - middle), up to a term of row i
+    float* v = bump.take(size);        // v - middle
+    float* b = bump.take(size);        // natural logits are b_i (k_j - middle), up to a term of row i
     float* shifted = bump.take(size);  // b - middle
-    float* w0 = bump.take(size);      // share of exp(a_j b_i) in the softmax, times d_o
-    float* w1 = bump.take(size);      // and times o - middle of v
+    float* w0 = bump.take(size);       // share of exp(a_j b_i) in the softmax, times d_o
+    float* w1 = bump.take(size);       // and times o - middle of v
     float *s0 = bump.take(size), *s1 = bump.take(size), *d0 = bump.take(size), *d1 = bump.take(size);
     const Span &span_k = expansion.k, &span_a = expansion.a, &span_b = expansion.b, span_v = span(p.v + first, size);
     for_lanes(0, size, [&](int j, auto m) {
@@ -85,7 +94,8 @@ inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections
     const float scale = logit_scale(plan);
     for_lanes(0, size, [&](int i, auto m) {
         const int row = first + i;
-        const V share = load(saved.inverse + row, m) * exp2(load(p.q + row, m) * span_k.middle() - load(saved.top + row, m));
+        const V share =
+            load(saved.inverse + row, m) * exp2(load(p.q + row, m) * span_k.middle() - load(saved.top + row, m));
         const V w = share * load(d_o + row, m), o = load(saved.o + row, m) - span_v.middle();
         store(dq + row, w * (load(d1 + i, m) - o * load(d0 + i, m)) * scale, m);
         store(w0 + i, w, m);
@@ -107,16 +117,17 @@ inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections
 }
 
 // dq [N][C] of one chunk's rows, and what they add to all channels of their head
-INLINE_BODY inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
-                            const AttentionPartials& out, float* scratch) {
+INLINE_BODY inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk, const Projections& p,
+                                              const AttentionRows& saved, const float* d_o, float* dq,
+                                              const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, size = plan.channels / plan.head_num;
     const V scale = splat(logit_scale(plan));
     for_row_blocks(plan, chunk, [&](Range block, int first) {
         const int i = block.begin, rows = block.end - i;
         const bool starts = i == chunk.begin;  // the sums
-        float* q = scratch;                  // [N][L]
-        float* dq_block = scratch + N * L;   // [N][L]
+        float* q = scratch;                    // [N][L]
+        float* dq_block = scratch + N * L;     // [N][L]
         fetch_rows(plan, p.q, i, rows, q);
         std::fill(dq_block, dq_block + N * L, 0.0f);
         float top[L], weight[L], o[L], o_rest[L] = {};  // o + o_rest is the attention output to more than fp32
@@ -171,8 +182,8 @@ INLINE_BODY inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk,
 }
 
 // The same of several chunks
-inline void attend_backward(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& saved, const float* d_o, float* dq,
-                            const HeadPartials& partials, float* scratch) {
+inline void attend_backward(const ScsaPlan& plan, Range range, const Projections& p, const AttentionRows& saved,
+                            const float* d_o, float* dq, const HeadPartials& partials, float* scratch) {
     const Chunks chunks(plan);
     for (int begin = range.begin, end; begin < range.end; begin = end) {  // of one head
         const int first = begin / chunks.per_head * chunks.size;
@@ -184,20 +195,26 @@ inline void attend_backward(const ScsaPlan& plan, Range range, const Projections
             const BackwardExpansion expansion(p, first, chunks.size);
             if (expansion.holds) {  // the head's first chunk stands for all
                 each([&](int i, const AttentionPartials& out) {
-                    if (i % chunks.per_head == 0) return attend_backward_by_expansion(plan, p, first, chunks.size, expansion, saved, d_o, dq, out, scratch);
+                    if (i % chunks.per_head == 0)
+                        return attend_backward_by_expansion(plan, p, first, chunks.size, expansion, saved, d_o, dq, out,
+                                                            scratch);
                     for (float* sums : {out.k, out.v}) std::fill(sums + first, sums + first + chunks.size, 0.0f);
                 });
                 continue;
             }
         }
-        each([&](int i, const AttentionPartials& out) { attend_chunk_backward(plan, chunks.of(i), p, saved, d_o, dq, out, scratch); });
+        each([&](int i, const AttentionPartials& out) {
+            attend_chunk_backward(plan, chunks.of(i), p, saved, d_o, dq, out, scratch);
+        });
     }
 }
 
-// From dq, and the partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums per
-// channel for the GroupNorm, and parameter gradients (null: not needed).
-INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const ScsaParams& p, const float* y, const PooledStatistics& statistics,
-                             const Projections& projected, const HeadPartials& partials, float* dq, float* sum_dy, float* sum_dy_y, const ScsaParams* grads) {
+// From dq, and the partials for k and v: the gradient of the normalised map's scaled form (takes dq's place), its sums
+// per channel for the GroupNorm, and parameter gradients (null: not needed).
+INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, const ScsaParams& p, const float* y,
+                                         const PooledStatistics& statistics, const Projections& projected,
+                                         const HeadPartials& partials, float* dq, float* sum_dy, float* sum_dy_y,
+                                         const ScsaParams* grads) {
     const int64_t C = plan.channels;
     const int N = plan.pooled;
     for_lanes(range.begin, range.end, [&](int c, auto m) {
@@ -237,8 +254,8 @@ INLINE_BODY inline void project_backward(const ScsaPlan& plan, Range range, cons
 }
 
 // The GroupNorm's backward: gradient dn [N][C] of the normalised map -> that of the map, times `scale`
-inline void pooled_gradient(const ScsaPlan& plan, Range range, const float* y, const Projections& projected, const float* sum_dy,
-                            const float* sum_dy_y, float scale, float* dn) {
+inline void pooled_gradient(const ScsaPlan& plan, Range range, const float* y, const Projections& projected,
+                            const float* sum_dy, const float* sum_dy_y, float scale, float* dn) {
     const int64_t C = plan.channels;
     const float count = static_cast<float>(plan.pooled) * plan.channels;
     const float m0 = sum_over(sum_dy, 0, plan.channels) / count, m1 = sum_over(sum_dy_y, 0, plan.channels) / count;
@@ -251,4 +268,4 @@ inline void pooled_gradient(const ScsaPlan& plan, Range range, const float* y, c
     });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -17,7 +17,8 @@ public:
         float* memory;
 
         State(const ScsaPlan& plan, const ScsaParams&, Bump& bump)
-            : partials{plan.channel ? bump.take(HeadPartials::size(plan)) : nullptr, plan.channel ? Chunks(plan).per_head : 0},
+            : partials{plan.channel ? bump.take(HeadPartials::size(plan)) : nullptr,
+                       plan.channel ? Chunks(plan).per_head : 0},
               memory(bump.take(size(plan))) {}
 
         static int64_t size(const ScsaPlan& plan) {
@@ -34,12 +35,17 @@ public:
             : memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
     };
 
-    Backward(const ScsaPlan& plan, const ScsaParams& params, const BackwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Backward(const ScsaPlan& plan, const ScsaParams& params, const BackwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
-    void sample(int index, Team team, const State& shared, const std::vector<Own>& own, const ScsaParams& sums_of_thread) const {
+    void sample(int index, Team team, const State& shared, const std::vector<Own>& own,
+                const ScsaParams& sums_of_thread) const {
         const ScsaParams* grads = args_.grad_params ? &sums_of_thread : nullptr;
         const int64_t C = plan_.channels, offset = index * C * plan_.pixels;
-        const T *input = static_cast<const T*>(args_.x) + offset, *grad_out = static_cast<const T*>(args_.grad_out) + offset;
+        const T *input = static_cast<const T*>(args_.x) + offset,
+                *grad_out = static_cast<const T*>(args_.grad_out) + offset;
         const Range range = slice(plan_.channels, team.rank, team.size);
         Bump bump(shared.memory), mine(own[team.thread(team.rank)].memory);
         float* saved = const_cast<float*>(args_.saved) + index * plan_.saved_size();  // read only
@@ -71,7 +77,8 @@ public:
         if (!args_.grad_x) return;
 
         T* dx = static_cast<T*>(args_.grad_x) + offset;
-        const InputGradient in{s.g, plan_.max_pool ? nullptr : dy, plan_.spatial ? sums.r_h : nullptr, plan_.spatial ? sums.r_w : nullptr};
+        const InputGradient in{s.g, plan_.max_pool ? nullptr : dy, plan_.spatial ? sums.r_h : nullptr,
+                               plan_.spatial ? sums.r_w : nullptr};
         const Share share = written_share<Passes>(plan_, range, team);
         passes.input_gradient(d, share.channels, share.rows, s.h.a, s.w.a, in, dx);
         if (s.argmax && Passes::kWritesByRows) team.sync();
@@ -79,8 +86,8 @@ public:
     }
 
 private:
-    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine, const HeadPartials& partials,
-                   float* dy, const ScsaParams* grads) const {
+    void attention(Range range, Team team, const Sample& s, const Gathered& sums, Bump& bump, Bump& mine,
+                   const HeadPartials& partials, float* dy, const ScsaParams* grads) const {
         const int64_t C = plan_.channels;
         float *d_o = bump.take(C), *g_dg = bump.take(C), *sum_dy = bump.take(C), *sum_dy_y = bump.take(C);
         channel_gate(plan_, range, s.rows.o, s.g);
@@ -97,12 +104,14 @@ private:
         if (plan_.softmax_gate) {
             team.sync();
             const float dot = sum_over(g_dg, 0, plan_.channels);
-            for_lanes(range.begin, range.end, [&](int c, auto m) { store(d_o + c, load(g_dg + c, m) - load(s.g + c, m) * dot, m); });
+            for_lanes(range.begin, range.end,
+                      [&](int c, auto m) { store(d_o + c, load(g_dg + c, m) - load(s.g + c, m) * dot, m); });
         }
         Projections p(plan_, mine);
         project(plan_, params_, s.y, s.statistics, p);
         team.sync();
-        attend_backward(plan_, part(Chunks(plan_).count, team), p, s.rows, d_o, dy, partials, mine.take(attention_scratch(plan_)));
+        attend_backward(plan_, part(Chunks(plan_).count, team), p, s.rows, d_o, dy, partials,
+                        mine.take(attention_scratch(plan_)));
         team.sync();
         project_backward(plan_, range, params_, s.y, s.statistics, p, partials, dy, sum_dy, sum_dy_y, grads);
         team.sync();
@@ -110,11 +119,14 @@ private:
         pooled_gradient(plan_, range, s.y, p, sum_dy, sum_dy_y, share, dy);
     }
 
-    void gates(Range range, Team team, const Sample& s, const T* x, const Gathered& sums, const float* dy, Bump& bump, const ScsaParams* grads) const {
+    void gates(Range range, Team team, const Sample& s, const T* x, const Gathered& sums, const float* dy, Bump& bump,
+               const ScsaParams* grads) const {
         const int64_t C = plan_.channels;
         if (plan_.channel) gate_gradients(range, s, x, sums, dy);
-        AxisGradient h{sums.r_h, bump.take(C), bump.take(C), grads ? grads->norm_h_weight : nullptr, grads ? grads->norm_h_bias : nullptr};
-        AxisGradient w{sums.r_w, bump.take(C), bump.take(C), grads ? grads->norm_w_weight : nullptr, grads ? grads->norm_w_bias : nullptr};
+        AxisGradient h{sums.r_h, bump.take(C), bump.take(C), grads ? grads->norm_h_weight : nullptr,
+                       grads ? grads->norm_h_bias : nullptr};
+        AxisGradient w{sums.r_w, bump.take(C), bump.take(C), grads ? grads->norm_w_weight : nullptr,
+                       grads ? grads->norm_w_bias : nullptr};
         float* du = bump.take(std::max(plan_.height, plan_.width) * C);
         gate_backward(plan_, range, s.h, h);
         gate_backward(plan_, range, s.w, w);
@@ -133,14 +145,16 @@ private:
                 V r = g * load(sums.r_h + h * C + c, m);
                 if (sums.s_h && h < used_h)
                     for (int k = 0; k < pw; ++k)
-                        r += load(dy + (int64_t{h / plan_.window_h} * pw + k) * C + c, m) * load(sums.s_h + (int64_t{h} * pw + k) * C + c, m);
+                        r += load(dy + (int64_t{h / plan_.window_h} * pw + k) * C + c, m) *
+                             load(sums.s_h + (int64_t{h} * pw + k) * C + c, m);
                 store(sums.r_h + h * C + c, r, m);
             }
             for (int w = 0; w < plan_.width; ++w) {
                 V r = g * load(sums.r_w + w * C + c, m);
                 if (sums.s_w && w < used_w)
                     for (int b = 0; b < plan_.pooled_h; ++b)
-                        r += load(dy + (int64_t{b} * pw + w / plan_.window_w) * C + c, m) * load(sums.s_w + (int64_t{b} * plan_.width + w) * C + c, m);
+                        r += load(dy + (int64_t{b} * pw + w / plan_.window_w) * C + c, m) *
+                             load(sums.s_w + (int64_t{b} * plan_.width + w) * C + c, m);
                 store(sums.r_w + w * C + c, r, m);
             }
         });
@@ -153,7 +167,8 @@ private:
     }
 
     // dx at the windows' maxima, from d again so that it is rounded once
-    void maxima_gradient(Range range, const T* d, const Sample& s, const InputGradient& in, const float* dy, T* dx) const {
+    void maxima_gradient(Range range, const T* d, const Sample& s, const InputGradient& in, const float* dy,
+                         T* dx) const {
         const int64_t C = plan_.channels;
         for_maxima(range, s, [&](int c, int h, int w, int64_t n, int64_t at) {
             float e = load_one(d + at) * s.g[c] + dy[n];
@@ -187,4 +202,4 @@ void backward(const ScsaPlan& plan, const BackwardArgs& args) {
     });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,12 +1,12 @@
-// Sums of exponentials of products, sum_j w_j exp(a_j b_i), by piecewise Taylor expansion in b: with one pooled pixel the
-// channel attention is such a sum, and this makes it linear in the number of channels.
+// Sums of exponentials of products, sum_j w_j exp(a_j b_i), by piecewise Taylor expansion in b: with one pooled pixel
+// the channel attention is such a sum, and this makes it linear in the number of channels.
 #pragma once
 
 #include "../vector_math.h"
 
 namespace fastattn::FASTATTN_ISA {
 
-constexpr int kDegree = 8;         // remainder below 0.5^9 / 9! = 6e-9 of a term (derivative: 1e-7)
+constexpr int kDegree = 8;          // remainder below 0.5^9 / 9! = 6e-9 of a term (derivative: 1e-7)
 constexpr float kCellReach = 0.5f;  // largest |a (b - centre of the cell)|
 constexpr int kMaxCells = 16;
 
@@ -27,8 +27,8 @@ inline Span span(const float* v, int n) {
     return s;
 }
 
-// Cells that the span of b has to be cut into, 0 where the expansion does not pay or its bound does not hold (NaN included).
-// `reach` is the largest |a|; exp(a b) must stay within fp32.
+// Cells that the span of b has to be cut into, 0 where the expansion does not pay or its bound does not hold (NaN
+// included). `reach` is the largest |a|; exp(a b) must stay within fp32.
 inline int taylor_cells(float reach, Span b) {
     const float cells = reach * b.reach() / kCellReach;
     const float exponent = reach * std::max(-b.low, b.high);
@@ -36,9 +36,10 @@ inline int taylor_cells(float reach, Span b) {
     return std::max(1, static_cast<int>(__builtin_ceilf(cells)));
 }
 
-// value[k][i] = sum_j w[k][j] exp(a[j] b[i]) and slope[k][i], its derivative in b[i], for k = 0, 1. A NaN in b stays one.
-INLINE_BODY inline void exp_sums(const float* a, const float* const w[2], int count, const float* b, Span span_b, int cells, int queries,
-                     float* const value[2], float* const slope[2]) {
+// value[k][i] = sum_j w[k][j] exp(a[j] b[i]) and slope[k][i], its derivative in b[i], for k = 0, 1. A NaN in b stays
+// one.
+INLINE_BODY inline void exp_sums(const float* a, const float* const w[2], int count, const float* b, Span span_b,
+                                 int cells, int queries, float* const value[2], float* const slope[2]) {
     const float width = 2.0f * span_b.reach() / cells;
     for (int cell = 0; cell < cells; ++cell) {
         const float center = span_b.low + (cell + 0.5f) * width;
@@ -76,4 +77,4 @@ INLINE_BODY inline void exp_sums(const float* a, const float* const w[2], int co
     }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

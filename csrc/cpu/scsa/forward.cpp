@@ -28,7 +28,10 @@ public:
             : memory(bump.take(Passes::scratch_size(plan) + Projections::size(plan) + attention_scratch(plan) + 64)) {}
     };
 
-    Forward(const ScsaPlan& plan, const ScsaParams& params, const ForwardArgs& args) : plan_(plan), params_(params), args_(args) {}
+    Forward(const ScsaPlan& plan, const ScsaParams& params, const ForwardArgs& args)
+        : plan_(plan),
+          params_(params),
+          args_(args) {}
 
     void sample(int index, Team team, const State& shared, const std::vector<Own>& own, const NoGradients&) const {
         const T* input = static_cast<const T*>(args_.x) + index * plan_.channels * plan_.pixels;
@@ -47,8 +50,7 @@ public:
 
         if (by_groups)
             for (int i = 0; i < 4; ++i) gate_and_pool(passes, x, group(i), team, s);
-        else
-            gate_and_pool(passes, x, range, team, s);
+        else gate_and_pool(passes, x, range, team, s);
         if (plan_.channel) {
             team.sync();
             Projections p(plan_, mine);
@@ -60,8 +62,7 @@ public:
         const Share share = written_share<Passes>(plan_, range, team);
         if (by_groups)  // the last group is still in cache
             for (int i = 3; i >= 0; --i) passes.gated_product(x, group(i), share.rows, s.h.a, s.w.a, s.g, out);
-        else
-            passes.gated_product(x, share.channels, share.rows, s.h.a, s.w.a, s.g, out);
+        else passes.gated_product(x, share.channels, share.rows, s.h.a, s.w.a, s.g, out);
     }
 
 private:
@@ -93,4 +94,4 @@ void forward(const ScsaPlan& plan, const ForwardArgs& args) {
     });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -11,12 +11,12 @@ constexpr float kEps = 1e-5f;  // of every GroupNorm
 // One axis of one sample. Statistics are [C] each.
 struct Axis {
     int length;
-    const float* mean;            // [length][C], mean of x over the other axis
-    float* u;                     // [length][C], convolution output
-    float* a;                     // [length][C], gate; may be u itself where u is not needed later
+    const float* mean;                 // [length][C], mean of x over the other axis
+    float* u;                          // [length][C], convolution output
+    float* a;                          // [length][C], gate; may be u itself where u is not needed later
     float *channel_mean, *channel_m2;  // [C], of u: mean, and sum of squared deviations from it
-    float *center, *rstd;         // [C], statistics of each channel's group
-    const float *weight, *bias;   // [C], of the normalisation
+    float *center, *rstd;              // [C], statistics of each channel's group
+    const float *weight, *bias;        // [C], of the normalisation
 };
 
 // The kernel radius that the channels [c, c + n) need.
@@ -47,7 +47,8 @@ INLINE_BODY inline void convolve(const ScsaPlan& plan, const ScsaParams& p, Rang
                 if (fixed.value && i >= r && i + r < n) {
                     for (int t = 0; t <= 2 * fixed.value; ++t) s += tap[t] * load(src + t * C, m);
                 } else {
-                    for (int t = std::max(0, r - i); t <= std::min(2 * r, n - 1 - i + r); ++t) s += load(taps + t * C, m) * load(src + t * C, m);
+                    for (int t = std::max(0, r - i); t <= std::min(2 * r, n - 1 - i + r); ++t)
+                        s += load(taps + t * C, m) * load(src + t * C, m);
                 }
                 store(axis.u + i * C + c, s, m);
                 total += s;
@@ -78,7 +79,8 @@ inline float sum_over(const float* v, int begin, int end) {
 }
 
 // Mean and 1 / standard deviation over the channels [begin, end), from `count` values per channel.
-inline void merge_statistics(const float* channel_mean, const float* channel_m2, int begin, int end, int count, float* mean, float* rstd) {
+inline void merge_statistics(const float* channel_mean, const float* channel_m2, int begin, int end, int count,
+                             float* mean, float* rstd) {
     const float mu = sum_over(channel_mean, begin, end) / (end - begin);
     V s{};
     for_lanes(begin, end, [&](int c, auto m) {
@@ -110,7 +112,8 @@ INLINE_BODY inline void normalize_and_gate(const ScsaPlan& plan, Range range, co
         std::fill(axis.rstd + part.begin, axis.rstd + part.end, rstd);
     });
     for_lanes(range.begin, range.end, [&](int c, auto m) {
-        const V center = load(axis.center + c, m), scale = load(axis.rstd + c, m) * load(axis.weight + c, m), bias = load(axis.bias + c, m);
+        const V center = load(axis.center + c, m), scale = load(axis.rstd + c, m) * load(axis.weight + c, m),
+                bias = load(axis.bias + c, m);
         float* a = axis.a + c;
         const auto logit = [&](int i) { return (load(axis.u + i * C + c, m) - center) * scale + bias; };
         if (!plan.softmax_gate) {
@@ -163,9 +166,11 @@ INLINE_BODY inline void gate_backward(const ScsaPlan& plan, Range range, const A
     });
 }
 
-// dû -> gradient of the axis mean times `scale`; accumulates the gradients of taps and bias. `du` [length][C] is room to work in.
-INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const ScsaParams& p, Range range, const Axis& axis, const AxisGradient& grad, float scale,
-                              float* du, const ScsaParams* param_grads) {
+// dû -> gradient of the axis mean times `scale`; accumulates the gradients of taps and bias. `du` [length][C] is room
+// to work in.
+INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const ScsaParams& p, Range range, const Axis& axis,
+                                          const AxisGradient& grad, float scale, float* du,
+                                          const ScsaParams* param_grads) {
     const int64_t C = plan.channels;
     const int n = axis.length, middle = plan.largest_kernel / 2;
     float* mean_dy = axis.channel_mean;  // no longer needed
@@ -173,7 +178,8 @@ INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const ScsaParams
     for_groups(plan, range, [&](Range part, Range group) {
         const float count = static_cast<float>(n) * (group.end - group.begin);
         std::fill(mean_dy + part.begin, mean_dy + part.end, sum_over(grad.sum_dy, group.begin, group.end) / count);
-        std::fill(mean_dy_y + part.begin, mean_dy_y + part.end, sum_over(grad.sum_dy_y, group.begin, group.end) / count);
+        std::fill(mean_dy_y + part.begin, mean_dy_y + part.end,
+                  sum_over(grad.sum_dy_y, group.begin, group.end) / count);
     });
     for_lanes(range.begin, range.end, [&](int c, auto m) {
         const int r = radius(plan, c, std::min(L, range.end - c));
@@ -189,18 +195,20 @@ INLINE_BODY inline void convolve_backward(const ScsaPlan& plan, const ScsaParams
         const int64_t first = (middle - r) * C + c;  // of the taps in use
         for (int i = 0; i < n; ++i) {
             V s{};
-            for (int t = std::max(0, i + r - n + 1); t <= std::min(2 * r, i + r); ++t) s += load(p.taps + first + t * C, m) * load(du + (i + r - t) * C + c, m);
+            for (int t = std::max(0, i + r - n + 1); t <= std::min(2 * r, i + r); ++t)
+                s += load(p.taps + first + t * C, m) * load(du + (i + r - t) * C + c, m);
             store(grad.da + i * C + c, s * scale, m);
         }
         if (!param_grads) return;
         store(param_grads->conv_bias + c, load(param_grads->conv_bias + c, m) + total, m);
         for (int t = 0; t <= 2 * r; ++t) {
             V s{};
-            for (int i = std::max(0, r - t); i < std::min(n, n + r - t); ++i) s += load(du + i * C + c, m) * load(axis.mean + (i + t - r) * C + c, m);
+            for (int i = std::max(0, r - t); i < std::min(n, n + r - t); ++i)
+                s += load(du + i * C + c, m) * load(axis.mean + (i + t - r) * C + c, m);
             float* d = param_grads->taps + first + t * C;
             store(d, load(d, m) + s, m);
         }
     });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,6 +1,6 @@
 // exp(q . k) for short vectors q, k of small product, as a polynomial: with monomials q^a = prod_n q_n^a_n,
-// exp(q . k) = sum over exponents a of q^a k^a / a!, cut where the degree's remainder |q . k|^(P + 1) / (P + 1)! vanishes.
-// A sum over k of such terms is then a few moments, and attention linear in its channels.
+// exp(q . k) = sum over exponents a of q^a k^a / a!, cut where the degree's remainder |q . k|^(P + 1) / (P + 1)!
+// vanishes. A sum over k of such terms is then a few moments, and attention linear in its channels.
 #pragma once
 
 #include "../vector_math.h"
@@ -59,4 +59,4 @@ private:
     }
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

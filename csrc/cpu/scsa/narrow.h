@@ -1,5 +1,5 @@
-// Passes over one contiguous sample whose rows are short against a vector: the map is first rearranged, as fp32, to blocks
-// of L channels, [block][H][W][L], where the channels_last passes apply with no lane unused.
+// Passes over one contiguous sample whose rows are short against a vector: the map is first rearranged, as fp32, to
+// blocks of L channels, [block][H][W][L], where the channels_last passes apply with no lane unused.
 #pragma once
 
 #include "nhwc.h"
@@ -33,19 +33,25 @@ public:
         for_blocks(range, [&](int c, int n) { block(c).axis_means(x + c * plan_.pixels, {c, c + n}, mean_h, mean_w); });
     }
     void gated_pool(const float* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
-        for_blocks(range, [&](int c, int n) { block(c).gated_pool(x + c * plan_.pixels, {c, c + n}, a_h, a_w, y, argmax); });
+        for_blocks(range,
+                   [&](int c, int n) { block(c).gated_pool(x + c * plan_.pixels, {c, c + n}, a_h, a_w, y, argmax); });
     }
-    void gather(const float* d, const float* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
-        for_blocks(range, [&](int c, int n) { block(c).gather(d + c * plan_.pixels, x + c * plan_.pixels, {c, c + n}, a_h, a_w, out); });
+    void gather(const float* d, const float* x, Range range, const float* a_h, const float* a_w,
+                const Gathered& out) const {
+        for_blocks(range, [&](int c, int n) {
+            block(c).gather(d + c * plan_.pixels, x + c * plan_.pixels, {c, c + n}, a_h, a_w, out);
+        });
     }
-    void gated_product(const float* x, Range range, Range rows, const float* a_h, const float* a_w, const float* g, T* out) const {
+    void gated_product(const float* x, Range range, Range rows, const float* a_h, const float* a_w, const float* g,
+                       T* out) const {
         for_blocks(range, [&](int c, int n) {
             float* map = maps_[0] + c * plan_.pixels;  // x itself: every element is read once before it is written
             block(c).gated_product(x + c * plan_.pixels, {c, c + n}, rows, a_h, a_w, g, map);
             put(map, c, n, out);
         });
     }
-    void input_gradient(const float* d, Range range, Range rows, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    void input_gradient(const float* d, Range range, Range rows, const float* a_h, const float* a_w,
+                        const InputGradient& in, T* dx) const {
         for_blocks(range, [&](int c, int n) {
             float* map = maps_[0] + c * plan_.pixels;
             block(c).input_gradient(d + c * plan_.pixels, {c, c + n}, rows, a_h, a_w, in, map);
@@ -83,4 +89,4 @@ private:
     float* maps_[2];  // of x, of the output's gradient
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -11,13 +11,19 @@ namespace fastattn::FASTATTN_ISA {
 class BlockGates {
 public:
     BlockGates(const ScsaPlan& plan, Bump& bump)
-        : plan_(plan), hp_(round_up(plan.height, L)), wp_(round_up(plan.width, L)), h_(bump.take(L * hp_)), w_(bump.take(L * wp_)) {
+        : plan_(plan),
+          hp_(round_up(plan.height, L)),
+          wp_(round_up(plan.width, L)),
+          h_(bump.take(L * hp_)),
+          w_(bump.take(L * wp_)) {
         if (!plan.spatial) {
             std::fill(h_, h_ + L * hp_, 1.0f);
             std::fill(w_, w_ + L * wp_, 1.0f);
         }
     }
-    static int64_t size(const ScsaPlan& plan) { return int64_t{L} * (round_up(plan.height, L) + round_up(plan.width, L)); }
+    static int64_t size(const ScsaPlan& plan) {
+        return int64_t{L} * (round_up(plan.height, L) + round_up(plan.width, L));
+    }
 
     void fetch(const float* a_h, const float* a_w, int c, int n) {
         if (!plan_.spatial) return;
@@ -42,7 +48,8 @@ public:
     Nchw(const ScsaPlan& plan, float* scratch) : plan_(plan), scratch_(scratch) {}
 
     static int64_t scratch_size(const ScsaPlan& plan) {
-        const int64_t h = round_up(plan.height, L), w = round_up(plan.width, L), n = round_up(plan.pooled, L), ph = plan.pooled_h;
+        const int64_t h = round_up(plan.height, L), w = round_up(plan.width, L), n = round_up(plan.pooled, L),
+                      ph = plan.pooled_h;
         const int64_t means = L * (h + L + w);
         const int64_t pool = L * (n + L) + L * (ph * w + 4);
         const int64_t gather = means + L * ph * w + h * w + L * (h * plan.pooled_w + L);
@@ -83,7 +90,8 @@ public:
     }
 
     // y [N][C] = pool(x * a_h * a_w), and with max pooling the place in the plane of each maximum, argmax [N][C]
-    INLINE_BODY void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
+    INLINE_BODY void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y,
+                                int32_t* argmax) const {
         const int C = plan_.channels, W = plan_.width, N = plan_.pooled, ph = plan_.pooled_h;
         const int used_w = plan_.pooled_w * plan_.window_w;
         Bump bump(scratch_);
@@ -120,7 +128,8 @@ public:
     }
 
     // out = x * (a_h * (a_w * g))
-    INLINE_BODY void gated_product(const T* x, Range range, Range, const float* a_h, const float* a_w, const float* g, T* out) const {
+    INLINE_BODY void gated_product(const T* x, Range range, Range, const float* a_h, const float* a_w, const float* g,
+                                   T* out) const {
         const int H = plan_.height, W = plan_.width;
         Bump bump(scratch_);
         BlockGates gates(plan_, bump);
@@ -136,26 +145,30 @@ public:
                     T* d = out + (c + i) * plan_.pixels + w0;
                     for (int h = 0; h < H; ++h, p += W, d += W) {
                         const V a = splat(ah[h]);
-                        each<nv.value>(m, [&](int v, auto lanes) { store(d + v * L, load(p + v * L, lanes) * (a * gate[v]), lanes); });
+                        each<nv.value>(m, [&](int v, auto lanes) {
+                            store(d + v * L, load(p + v * L, lanes) * (a * gate[v]), lanes);
+                        });
                     }
                 });
             }
         });
     }
 
-    // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each column's
-    INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
+    // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each
+    // column's
+    INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w,
+                            const Gathered& out) const {
         const int C = plan_.channels, H = plan_.height, W = plan_.width, wp = round_up(W, L);
         const int ph = out.s_h ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         const int used_h = ph * plan_.window_h, used_w = ph ? pw * plan_.window_w : 0;
         const Tail edge(used_w % L ? used_w % L : L);
         Bump bump(scratch_);
         BlockGates gates(plan_, bump);
-        float* rows = bump.take(L * H + L);                            // [channel][H]
-        float* cols = bump.take(L * wp);                               // [channel][W]
-        float* bands = bump.take(int64_t{L} * ph * wp);                // [channel][H'][W]
-        float* products = bump.take(int64_t{used_h} * used_w);         // [H' * window][W' * window]
-        float* sums = bump.take(L * (int64_t{used_h} * pw + L));       // [channel][H' * window][W']
+        float* rows = bump.take(L * H + L);                       // [channel][H]
+        float* cols = bump.take(L * wp);                          // [channel][W]
+        float* bands = bump.take(int64_t{L} * ph * wp);           // [channel][H'][W]
+        float* products = bump.take(int64_t{used_h} * used_w);    // [H' * window][W' * window]
+        float* sums = bump.take(L * (int64_t{used_h} * pw + L));  // [channel][H' * window][W']
         for_blocks(range, [&](int c, int n) {
             gates.fetch(a_h, a_w, c, n);
             for (int i = 0; i < n; ++i) {
@@ -205,20 +218,22 @@ public:
             transpose_out(cols, wp, n, W, out.r_w + c, C, 1.0f);
             if (!ph) return;
             transpose_out(sums, used_h * pw, n, used_h * pw, out.s_h + c, C, 1.0f);
-            for (int b = 0; b < ph; ++b) transpose_out(bands + b * wp, ph * wp, n, W, out.s_w + int64_t{b} * W * C + c, C, 1.0f);
+            for (int b = 0; b < ph; ++b)
+                transpose_out(bands + b * wp, ph * wp, n, W, out.s_w + int64_t{b} * W * C + c, C, 1.0f);
         });
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
-    INLINE_BODY void input_gradient(const T* d, Range range, Range, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    INLINE_BODY void input_gradient(const T* d, Range range, Range, const float* a_h, const float* a_w,
+                                    const InputGradient& in, T* dx) const {
         const int C = plan_.channels, H = plan_.height, W = plan_.width, N = plan_.pooled;
         const int hp = round_up(H, L), wp = round_up(W, L), np = round_up(N, L);
         const int ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         Bump bump(scratch_);
         BlockGates gates(plan_, bump);
-        float* mh = bump.take(L * hp);               // [channel][H]
-        float* mw = bump.take(L * wp);               // [channel][W]
-        float* pooled = bump.take(L * np + L);       // [channel][N]
+        float* mh = bump.take(L * hp);                     // [channel][H]
+        float* mw = bump.take(L * wp);                     // [channel][W]
+        float* pooled = bump.take(L * np + L);             // [channel][N]
         float* spread = bump.take(int64_t{ph} * wp + wp);  // [H'][W], and a row of zeros
         if (!in.m_h) {
             std::fill(mh, mh + L * hp, 0.0f);
@@ -292,4 +307,4 @@ private:
     float* scratch_;
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -40,7 +40,9 @@ public:
                         store(col + v * L, h + count.value == H ? s * (1.0f / H) : s, lanes);
                     });
                 for (int r = 0; r < count.value; ++r)
-                    each<k.value>(m, [&](int v, auto lanes) { store(mean_h + (h + r) * C + c + v * L, row[r][v] * (1.0f / W), lanes); });
+                    each<k.value>(m, [&](int v, auto lanes) {
+                        store(mean_h + (h + r) * C + c + v * L, row[r][v] * (1.0f / W), lanes);
+                    });
             });
         };
         int h = 0;
@@ -49,7 +51,8 @@ public:
     }
 
     // y [N][C] = pool(x * a_h * a_w), and with max pooling the place in the plane of each maximum, argmax [N][C]
-    INLINE_BODY void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
+    INLINE_BODY void gated_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y,
+                                int32_t* argmax) const {
         if (argmax) return max_pool(x, range, a_h, a_w, y, argmax);
         const int64_t C = plan_.channels;
         const float scale = 1.0f / (plan_.window_h * plan_.window_w);
@@ -61,7 +64,9 @@ public:
                     V row[k.value] = {};
                     const T* p = at(x, h, w0, c);
                     for (int w = w0; w < w0 + plan_.window_w; ++w, p += stride_)
-                        each<k.value>(m, [&](int v, auto lanes) { row[v] += load(p + v * L, lanes) * gate(a_w, w, c + v * L, lanes); });
+                        each<k.value>(m, [&](int v, auto lanes) {
+                            row[v] += load(p + v * L, lanes) * gate(a_w, w, c + v * L, lanes);
+                        });
                     each<k.value>(m, [&](int v, auto lanes) { total[v] += row[v] * gate(a_h, h, c + v * L, lanes); });
                 }
                 each<k.value>(m, [&](int v, auto lanes) { store(y + n * C + c + v * L, total[v] * scale, lanes); });
@@ -70,7 +75,8 @@ public:
     }
 
     // out = x * (a_w * (a_h * g))
-    INLINE_BODY void gated_product(const T* x, Range range, Range rows, const float* a_h, const float* a_w, const float* g, T* out) const {
+    INLINE_BODY void gated_product(const T* x, Range range, Range rows, const float* a_h, const float* a_w,
+                                   const float* g, T* out) const {
         for (int h = rows.begin; h < rows.end; ++h)
             for_stripes(range, [&](int c, auto k, auto m) {
                 V a[k.value];
@@ -86,8 +92,10 @@ public:
             });
     }
 
-    // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each column's
-    INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w, const Gathered& out) const {
+    // r_h = sum_w d x a_w, r_w = sum_h d x a_h; s_h, s_w: sums of x a_w over each row's windows, of x a_h over each
+    // column's
+    INLINE_BODY void gather(const T* d, const T* x, Range range, const float* a_h, const float* a_w,
+                            const Gathered& out) const {
         const int H = plan_.height, used_h = out.s_h ? plan_.pooled_h * plan_.window_h : 0;
         int h = 0;
         const auto until = [&](int end, bool windows) {
@@ -108,7 +116,8 @@ public:
     }
 
     // dx = (d g + pooled) a_h a_w + m_h + m_w
-    INLINE_BODY void input_gradient(const T* d, Range range, Range rows, const float* a_h, const float* a_w, const InputGradient& in, T* dx) const {
+    INLINE_BODY void input_gradient(const T* d, Range range, Range rows, const float* a_h, const float* a_w,
+                                    const InputGradient& in, T* dx) const {
         const int W = plan_.width, ph = in.pooled ? plan_.pooled_h : 0, pw = plan_.pooled_w;
         const int64_t C = plan_.channels;
         for (int h = rows.end - 1; h >= rows.begin; --h)  // backwards: the last rows are still in cache
@@ -125,8 +134,10 @@ public:
                 const auto columns = [&](int end) {
                     for (; w < end; ++w, p += stride_, q += stride_)
                         each<k.value>(m, [&](int v, auto lanes) {
-                            const V s = (load(p + v * L, lanes) * g[v] + shift[v]) * (gate(a_w, w, c + v * L, lanes) * a[v]);
-                            store(q + v * L, in.m_w ? s + (load(in.m_w + w * C + c + v * L, lanes) + offset[v]) : s, lanes);
+                            const V s =
+                                (load(p + v * L, lanes) * g[v] + shift[v]) * (gate(a_w, w, c + v * L, lanes) * a[v]);
+                            store(q + v * L, in.m_w ? s + (load(in.m_w + w * C + c + v * L, lanes) + offset[v]) : s,
+                                  lanes);
                         });
                 };
                 const int band = h / plan_.window_h;
@@ -152,17 +163,20 @@ private:
     }
 
     template <class P>
-    P* at(P* map, int h, int w, int c) const { return map + (int64_t{h} * plan_.width + w) * stride_ + (c - first_); }
+    P* at(P* map, int h, int w, int c) const {
+        return map + (int64_t{h} * plan_.width + w) * stride_ + (c - first_);
+    }
 
     template <class M>
     V gate(const float* a, int i, int c, M m) const {
         return plan_.spatial ? load(a + static_cast<int64_t>(i) * plan_.channels + c, m) : splat(1.0f);
     }
 
-    // R rows of K vectors; `windows`: they lie in one band of windows. No branch on SPATIAL lies between the products and their sums, so
-    // that all vectors' are fused, and rounded, alike.
+    // R rows of K vectors; `windows`: they lie in one band of windows. No branch on SPATIAL lies between the products
+    // and their sums, so that all vectors' are fused, and rounded, alike.
     template <bool SPATIAL, int R, int K, class M>
-    void gather_rows(const T* d, const T* x, const float* a_h, const float* a_w, const Gathered& out, int c, M m, int h, bool windows) const {
+    void gather_rows(const T* d, const T* x, const float* a_h, const float* a_w, const Gathered& out, int c, M m, int h,
+                     bool windows) const {
         const int W = plan_.width, pw = plan_.pooled_w, used_w = windows ? pw * plan_.window_w : 0;
         const int64_t C = plan_.channels, line = W * stride_;
         const bool first_row = h == 0, first_of_band = windows && h % plan_.window_h == 0;
@@ -204,7 +218,8 @@ private:
                 });
         }
         for (; w < W; ++w) pixel(w, std::false_type{});
-        for (int r = 0; r < R; ++r) each<K>(m, [&](int v, auto lanes) { store(out.r_h + (h + r) * C + c + v * L, row[r][v], lanes); });
+        for (int r = 0; r < R; ++r)
+            each<K>(m, [&](int v, auto lanes) { store(out.r_h + (h + r) * C + c + v * L, row[r][v], lanes); });
     }
 
     void max_pool(const T* x, Range range, const float* a_h, const float* a_w, float* y, int32_t* argmax) const {
@@ -232,4 +247,4 @@ private:
     int first_;
 };
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,8 +1,8 @@
 // What the passes over x share in both memory formats.
 #pragma once
 
-#include "plan.h"
 #include "../work.h"
+#include "plan.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -19,9 +19,10 @@ struct InputGradient {
     const float *m_h, *m_w;  // [H][C], [W][C], gradient of each pixel of a row or column
 };
 
-// A class of passes has a type Map and `const Map* fetch(const T* x, Range, int slot)`: what its passes read in place of x
-// (slot 0) and of the output's gradient (slot 1). It is x itself, or a worker's own copy in a better layout. The passes that write
-// a map take a range of channels and one of rows; rows are all rows unless the class has kWritesByRows.
+// A class of passes has a type Map and `const Map* fetch(const T* x, Range, int slot)`: what its passes read in place
+// of x (slot 0) and of the output's gradient (slot 1). It is x itself, or a worker's own copy in a better layout. The
+// passes that write a map take a range of channels and one of rows; rows are all rows unless the class has
+// kWritesByRows.
 
 constexpr int kMaxVectors = 4;  // of a row that are kept in registers
 
@@ -43,4 +44,4 @@ inline void for_columns(int width, F&& f) {
     }
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA

@@ -8,9 +8,9 @@
 namespace fastattn {
 namespace {
 
-ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int height, int width, std::array<int, 4> kernel_sizes, int head_num,
-                   int window_h, int window_w, bool max_pool, bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype,
-                   bool channels_last) {
+ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int height, int width,
+                   std::array<int, 4> kernel_sizes, int head_num, int window_h, int window_w, bool max_pool,
+                   bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype, bool channels_last) {
     ScsaPlan plan{};
     plan.spatial = spatial;
     plan.channel = channel;
@@ -46,8 +46,9 @@ void ScsaPlan::complete() {
 }
 
 void bind_scsa(py::module_& m) {
-    bind_plan(m, "ScsaPlan", &make_plan, "spatial", "channel", "batch", "channels", "height", "width", "kernel_sizes", "head_num", "window_h",
-              "window_w", "max_pool", "softmax_gate", "qkv_bias", "x_dtype", "param_dtype", "channels_last");
+    bind_plan(m, "ScsaPlan", &make_plan, "spatial", "channel", "batch", "channels", "height", "width", "kernel_sizes",
+              "head_num", "window_h", "window_w", "max_pool", "softmax_gate", "qkv_bias", "x_dtype", "param_dtype",
+              "channels_last");
 }
 
 }  // namespace fastattn

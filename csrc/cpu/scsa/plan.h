@@ -8,7 +8,8 @@
 namespace fastattn {
 
 // Parameters, and their gradients, in this order: 4 convolution weights, 4 convolution biases,
-// norm_h, norm_w (weight, bias each) with `spatial`; norm (weight, bias), q, k, v weights, q, k, v biases with `channel`.
+// norm_h, norm_w (weight, bias each) with `spatial`; norm (weight, bias), q, k, v weights, q, k, v biases with
+// `channel`.
 struct ScsaPlan {
     bool spatial;  // SMSA: multi-scale gates along height and width
     bool channel;  // PCSA: pooling and channel attention
@@ -29,10 +30,11 @@ struct ScsaPlan {
 
     int64_t elements() const { return batch * channels * pixels; }
     int param_count() const { return (spatial ? 12 : 0) + (channel ? (qkv_bias ? 8 : 5) : 0); }  // as listed above
-    // Floats that forward keeps of a sample: axis means; pooled map, its argmax; attention output, logit maximum, reciprocal softmax
-    // denominator; [C] each, or rows of that
+    // Floats that forward keeps of a sample: axis means; pooled map, its argmax; attention output, logit maximum,
+    // reciprocal softmax denominator; [C] each, or rows of that
     int64_t saved_size() const {
-        const int64_t rows = (spatial ? int64_t{height} + width : 0) + (channel ? int64_t{pooled} * (max_pool ? 2 : 1) + 3 : 0);
+        const int64_t rows =
+            (spatial ? int64_t{height} + width : 0) + (channel ? int64_t{pooled} * (max_pool ? 2 : 1) + 3 : 0);
         return rows * channels;
     }
 };

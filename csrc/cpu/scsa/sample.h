@@ -2,8 +2,8 @@
 #pragma once
 
 #include "attention_backward.h"
-#include "nchw.h"
 #include "narrow.h"
+#include "nchw.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -40,7 +40,7 @@ struct Sample {
     AttentionRows rows;
     Axis h, w;
     PooledStatistics statistics;
-    float* g;              // [C], channel gate
+    float* g;  // [C], channel gate
 
     static int64_t size(const ScsaPlan& plan) {
         const int64_t gates = 2 * (int64_t{plan.height} + plan.width) + 8;
@@ -98,4 +98,4 @@ inline void channel_gate(const ScsaPlan& plan, Range range, const float* o, floa
     for_lanes(range.begin, range.end, [&](int c, auto m) { store(g + c, share(c, m) * inverse, m); });
 }
 
-}  // namespace fastattn
+}  // namespace fastattn::FASTATTN_ISA
