@@ -61,11 +61,11 @@ def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
     params, options = flat(module), OPTIONS[name]
     for save in (True, False):
-        torch.library.opcheck(module.operation.forward_op, (x, params, *options, x.dtype, save, FAST))
-    out, saved = module.operation.forward_op(x, params, *options, x.dtype, True, FAST)
+        torch.library.opcheck(module.operation.forward_op, (x, params, *options, x.dtype, FAST, save))
+    out, saved = module.operation.forward_op(x, params, *options, x.dtype, FAST, True)
     for need_x, need_params in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            module.operation.backward_op, (out, x, saved, params, *options, need_x, need_params, FAST)
+            module.operation.backward_op, (out, x, saved, params, *options, x.dtype, FAST, need_x, need_params)
         )
 
 
@@ -251,7 +251,7 @@ def test_nothing_is_saved_without_gradients():
     module, x = make("scsa", 16).requires_grad_(False), draw(2, 16, 14, 14)
     out = module(x)
     assert out.grad_fn is None
-    assert module.operation.forward_op(x, flat(module), *OPTIONS["scsa"], x.dtype, False, FAST)[1].numel() == 0
+    assert module.operation.forward_op(x, flat(module), *OPTIONS["scsa"], x.dtype, FAST, False)[1].numel() == 0
 
 
 @pytest.mark.usefixtures("fast")
@@ -349,7 +349,7 @@ def test_operator_refuses_parameters_of_other_sizes():
     params = flat(module)
     for bad in (params[:-1], [params[0][:2], *params[1:]], flat(make("scsa", 32))):
         with pytest.raises(ValueError, match="do not fit 16 channels"):
-            module.operation.forward_op(x, bad, *OPTIONS["scsa"], x.dtype, False, FAST)
+            module.operation.forward_op(x, bad, *OPTIONS["scsa"], x.dtype, FAST, False)
 
 
 @pytest.mark.usefixtures("fast")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastattn import reference
-from fastattn.scsa import functional as functional_scsa
+from fastattn.functional import scsa as functional_scsa
 from tests.helpers import draw, make, run
 
 NORM = 1e-12  # float64
