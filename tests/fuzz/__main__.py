@@ -15,27 +15,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same calls")
     parser.add_argument("--only", choices=DRAWS, help="one module instead of all")
     parser.add_argument("--replay", type=json.loads, metavar="CASE", help="run one call, as a failure prints it")
-    parser.add_argument("--stop", action="store_true", help="stop at the first failure")
-    parser.add_argument("--plant", help="a mistake to plant in SCSA: a name of tests/fuzz/faults.py")
     parser.add_argument("--child", action="store_true", help="judge the calls that stdin brings: what the parent runs")
     options = parser.parse_args()
     if options.child:
-        _serve(options.plant)
+        _serve()
         return 0
-    if options.replay:
-        return 0 if runner.replay(options.replay, options.plant) else 1
-    well = runner.fuzz(options.seconds, options.seed, options.only, options.plant, options.stop)
+    well = runner.replay(options.replay) if options.replay else runner.fuzz(options.seconds, options.seed, options.only)
     return 0 if well else 1
 
 
-def _serve(plant: str | None) -> None:
+def _serve() -> None:
     """Answer one line of JSON with one line, until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed is no answer
-    from . import call, faults
+    from . import call
 
-    if plant:
-        faults.plant(plant)
     with call.environment():
         print("ready", file=answers, flush=True)
         for line in sys.stdin:

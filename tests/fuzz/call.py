@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fastattn.bench.accuracy import FLOOR, errors
 from fastattn.core import native
 from tests.helpers import FAST, FORMATS, INTERPRETED, randomize
 
+from . import faults
 from .cases import LEVELS, Case
 from .memory import Arena, contents, lay
 
@@ -55,7 +56,7 @@ def judge(case: Case) -> list[Failure]:
         expected = error
     before = [contents(t) for t in (*inputs, *grads, *module.parameters())]
     try:
-        with arena.serves_empty():
+        with faults.planted(case["plant"]) if "plant" in case else nullcontext(), arena.serves_empty():
             got, again = (_run(case, module, inputs, grads, FAST) for _ in range(2))
     except Exception as error:
         return _judge_error(error, expected, FAST)

@@ -1,6 +1,8 @@
 """Mistakes to plant in the extension's SCSA, by name: the fuzzer has to find every one of them."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import torch
@@ -12,13 +14,14 @@ _calls = count()
 
 
 def write(address: int) -> None:
-    """Flip one bit of a byte, wherever it is."""
+    """Change a byte, wherever it is."""
     byte = ctypes.c_ubyte.from_address(address)
-    byte.value ^= 1
+    byte.value += 1
 
 
-def plant(name: str) -> None:
-    """Put a mistake into SCSA's forward or backward, for the rest of this process."""
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Put a mistake into SCSA's forward or backward."""
     direction, spoil = FAULTS[name]
     right = getattr(native, direction)
 
@@ -26,6 +29,10 @@ def plant(name: str) -> None:
         return spoil(arguments, *right(operation, *arguments))
 
     setattr(native, direction, wrong)
+    try:
+        yield
+    finally:
+        setattr(native, direction, right)
 
 
 def _wrong_input_gradient(arguments, grad_x: Tensor, grads: Tensor):

@@ -1,5 +1,6 @@
 """The parent: hands calls to a child process until the time is over, and says what came of them."""
 
+import itertools
 import json
 import os
 import select
@@ -21,8 +22,8 @@ PATIENCE = 600 if INTERPRETED else 120  # seconds that one call may take
 class Child:
     """A process that judges calls one by one, and is started anew after a crash."""
 
-    def __init__(self, plant: str | None = None):
-        self.command = [sys.executable, "-m", "tests.fuzz", "--child", *(["--plant", plant] if plant else [])]
+    def __init__(self) -> None:
+        self.command = [sys.executable, "-m", "tests.fuzz", "--child"]
         self.process: subprocess.Popen | None = None
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         self._running()
@@ -66,26 +67,31 @@ class Child:
         self.stderr.close()
 
 
-def fuzz(seconds: float, seed: int = 0, only: str | None = None, plant: str | None = None, stop: bool = False) -> bool:
-    """Draw calls for some seconds, or with `stop` until one fails; print failures and a summary; return whether all is
-    well."""
-    child, counts, index = Child(plant), Counter(), 0
-    end = time.monotonic() + seconds
-    try:
-        while time.monotonic() < end and not (stop and failed(counts)):
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fuzz(seconds: float, seed: int = 0, only: str | None = None) -> bool:
+    """Draw calls for some seconds, print failures and a summary, and return whether there is no failure."""
+    counts: Counter = Counter()
+    with Child() as child:
+        end = time.monotonic() + seconds
+        for index in itertools.count():
+            if time.monotonic() > end:
+                break
             _report(cases.draw(seed, index, only, INTERPRETED), child, counts)
-            index += 1
-    finally:
-        child.close()
     print(summary(counts))
     return not failed(counts)
 
 
-def replay(case: cases.Case, plant: str | None = None) -> bool:
-    """Run one call and print what is wrong with it; return whether it is right."""
-    child, counts = Child(plant), Counter()
-    answer = _report(case, child, counts)
-    child.close()
+def replay(case: cases.Case) -> bool:
+    """Run one call, print what is wrong with it, and return whether it is right."""
+    counts: Counter = Counter()
+    with Child() as child:
+        answer = _report(case, child, counts)
     if not failed(counts):
         print(f"refused: {answer['refused']}" if "refused" in answer else "right")
     return not failed(counts)
