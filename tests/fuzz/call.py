@@ -19,6 +19,7 @@ from .cases import LEVELS, Case
 from .memory import Arena, contents, lay
 
 TIMES_EAGER = 20
+SUBNORMAL = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps  # the least one
 Results = dict[str, Tensor]
 Failure = dict[str, str]  # what, error, allowed
 
@@ -60,8 +61,10 @@ def judge(case: Case) -> list[Failure]:
             got, again = (_run(case, module, inputs, grads, FAST) for _ in range(2))
     except Exception as error:
         return _judge_error(error, expected, FAST)
-    if expected is not None:
+    if isinstance(expected, ValueError):
         return [_failure("accepted", "no error", _named(expected))]
+    if expected is not None:  # what PyTorch's operators do not take
+        raise Refused(_named(expected))
     found = []
     after = [contents(t) for t in (*inputs, *grads, *module.parameters())]
     names = [f"input {i}" for i in range(len(inputs))] + [f"grad_out {i}" for i in range(len(grads))]
@@ -92,7 +95,7 @@ def _set_up(case: Case) -> None:
 def _module(case: Case) -> nn.Module:
     options = {key: tuple(value) if type(value) is list else value for key, value in case["options"].items()}
     module = randomize(getattr(fastattn, case["module"])(**options), case["seed"])
-    scale = {"normal": 1.0, "tiny": 1e-4, "large": 30.0}[case["weights"]]
+    scale = {"normal": 1.0, "tiny": 1e-4, "large": 3.0}[case["weights"]]
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(scale)
@@ -222,6 +225,8 @@ def _judge_numbers(
         finite &= truth[name].abs() < 0.9 * torch.finfo(tensor.dtype).max
         if wrong := int((finite & ~tensor.isfinite()).sum()):
             found.append(_failure(f"not finite in {name}", f"{wrong} of {tensor.numel()}", "where eager's are not"))
+        # what underflows in float32 may be anything below its normal numbers: a sigmoid of -200, say
+        finite &= (truth[name].abs() > SUBNORMAL) | (tensor.abs() > 4 * torch.finfo(torch.float32).tiny)
         for results in (got, truth, *runs):
             results[name] = results[name].masked_fill(~(finite & tensor.isfinite()), 0)
     for name, error in errors(got, truth, *runs).items():
