@@ -42,7 +42,8 @@ help:
 	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
 	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
 	@echo "make lint         ruff, its format, and mypy"
-	@echo "make sanitize     run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make sanitize     run the native tests and the fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer,"
+	@echo "                  and what threads do together under ThreadSanitizer"
 	@echo "make clean        remove $(VENV) and everything that was built"
 
 setup: $(READY)
@@ -121,7 +122,8 @@ lint: setup
 	$(BIN)/mypy
 
 sanitize: setup
-	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh
+	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh address
+	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh thread
 
 clean:
 	rm -rf $(VENV) .nox build dist .pytest_cache .benchmarks .hypothesis .mypy_cache .ruff_cache fastattn.egg-info
