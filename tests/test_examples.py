@@ -19,6 +19,7 @@ def test_each_example_is_run() -> None:
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(LAST)
 
 
+@pytest.mark.full  # a minute each: CI runs them by themselves
 @pytest.mark.parametrize("name", LAST)
 def test_an_example_runs(name: str) -> None:
     pytest.importorskip("timm")
