@@ -91,7 +91,8 @@ _PARTITION_ATTENTION = _PartitionAttention("partition_attention")
 
 def facts(x: Tensor, *, dim: int = 0, num_heads: int = 0, **_: Any) -> tuple:
     """Return what the limits are about: the channels of a head."""
-    return ((dim or x.shape[-1]) // num_heads if num_heads else HEAD_DIMS[0],)
+    channels = dim or (x.shape[-1] if x.dim() == 3 else 0)  # a map tells nothing of them
+    return (channels // num_heads if channels and num_heads else HEAD_DIMS[0],)
 
 
 def limits_on_triton(head_dim: int = HEAD_DIMS[0]) -> list[str]:

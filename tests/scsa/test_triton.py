@@ -210,7 +210,7 @@ def test_another_dtype_out(shape, memory_format):
     truth = run(make("scsa", 16).double(), x.double(), grad_out.double(), "reference")
     eager = run(module, x.float(), grad_out, "reference")
     x.requires_grad_()
-    out = module.operation(x, module._params(), (1, 7, "avg_pool", "sigmoid"), torch.float32, "triton")
+    out = module.operation(x, module._params(), 1, 7, "avg_pool", "sigmoid", torch.float32, "triton")
     assert out.dtype == torch.float32
     assert out.stride() == x.stride()
     names, parameters = zip(*module.named_parameters(), strict=True)
