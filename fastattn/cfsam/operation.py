@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.backends import declare
 from ..core.reference import Affine
 from ..core.tensors import dense
-from .partition_attention import facts, limits_on_cpu, limits_on_triton, partition_attention
+from .partition_attention import facts, limits_on_triton, partition_attention
 from .reference import Block, Level, fuses_both, padded_length
 from .token_gather import count_tokens, token_gather
 
@@ -145,4 +145,4 @@ def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
     return (out if transposed else out.mT).unflatten(2, pixels)
 
 
-declare("cfsam", facts, native=limits_on_cpu, triton=limits_on_triton)  # those of its attention
+declare("cfsam", facts, triton=limits_on_triton)  # those of its attention

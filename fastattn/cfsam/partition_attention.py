@@ -102,9 +102,4 @@ def limits_on_triton(head_dim: int = HEAD_DIMS[0]) -> list[str]:
     return [] if head_dim in HEAD_DIMS else [wrong]
 
 
-def limits_on_cpu(head_dim: int = HEAD_DIMS[0]) -> list[str]:
-    """Return nothing: torch's own operators take everything."""
-    return []
-
-
-declare("partition_attention", facts, native=limits_on_cpu, triton=limits_on_triton)
+declare("partition_attention", facts, triton=limits_on_triton)

@@ -45,8 +45,11 @@ class _Declared(NamedTuple):
 _operations: dict[str, _Declared] = {}
 
 
-def declare(operation: str, facts: Callable[..., tuple], *, native: Limits, triton: Limits) -> None:
-    """Declare an operation: its facts, from x and its functional's options by name, and each fast backend's limits."""
+def declare(operation: str, facts: Callable[..., tuple], *, triton: Limits, native: Limits = lambda *facts: []) -> None:
+    """Declare an operation: its facts, from x and its functional's options by name, and each fast backend's limits.
+
+    Native has none where torch's own operators serve what the extension does not.
+    """
     _operations[operation] = _Declared(facts, {"native": native, "triton": triton})
 
 

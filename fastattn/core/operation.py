@@ -174,10 +174,17 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        kept, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
-        found = ctx.operation.gradients(ctx.options, kept, grads, needs)
-        found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-        return None, None, *once(found, *grads, *kept)
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_gradients(ctx.operation, ctx.options, ctx.saved_tensors, grads, needs)
+
+
+def _gradients(
+    operation: Operation, options: tuple, kept: Sequence[Any], grads: Sequence[Any], needs: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    """Return the gradients of the inputs that need one, such that differentiating them raises."""
+    found = operation.gradients(options, kept, grads, needs)
+    found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
+    return once(found, *grads, *kept)
 
 
 def _differentiate(operation: FlatOperation) -> None:
@@ -193,11 +200,8 @@ def _differentiate(operation: FlatOperation) -> None:
     def grads(ctx, grad_out, _):
         if not ctx.saves:
             raise RuntimeError(f"{operator.name()} was called with save=False: nothing is kept for backward")
-        kept, (need_x, needs, *_) = ctx.saved_tensors, ctx.needs_input_grad
-        needs = (need_x, *needs)
-        found = operation.gradients(ctx.options, kept, (grad_out,), needs)
-        found = [grad if need else None for grad, need in zip(found, needs, strict=True)]
-        grad_x, *found = once(found, grad_out, *kept)
+        need_x, needs, *_ = ctx.needs_input_grad
+        grad_x, *found = _gradients(operation, ctx.options, ctx.saved_tensors, (grad_out,), (need_x, *needs))
         return grad_x, found, *[None] * (count - 2)
 
     torch.library.register_autograd(operator.name(), grads, setup_context=keep, lib=LIBRARY)

@@ -79,15 +79,9 @@ def _has_extension(backend: str) -> bool:
     return backend == "native" and status()[0] == "ok"
 
 
-def facts(
-    x: Tensor, *, num_layers: int = 0, pool_size: int = 0, num_concepts: int = 0, **_: Any
-) -> tuple[int, int, int]:
+def facts(x: Tensor, *, num_layers: int = 0, pool_size: int = 0, **_: Any) -> tuple[int, int, int]:
     """Return what the limits are about: ACP's layers and the window of its pooling, CAT's channels."""
     return num_layers, pool_size, x.shape[-1] if x.dim() == 3 else 0
-
-
-def _native_limits(layers: int = 0, window: int = 0, channels: int = 0) -> list[str]:
-    return []  # without the extension, torch's own operators serve
 
 
 def _triton_limits(layers: int = 0, window: int = 0, channels: int = 0) -> list[str]:
@@ -100,4 +94,4 @@ def _triton_limits(layers: int = 0, window: int = 0, channels: int = 0) -> list[
 
 
 for _name in ("acp", "cat", "interaction"):
-    declare(_name, facts, native=_native_limits, triton=_triton_limits)
+    declare(_name, facts, triton=_triton_limits)
