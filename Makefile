@@ -41,7 +41,7 @@ help:
 	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for docs/results.md"
 	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
 	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
-	@echo "make lint         ruff, its format, and mypy"
+	@echo "make lint         ruff, its format, mypy, and clang-format"
 	@echo "make sanitize     run the native tests and the fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer,"
 	@echo "                  and what threads do together under ThreadSanitizer"
 	@echo "make clean        remove $(VENV) and everything that was built"
@@ -120,6 +120,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run -Werror
 
 sanitize: setup
 	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh address

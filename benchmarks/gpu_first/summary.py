@@ -120,6 +120,24 @@ def speeds(found: Sequence[Found]) -> Table:
     return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
 
 
+def overlaps(found: Sequence[Found]) -> Table:
+    """Milliseconds with launches that overlap, beside those without."""
+    alone = {
+        (one["name"], record["launch"]): record["median_ms"]
+        for one in found
+        for record in one.get("records", ())
+        if record["rival"].startswith(GPU_FAST)
+    }
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        name = one["name"].removeprefix("overlapped ")
+        for launch, ms in one.get("overlapped", {}).items():
+            before = alone.get((name, launch))
+            cells = ("-", "-") if before is None else (f"{before:.4f}", f"{before / ms:.2f}")
+            rows.append((name, launch, f"{ms:.4f}", *cells))
+    return Table("Overlapping launches", ("contest", "how", "ms", "ms without", "times faster"), rows)
+
+
 def predicted(found: Sequence[Found]) -> Table:
     """What was measured in graphs beside what was predicted without a GPU."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -129,5 +147,5 @@ def predicted(found: Sequence[Found]) -> Table:
 
 
 def text(found: Sequence[Found], seconds: dict[str, float]) -> str:
-    tables = speeds(found), predicted(found), failures(found), phases(found, seconds)
+    tables = speeds(found), overlaps(found), predicted(found), failures(found), phases(found, seconds)
     return "\n\n".join(to_text(table) for table in tables if table.rows)

@@ -11,7 +11,8 @@ from typing import Any, TextIO
 from .rows import Row
 
 # where a task is not the module of its own name
-MODULES = {"warm": "fast", "counters": "why", "sanitize": "why"} | dict.fromkeys(("raises", "dies", "hangs"), "failing")
+MODULES = {"warm": "fast", "counters": "why", "sanitize": "why", "overlapped": "overlap", "same_bits": "overlap"}
+MODULES |= dict.fromkeys(("raises", "dies", "hangs"), "failing")
 TEXT = 3000  # characters of an error
 BROKEN = "CUDA error", "Triton Error [CUDA]", "an illegal memory access", "CUDNN_STATUS", "CUBLAS_STATUS"
 
@@ -38,7 +39,7 @@ def perform(row: Row) -> dict[str, Any]:
     """What a row finds; an exception is a finding too."""
     began = time.perf_counter()
     try:
-        poison(row.task in ("right", "special"))
+        poison(row.task in ("right", "special", "same_bits"))
         module = importlib.import_module(f".{MODULES.get(row.task, row.task)}", __package__)
         found = getattr(module, row.task)(**row.arguments)
     except Exception:

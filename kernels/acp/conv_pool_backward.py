@@ -5,6 +5,7 @@ made it. The parameters' gradients are in parts, for `batch_sum`.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.depthwise_forward import part_of_places, window
 from ..common.maps import channel_block, pixels, sample
 from ..common.tuples import zeros
@@ -34,6 +35,7 @@ def conv_pool_input_kernel(
     BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Add the gradient of x; grid (samples x blocks of channels, parts of the cells)."""
+    begin()
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     grad_x = sample(grad_x, b, XB)
@@ -74,6 +76,7 @@ def conv_pool_params_kernel(
 ):  # fmt: skip
     """Grid (parts of all samples' cells x blocks of channels); a part is PART blocks of cells, read again for every V
     columns of taps."""
+    begin()
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     part, c0 = channel_block(C, BC)
     HP, WP = tl.cdiv(H, S), tl.cdiv(W, S)

@@ -10,6 +10,7 @@ import functools
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.depthwise_forward import part_of_places, window
 from ..common.maps import channel_block, pixels, sample
 from ..common.tuples import zeros
@@ -44,6 +45,7 @@ def conv_pool_kernel(
     BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, parts of the cells)."""
+    begin()
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     x = sample(x, b, XB)

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common import tiles, tuning
+from ..common.chain import begin
 from ..common.launch import Launch, aligned, processors, product_precision
 from ..common.maps import pixels, sample
 from ..common.run import run
@@ -94,6 +95,7 @@ def pyramid_project_kernel(
     TW: tl.constexpr, SOURCES: tl.constexpr, COUNT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x tiles, and one that copies the prefix, parts of COUNT * BN output channels)."""
+    begin()
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     W = W // ALIGN_W * ALIGN_W
     across = tl.cdiv(W, TW)

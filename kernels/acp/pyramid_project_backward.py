@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common import tiles, tuning
+from ..common.chain import begin
 from ..common.launch import Launch, aligned, processors
 from ..common.maps import channel_block, pixels, sample
 from ..common.run import run
@@ -28,6 +29,7 @@ def resized_sums_kernel(
 ):  # fmt: skip
     """Sum the gradient of each resized map over the pixels that have one source; grid (samples x blocks of
     channels, parts: the pixels of ROWS rows of the smallest map)."""
+    begin()
     C, XB = C // ALIGN * ALIGN, XB // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     grad = sample(grad, b, XB) + PREFIX * C

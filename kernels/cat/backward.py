@@ -8,6 +8,7 @@ score gradient   of the weight of the scores, in parts
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import sample
 from ..common.tuples import zeros
 from .products import LOG2_E, chunk, kernel, mixed, part, place, products, write
@@ -30,6 +31,7 @@ def value_gradient_kernel(
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x parts x blocks of BK concepts)."""
+    begin()
     C = C // ALIGN * ALIGN
     b, row, k, start, end = part(N, K, PARTS, LENGTH, BK)
     x, grad, logs = sample(x, b, N * C), sample(grad, b, N * C), sample(logs, b, N)
@@ -67,6 +69,7 @@ def token_gradient_kernel(
     ONE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of BM tokens); ONE block has all concepts."""
+    begin()
     C = C // ALIGN * ALIGN
     blocks = tl.cdiv(N, BM)
     b, n = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BM + tl.arange(0, BM)
@@ -114,6 +117,7 @@ def score_gradient_kernel(
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x parts x blocks of BK concepts)."""
+    begin()
     C = C // ALIGN * ALIGN
     b, row, k, start, end = part(N, K, PARTS, LENGTH, BK)
     x, grad = sample(x, b, N * C), sample(grad, b, N * C)

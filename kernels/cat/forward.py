@@ -9,6 +9,7 @@ online. The algebra is in `fastattn.interaction.reference`.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import sample
 from ..common.tuples import zeros
 from .products import LOG2_E, kernel, mixed, part, place, products, write
@@ -41,6 +42,7 @@ def gather_kernel(
     BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x parts x blocks of BK concepts)."""
+    begin()
     C = C // ALIGN * ALIGN
     b, row, k, start, end = part(N, K, PARTS, LENGTH, BK)
     x = sample(x, b, N * C)
@@ -69,6 +71,7 @@ def merge_kernel(
     CHUNK: tl.constexpr, ALIGN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of BK concepts, chunks)."""
+    begin()
     C = C // ALIGN * ALIGN
     blocks = tl.cdiv(K, BK)
     b = tl.program_id(0) // blocks
@@ -102,6 +105,7 @@ def spread_kernel(
     SAVE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of BM tokens)."""
+    begin()
     C = C // ALIGN * ALIGN
     blocks = tl.cdiv(N, BM)
     b, n = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BM + tl.arange(0, BM)

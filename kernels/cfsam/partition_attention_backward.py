@@ -5,6 +5,7 @@ values. A program owns the rows that it writes: no sum is atomic.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from .partition_attention_forward import LOG2_E, first, kernel, place, rows, store_rows, vector
 
 
@@ -39,6 +40,7 @@ def query_gradient_kernel(
     A row's slopes sum to zero. With `out` rounded to 16 bits, delta is off, the same for all keys; by how much is what
     they sum to instead, and MEND takes it out again.
     """
+    begin()
     b, part, head, start = place(LENGTH, PARTS, HEADS, BM)
     m = start + tl.arange(0, BM)
     token = HEADS * D
@@ -101,6 +103,7 @@ def key_value_gradient_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x parts x blocks of BN rows x heads)."""
+    begin()
     b, part, head, start = place(LENGTH, PARTS, HEADS, BN)
     n = start + tl.arange(0, BN)
     token = HEADS * D

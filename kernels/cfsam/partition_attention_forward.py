@@ -10,6 +10,8 @@ import functools
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
+
 SIZES = ("LENGTH", "PARTS", "HEADS", "QB", "QN", "KB", "KN", "VB", "VN", "B")
 LOG2_E = tl.constexpr(1.4426950408889634)
 kernel = functools.partial(triton.jit, do_not_specialize=SIZES)
@@ -80,6 +82,7 @@ def attention_forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x parts x blocks of BM rows x heads)."""
+    begin()
     b, part, head, start = place(LENGTH, PARTS, HEADS, BM)
     m = start + tl.arange(0, BM)
     k = first(k, b, part, head, KB, KN, D, ALIGN)

@@ -5,6 +5,7 @@ gradients are left in a row of each program, for `batch_sum`.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.resize import hat, output_shifts
 from .token_gather_forward import element, kernel, transfer
 
@@ -53,6 +54,7 @@ def token_gather_backward_kernel(
     NORM: tl.constexpr, PARAMS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs), over which samples x blocks of input tokens are dealt."""
+    begin()
     D = D // ALIGN * ALIGN
     d = tl.arange(0, BD)
     gamma = tl.zeros([BD], tl.float32)

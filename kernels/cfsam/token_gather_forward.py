@@ -9,6 +9,7 @@ import functools
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.resize import hat, input_shifts
 from ..common.tuples import chosen
 
@@ -90,6 +91,7 @@ def token_gather_kernel(
     NORM: tl.constexpr, EPS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of output tokens)."""
+    begin()
     D = D // ALIGN * ALIGN
     blocks = tl.cdiv(M, BT)
     b, o0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BT

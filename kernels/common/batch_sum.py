@@ -2,12 +2,14 @@
 
 import triton.language as tl
 
+from .chain import begin
 from .maps import kernel
 
 
 @kernel
 def batch_sum_kernel(scratch, grad_params, B, SCRATCH, GRADS, BB: tl.constexpr, BLOCK: tl.constexpr):
     """Sum the last GRADS floats of each sample over the B samples; grid (blocks of parameters)."""
+    begin()
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BB, BLOCK], tl.float32)
     for b0 in range(0, B, BB):

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .chain import begin
 from .depthwise_forward import part_of_places, places, window
 from .maps import channel_block, kernel, pixels, sample
 from .tuples import zeros
@@ -31,6 +32,7 @@ def depthwise_input_kernel(
     NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, parts of the places)."""
+    begin()
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     first, end = part_of_places(H, W, Q, BF)
@@ -93,6 +95,7 @@ def depthwise_params_kernel(
     PART: tl.constexpr,
 ):  # fmt: skip
     """Grid (parts of all samples' places x blocks of channels); a part is PART blocks of places."""
+    begin()
     C = C // ALIGN * ALIGN
     part, c0 = channel_block(C, BC)
     blocks = tl.cdiv(tl.cdiv(H, Q) * W, BF)  # of one sample

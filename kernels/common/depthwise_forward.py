@@ -9,6 +9,7 @@ A block is of channels and places: a place is Q rows of one column, and the plac
 import triton
 import triton.language as tl
 
+from .chain import begin
 from .maps import channel_block, kernel, pixels, sample
 
 
@@ -71,6 +72,7 @@ def depthwise_kernel(
     NHWC: tl.constexpr, ALIGN: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, parts of the places)."""
+    begin()
     C = C // ALIGN * ALIGN
     b, c0 = channel_block(C, BC)
     x = sample(x, b, C * H * W)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import chain
+
 Grid = tuple[int, int, int]
 Argument = Tensor | tuple[Tensor, ...]
 
@@ -109,8 +111,8 @@ class Launch:
             self._run(*self._pick(arguments), *self._bound)
 
     def _first(self, arguments: Sequence[Argument]) -> None:
-        compiled = self.kernel[self.grid](
-            *self._pick(arguments), *self.sizes.values(), **self.constants, **self.options
-        )
+        tensors = self._pick(arguments)
+        early = {"launch_pdl": True} if chain.overlaps(self.kernel, flat(tensors)[0].device) else {}
+        compiled = self.kernel[self.grid](*tensors, *self.sizes.values(), **self.constants, **self.options, **early)
         if compiled is not None:  # None under the interpreter; the specialisation is the plan's key
             self._run = compiled[self.grid]

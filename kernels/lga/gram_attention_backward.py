@@ -7,6 +7,7 @@ terms     of each sample and head, the shares' gradients: two rows, by the atten
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.tuples import chosen
 from .gram_attention_forward import (
     MOST,
@@ -68,6 +69,7 @@ def gram_attention_backward_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write a sample's gradients of the parameters, and the mixers for those of the features; grid as in forward."""
+    begin()
     P = P // ALIGN * ALIGN
     b, k, head = head_of_program(HEADS, KERNELS)
     feature = chosen(features, k, KERNELS)
@@ -137,6 +139,7 @@ def gram_mix_backward_kernel(
     PRECISION: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Write the features' gradients; grid (samples x blocks of pixels x kernel sizes x slices)."""
+    begin()
     P = P // ALIGN * ALIGN
     blocks = tl.cdiv(P, BP)
     rest, k, g = head_of_program(HEADS, KERNELS)

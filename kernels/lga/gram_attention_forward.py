@@ -13,6 +13,7 @@ import functools
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.tuples import chosen
 
 MOST = tl.constexpr(8)  # kernel sizes that a launch takes
@@ -107,6 +108,7 @@ def gram_attention_kernel(
     ALIGN: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Attend by the Gram matrix of two slices; grid (samples x kernel sizes x heads)."""
+    begin()
     P = P // ALIGN * ALIGN
     b, k, head = head_of_program(HEADS, KERNELS)
     weight, bias = chosen(weights, k, KERNELS), chosen(biases, k, KERNELS)
@@ -159,6 +161,7 @@ def gram_mix_kernel(
     BD: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Mix the slices that serve as v, and x; grid (samples x blocks of pixels x these slices)."""
+    begin()
     P = P // ALIGN * ALIGN
     blocks = tl.cdiv(P, BP)
     first = 2 * HEADS // 3

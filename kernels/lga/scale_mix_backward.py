@@ -11,6 +11,7 @@ main pass writes those pixels of the coarse maps whose first reader it has.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, pixels, sample
 from .scale_mix_forward import block, coarse_side, kernel, places, read_level, row, share_offsets
 
@@ -96,6 +97,7 @@ def scale_mix_backward_kernel(
     BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, PARAMS: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of rows x blocks of columns)."""
+    begin()
     D, W = aligned(D, W, NHWC, ALIGN)
     b, h0, w0 = block(H, W, BH, BW)
     h, w, known = places(h0, w0, H, W, BH, BW)
@@ -146,6 +148,7 @@ def encoding_gradient_kernel(
     NHWC: tl.constexpr, ALIGN: tl.constexpr, BC: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of channels x blocks of the encoding's pixels, parts of the batch)."""
+    begin()
     D, W = aligned(D, W, NHWC, ALIGN)
     blocks = tl.cdiv(PH * PW, BQ)
     c = tl.program_id(0) // blocks * BC + tl.arange(0, BC)

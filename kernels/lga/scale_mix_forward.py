@@ -11,6 +11,7 @@ import functools
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, pixels, sample
 
 kernel = functools.partial(
@@ -93,6 +94,7 @@ def scale_mix_kernel(
     BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of rows x blocks of columns)."""
+    begin()
     D, W = aligned(D, W, NHWC, ALIGN)
     b, h0, w0 = block(H, W, BH, BW)
     h, w, known = places(h0, w0, H, W, BH, BW)

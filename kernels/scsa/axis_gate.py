@@ -6,6 +6,7 @@ A tile is [NG, BG, BL]: groups, channels of a group, the whole length of the axi
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import sample
 from .layout import EPSILON, kernel, mean_parts, on_axis, saved_axes
 
@@ -129,6 +130,7 @@ def axis_gate_kernel(
     TILES: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, groups, axes)."""
+    begin()
     saved = sample(saved, tl.program_id(0), SAVED)
     a_h, a_w, mean_h, mean_w = saved_axes(saved, C, H, W)
     g = tl.program_id(1)

@@ -6,6 +6,7 @@ Tiles are those of `axis_gate`.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import pixels, sample
 from .axis_gate import by_group, convolve, gate_values, group_sum, tap_weights
 from .channel_attention_backward import pooled_gradients
@@ -217,6 +218,7 @@ def axis_gate_backward_kernel(
     BG_H: tl.constexpr, BG_W: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, groups)."""
+    begin()
     b = tl.program_id(0)
     axes_gradients(
         sample(x, b, C * H * W), sample(saved, b, SAVED), sample(scratch, b, SCRATCH),

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, channel_block, pixels, sample
 from .layout import kernel, mean_parts, on_axis, saved_axes
 
@@ -42,6 +43,7 @@ def axis_mean_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b, c0 = channel_block(C, BC)
     part = tl.program_id(1)

@@ -12,6 +12,7 @@ exp(score - largest) / sum, where one exponent with the logarithm of the sum in 
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import sample
 from .layout import EPSILON, kernel, saved_channels
 
@@ -167,6 +168,7 @@ def channel_attention_kernel(
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr, POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
+    begin()
     saved = sample(saved, tl.program_id(0), SAVED)
     statistics, gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
     i0 = tl.program_id(1) * ROWS

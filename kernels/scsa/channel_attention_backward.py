@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import sample
 from .channel_attention import KEY, QUERY, centred, linear, projection, same_head, temperature
 from .layout import kernel, saved_channels, scratch_channels
@@ -227,6 +228,7 @@ def channel_attention_backward_kernel(
     BI: tl.constexpr, BJ: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
+    begin()
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
     statistics, gate, rows, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)
@@ -246,6 +248,7 @@ def pooled_gradient_kernel(
     SPATIAL: tl.constexpr, MAX: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of BLOCK channels)."""
+    begin()
     saved = sample(saved, tl.program_id(0), SAVED)
     scratch = sample(scratch, tl.program_id(0), SCRATCH)
     statistics, _, _, pooled, _ = saved_channels(saved, C, H, W, NI * NJ, SPATIAL)

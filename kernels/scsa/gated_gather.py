@@ -10,6 +10,7 @@ Tiles as in `gated_pool`. The rows below the last whole window follow as one mor
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, channel_block, pixels, sample
 from .gated_pool import window_sums
 from .layout import kernel, on_axis, saved_axes, scratch_axes, scratch_channels
@@ -138,6 +139,7 @@ def gated_gather_kernel(
     BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b, c0 = channel_block(C, BC)
     part = tl.program_id(1)

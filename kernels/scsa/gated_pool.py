@@ -9,6 +9,7 @@ by the second way in both formats.
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, channel_block, pixels, sample
 from .layout import kernel, on_axis, saved_axes, saved_channels
 
@@ -143,6 +144,7 @@ def gated_pool_kernel(
     BC: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b, c0 = channel_block(C, BC)
     saved = sample(saved, b, SAVED)

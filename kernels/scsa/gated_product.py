@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, channel_block, pixels, sample
 from .layout import kernel, on_axis, saved_axes, saved_channels
 
@@ -41,6 +42,7 @@ def gated_product_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b, c0 = channel_block(C, BC)
     saved = sample(saved, b, SAVED)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, channel_block, pixels, sample
 from .layout import kernel, on_axis, saved_axes, saved_channels, scratch_axes, scratch_channels
 
@@ -62,6 +63,7 @@ def input_gradient_kernel(
     BC: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples x blocks of channels, blocks of columns)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b, c0 = channel_block(C, BC)
     saved, scratch = sample(saved, b, SAVED), sample(scratch, b, SCRATCH)

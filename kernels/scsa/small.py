@@ -6,6 +6,7 @@ are the same numbers, and then its own channels' attention and output.
 
 import triton.language as tl
 
+from ..common.chain import begin
 from ..common.maps import aligned, sample
 from .axis_gate import axis_gates
 from .axis_gate_backward import axes_gradients
@@ -34,6 +35,7 @@ def small_forward_kernel(
     POOLED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples, blocks of ROWS channels)."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b = tl.program_id(0)
     x, out, saved = sample(x, b, C * H * W), sample(out, b, C * H * W), sample(saved, b, SAVED)
@@ -87,6 +89,7 @@ def small_backward_kernel(
     ATTENTION_BI: tl.constexpr, ATTENTION_BJ: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (samples); the parameters' gradients are left for `batch_sum`."""
+    begin()
     C, W = aligned(C, W, NHWC, ALIGN)
     b = tl.program_id(0)
     x, grad_out, grad_x = sample(x, b, C * H * W), sample(grad_out, b, C * H * W), sample(grad_x, b, C * H * W)

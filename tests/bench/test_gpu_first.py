@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import precompile
-from benchmarks.gpu_first import pool, right, rows, special, summary, why
+from benchmarks.gpu_first import overlap, pool, right, rows, special, summary, why
 from fastattn.report import load
 from tests.helpers import DEVICE, INTERPRETED
 
@@ -61,6 +62,24 @@ def test_rows_are_known_by_their_names():
         assert all(rows.Row.parse(row.line()) == row for row in rows.rows(phase))
     assert {row.arguments["module"] for row in rows.rows("right") if row.task == "right"} == set(right.MODULES)
     assert {*right.NARROW, *right.SMALL, *special.CAPTURED} <= set(right.MODULES)
+
+
+def test_plans_are_made_anew_for_launches_that_overlap():
+    pytest.importorskip("triton")
+    from fastattn.kernels.cat import call
+    from fastattn.kernels.common import chain
+
+    def make():
+        return call.plan(2, 5, 8, 3, True, "tf32", (torch.float32,) * 4, torch.device("cpu"), ())
+
+    before = make()
+    assert make() is before
+    with overlap.overlapping():
+        assert chain.OVERLAP
+        assert make() is not before
+        during = make()
+    assert not chain.OVERLAP
+    assert make() not in (before, during)
 
 
 @pytest.mark.triton
@@ -120,8 +139,8 @@ def test_archives_know_where_they_are_unpacked(tmp_path):
 def test_the_launch_path_finds_what_was_compiled_beforehand(tmp_path):
     """Also where it was unpacked somewhere else: every kernel is found, none is compiled."""
     pytest.importorskip("triton")
-    row, archive = "cat-odd float32 contiguous", tmp_path / "archive.tar.gz"
-    arguments = ["benchmarks.precompile", "--jobs", "1", "--only", row, "-o", str(archive), "--folder"]
+    chosen, archive = ["cat-odd float32 contiguous", "overlapped cat-197"], tmp_path / "archive.tar.gz"
+    arguments = ["benchmarks.precompile", "--jobs", "1", "--only", *chosen, "-o", str(archive), "--folder"]
     first = run(*arguments, str(tmp_path / "here"))
     assert first.returncode == 0, first.stdout + first.stderr
     assert " 0 kernels found" in first.stdout
@@ -143,7 +162,9 @@ def test_the_summary_of_a_run():
         {"phase": "right", "name": "a late one", "ok": False, "failed": "time", "seconds": 0.0},
         {"phase": "right", "name": "a wrong one", "ok": False, "wrong": {"out": "error 1"}, "seconds": 0.0},
     ]  # fmt: skip
+    found.append({"phase": "fast", "name": "overlapped scsa one", "ok": True, "overlapped": {"graph": 0.4}})
     text = summary.text(found, {"fast": 2.0})
+    assert re.search(r"scsa one +graph +0\.4000 +0\.5000 +1\.25", text)
     assert "over eager" in text
     assert "6.00" in text  # the geometric mean of 4 and 9
     assert "a wrong one" in text

@@ -1,7 +1,9 @@
 """The kernels compiled for four architectures, without a GPU: no spills, and wide loads and stores of tensors."""
 
 import math
+import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from benchmarks.machine_code import (
     Code,
     Compilation,
     acp_cases,
+    assembly_of,
     attention_cases,
     cat_cases,
     compile_all,
@@ -473,13 +476,46 @@ def half_cases():
     ]
 
 
+@pytest.fixture(scope="module")
+def sources():
+    """Intermediate code of every kernel, for launches that overlap."""
+    found = intermediates(overlapping(row.compilation) for row in rows(half_cases(), [MAIN]))
+    assert {compilation.kernel for compilation in found} > READERS | WRITERS
+    return found
+
+
+def overlapping(compilation: Compilation) -> Compilation:
+    """The same for a launch that may start before the one ahead of it is complete."""
+    return replace(compilation, options=(*compilation.options, ("launch_pdl", True)))
+
+
 @needs_compiler
-def test_nothing_is_computed_in_16_bits():
+def test_nothing_is_computed_in_16_bits(sources):
     """Compiled sums of bfloat16 accumulate in bfloat16, and under the interpreter its arithmetic proves nothing."""
-    found = rows(half_cases(), [MAIN])
-    assert {row.compilation.kernel for row in found} > READERS | WRITERS
-    wrong = {c.kernel: half_arithmetic(ir) for c, ir in intermediates(row.compilation for row in found).items()}
+    wrong = {compilation.kernel: half_arithmetic(ir) for compilation, ir in sources.items()}
     assert not {kernel: lines for kernel, lines in wrong.items() if lines}
+
+
+@needs_compiler
+def test_a_launch_that_overlaps_waits_before_it_touches_memory(sources):
+    for compilation, ir in sources.items():
+        before, wait, after = ir.partition("griddepcontrol.wait")
+        assert wait, compilation.kernel
+        assert "griddepcontrol.launch_dependents" in after, compilation.kernel
+        assert not re.search(r"tt\.(load|store|atomic)", before), compilation.kernel
+
+
+@needs_compiler
+def test_machine_code_waits_only_for_a_launch_that_overlaps(sources):
+    kernel = next(compilation for compilation in sources if compilation.kernel == "axis_gate_kernel")
+    alone = replace(kernel, options=kernel.options[:-1])
+    early, code = (assembly_of(machine_code.compiled(each).asm["cubin"]) for each in (kernel, alone))
+    wait, end = "ACQBULK", "PREEXIT"  # griddepcontrol.wait and .launch_dependents
+    before, _, after = early.partition(wait)
+    assert not any(instructions(before).values())
+    assert end in after
+    assert wait not in code
+    assert end not in code
 
 
 @needs_compiler
