@@ -308,9 +308,14 @@ def by_compilation(work: Callable[[Compilation], Any], compilations: Iterable[Co
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")
     distinct = list(dict.fromkeys(compilations))
+    return dict(zip(distinct, processes(jobs or os.cpu_count()).map(work, distinct), strict=True))
+
+
+@functools.cache
+def processes(jobs: int) -> ProcessPoolExecutor:
+    """Processes that compile, for as long as this one runs: to start one takes as long as a few kernels."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
-    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=context) as pool:
-        return dict(zip(distinct, pool.map(work, distinct), strict=True))
+    return ProcessPoolExecutor(jobs, mp_context=context)
 
 
 def pointers(given: Any, place: tuple[int, ...]) -> list[tuple[int, ...]]:

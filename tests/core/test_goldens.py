@@ -19,7 +19,7 @@ pytestmark = pytest.mark.triton
 FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parents[1] / "goldens")
 MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
 FILES = sorted(path for name in MODULES for path in (FOLDER / name).glob("*.safetensors"))
-EVERY_SECOND = [INTERPRETED and i % 2 == 1 for i in range(len(FILES))]  # for a full run alone
+MOST = [INTERPRETED and i % 3 > 0 for i in range(len(FILES))]  # for a full run alone
 STORED = 1e-7  # the files hold float64 results rounded to float32
 
 
@@ -56,7 +56,7 @@ def test_reference_in_float64_is_exact(path):
         assert error <= STORED * exact.norm() or exact.abs().max() < 1e-12 * largest, name
 
 
-@pytest.mark.parametrize(("path", "memory_format"), by_turns(FILES, EVERY_SECOND), ids=named)
+@pytest.mark.parametrize(("path", "memory_format"), by_turns(FILES, MOST), ids=named)
 def test_float32(path, memory_format, backend, request):
     if path.parent.name == "lga":
         request.getfixturevalue("few_programs")

@@ -62,7 +62,8 @@ SOME = (89, MAIN)  # the architecture with the least shared memory, and another
 def compile_for(request, found):
     """Return the launches that this run's tests of a fixture ask about with their machine code; each distinct kernel is
     compiled once."""
-    tests = [item for item in request.session.items if request.fixturename in item.fixturenames]
+    items = [item for item in request.session.items if item.path == request.path]  # others have names alike
+    tests = [item for item in items if request.fixturename in item.fixturenames]
     asked = [test.callspec.params if hasattr(test, "callspec") else {"arch": MAIN} for test in tests]
 
     def is_asked(row):

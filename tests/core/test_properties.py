@@ -12,7 +12,7 @@ from tests.helpers import DTYPES, FAST, FORMATS, FULL, check, draw, make
 
 pytestmark = [pytest.mark.triton, pytest.mark.usefixtures("fast")]
 steady = settings(
-    max_examples=(12 if FULL else 3) if FAST == "triton" else 150 if FULL else 40,
+    max_examples=(12 if FULL else 2) if FAST == "triton" else 150 if FULL else 40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

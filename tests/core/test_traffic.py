@@ -257,7 +257,7 @@ def test_two_samples_can_stand_for_a_batch(stage, layout, request: pytest.Fixtur
 
 
 @pytest.mark.usefixtures("tiles_of_a_batch")
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", few(MEMORY_FORMATS))
 @pytest.mark.parametrize("stage", few(BUDGETS), ids=str)
 def test_scsa_keeps_its_budget(stage, layout) -> None:
     x = draw(SAMPLES, *stage, memory_format=MEMORY_FORMATS[layout])
@@ -480,7 +480,7 @@ ACP_BACKWARD = {
 ACP_PARAMETERS = ("weights", "scratch", "grad_params")
 
 
-@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("layout", few(MEMORY_FORMATS))
 def test_acps_backward_reads_the_gradient_once_and_a_levels_for_each_convolution(layout, monkeypatch) -> None:
     """Apart from the products of the projection, which are the library's, and the convolutions' few parameters."""
     monkeypatch.setattr("fastattn.core.tensors.watched", lambda *tensors: False)

@@ -91,7 +91,7 @@ def test_every_number_of_scales(num_scales, fast):
     check_draws(4, "five scales", num_scales=num_scales)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
+@pytest.mark.parametrize("dtype", few_interpreted(DTYPES[1:]), ids=named)
 @pytest.mark.parametrize("case", thin(["small kernels", "small kernels, released"]))
 def test_narrow_dtypes(case, dtype, fast):
     if INTERPRETED and (case, dtype) == ("small kernels", torch.bfloat16):
@@ -150,7 +150,7 @@ def test_the_same_call_gives_the_same_bits(fast):
         assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("to", [torch.bfloat16, torch.float16], ids=named)
+@pytest.mark.parametrize("to", few_interpreted([torch.bfloat16, torch.float16]), ids=named)
 def test_autocast_gives_eagers_dtype(to, fast):
     module, x = make_case("small kernels")
     with torch.autocast(DEVICE, to):

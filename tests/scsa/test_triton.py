@@ -137,10 +137,10 @@ def test_what_is_foretold_follows_the_work(channels, side):
         ("smsa", "default"),
         ("pcsa", "default"),
         ("scsa", "bias, heads, odd map"),
-        ("scsa", "max pooling"),
+        pytest.param("scsa", "max pooling", marks=pytest.mark.full),
         ("scsa", "softmax gates, max pooling"),
         ("scsa", "one pixel"),
-        ("scsa", "kernels longer than the map"),
+        pytest.param("scsa", "kernels longer than the map", marks=pytest.mark.full),
         ("pcsa", "heads of three channels"),
     ],
 )
@@ -150,24 +150,26 @@ def test_small_maps_by_the_launches_for_large_ones(name, case, memory_format):
 
 @runs
 @pytest.mark.usefixtures("one_launch")
-@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 @pytest.mark.parametrize(
-    ("name", "case"),
-    [
-        ("scsa", "144 channels, one pixel left"),
-        ("scsa", "max pooling, heads, bias"),
-        ("scsa", "softmax gates"),
-        ("pcsa", "default"),
-        ("smsa", "default"),
-    ],
+    ("case", "memory_format"),
+    by_turns(
+        [
+            ("scsa", "144 channels, one pixel left"),
+            ("scsa", "max pooling, heads, bias"),
+            ("scsa", "softmax gates"),
+            ("pcsa", "default"),
+            ("smsa", "default"),
+        ]
+    ),
+    ids=named,
 )
-def test_small_maps_by_one_launch(name, case, memory_format):
-    check(*make_case(name, case, memory_format=memory_format))
+def test_small_maps_by_one_launch(case, memory_format):
+    check(*make_case(*case, memory_format=memory_format))
 
 
 @runs
 @pytest.mark.usefixtures("one_launch")
-@pytest.mark.parametrize("processors", [1, 1000], ids=["one program a sample", "many programs a sample"])
+@pytest.mark.parametrize("processors", few([1000, 1]), ids=lambda count: f"{count} processors")
 @pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 def test_programs_of_one_sample(memory_format, processors, monkeypatch):
     monkeypatch.setattr(plan, "processors", lambda device: processors)
