@@ -36,7 +36,7 @@ def run(session: nox.Session, cell: Cell) -> None:
     env = {"FASTATTN_CPU_ISA": cell.isa, "FASTATTN_TEST_THREADS": str(cell.threads), "FASTATTN_REQUIRE_NATIVE": "1"}
     session.install("--editable", ".[test]", *cell.requirements, env=env)
     session.run("python", "-m", "fastattn", "info", env=env)
-    levels = "from fastattn import native; print(*native.extension().isa_levels())"
+    levels = "from fastattn.core import native; print(*native.extension().isa_levels())"
     if cell.isa not in session.run("python", "-c", levels, silent=True).split():
         session.skip(f"this CPU has no {cell.isa}")
     processes = max(1, (os.cpu_count() or 1) // cell.threads)
