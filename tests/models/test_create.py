@@ -227,15 +227,10 @@ def test_unknown_attention_names_the_known_ones() -> None:
         models.create("resnet18", attention="selfish")
 
 
-def test_mobilenetv3_has_no_place_for_scsa() -> None:
-    with pytest.raises(ValueError, match=rf"'scsa' for 'mobilenetv3_small_100', which takes lga, {RIVALS}$"):
-        models.create("mobilenetv3_small_100", attention="scsa")
-
-
 def test_an_attention_on_pyramids_does_not_fit_a_classifier() -> None:
     with pytest.raises(ValueError, match=r"no attention 'cfsam' for 'resnet50', which takes lga, pcsa, scsa, smsa"):
         models.create("resnet50", attention="cfsam")
-    with pytest.raises(ValueError, match=r"levels are those of ssd300_vgg16, 'resnet50' has none"):
+    with pytest.raises(ValueError, match=r"levels are those of a detector's pyramid: 'scsa' in 'resnet50' stands on none"):
         models.create("resnet50", attention="scsa", levels="shallow")
 
 
@@ -246,7 +241,9 @@ def test_names_are_listed() -> None:
         assert models.attentions(name) == ["lga", "pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("mobilenetv2_100") == ["pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("repvgg_a0") == ["pcsa", "scsa", "smsa", *rivals]
-    assert models.attentions("mobilenetv3_large_100") == ["lga", *rivals]
+    assert models.attentions("mobilenetv3_large_100") == ["lga", "pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("mobilevit_xxs") == ["pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("resnext50_32x4d") == ["lga", "pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("ssd300_vgg16") == ["cfsam", *rivals]
     for name in (SWIN, VIT, "deit_tiny_patch16_224"):
         assert models.attentions(name) == ["interaction", "pcsa", "scsa", "smsa", *rivals]
