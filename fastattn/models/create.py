@@ -108,7 +108,15 @@ def create(
         like = next(model.parameters())
         defaults = place.defaults.get(attention, {}) if isinstance(attention, str) else {}
         make = partial(maker(attention), **{**defaults, **(attention_kwargs or {})})
-        place.put(model, lambda channels, **own: make(channels, **own).to(like), *where)
+        made: list[nn.Module] = []
+
+        def fresh(channels: Any, **own: Any) -> nn.Module:
+            made.append(make(channels, **own).to(like))
+            return made[-1]
+
+        place.put(model, fresh, *where)
+        if not made:
+            raise ValueError(f"no place for {attention!r} in {backbone!r} with these options: it stands {place.where}")
     if checkpoint_path is not None:
         complete = partial(completed, set(model.state_dict()) - plain)
         library("timm.models").load_checkpoint(model, str(checkpoint_path), filter_fn=complete)

@@ -88,21 +88,16 @@ def put_into_repvgg_blocks(model: nn.Module, make: MakeAttention) -> None:
 
 
 def put_after_last_stage(model: nn.Module, make: MakeAttention) -> None:
-    """Once, on the maps of the last stage that timm lists for the model: at that stage's end, named `attention`.
-
-    ValueError for a feature extractor that ends before that stage.
-    """
+    """Once, on the maps of the last stage that timm lists for the model: at that stage's end, named `attention`; not in
+    a feature extractor that does not give this stage."""
     stages: Any = model.feature_info
     stage = stages[-1]
+    given = stages.module_name() if hasattr(stages, "module_name") else [stage["module"]]
     # extractors keep a model as a child, or its stages in one list
     parts = {re.sub(r"^(model|body)\.", "", name).replace(".", "_"): part for name, part in model.named_modules()}
     last = parts.get(stage["module"].replace(".", "_"))
-    if last is None:
-        raise ValueError(
-            f"the attention stands after the last stage, {stage['module']!r}, which this feature extractor does not "
-            f"run: its out_indices are {tuple(stages.out_indices)}"
-        )
-    last.add_module("attention", make(stage["num_chs"]))
+    if last is not None and stage["module"] in given:
+        last.add_module("attention", make(stage["num_chs"]))
 
 
 def one_on_each(put: Put, model: nn.Module, make: MakeAttention, start: int, stop: int) -> None:

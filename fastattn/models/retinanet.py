@@ -97,8 +97,8 @@ def retinanet(
 ) -> nn.Module:
     """torchvision's RetinaNet over a timm transformer, whose name stands behind "retinanet_" in this one.
 
-    `backbone_kwargs` go to `timm.create_model`, `kwargs` to RetinaNet, which normalises images as the backbone's weights
-    want it unless they say otherwise.
+    `backbone_kwargs` go to `timm.create_model`, `kwargs` to RetinaNet, which normalises images as the backbone's
+    pretrained weights want it unless they say otherwise.
     """
     detection = library("torchvision.models.detection.retinanet")
     transformer = name.removeprefix(PREFIX)
