@@ -58,7 +58,7 @@ def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: f
         pytest.param(
             "mobilenetv3_small_100", 11, {16, 72, 88, 96, 240, 120, 144, 288, 576}, id="MobileNetV3: hidden channels"
         ),
-        pytest.param("mobilevit_xxs", 7, {32, 48, 96, 128, 160}, id="MobileViT: the inverted residuals"),
+        pytest.param("mobilevit_xxs", 7, {32, 48, 96, 128}, id="MobileViT: the inverted residuals"),
         pytest.param(SWIN, 12, {96, 192, 384, 768}, id="Swin: the output map's channels"),
         pytest.param(VIT, 12, {192}, id="ViT: the tokens' channels"),
     ],
@@ -238,7 +238,7 @@ EXTRACTORS = [
     ("resnext50_32x4d", "se", "layer4.2.se", {"out_indices": (0,)}),
     ("resnet50", "lga", "layer4.attention", {"out_indices": (1, 2)}),
     ("mobilenetv3_small_100", "lga", "blocks.5.attention", {"out_indices": (1, 2)}),
-    ("mobilenetv3_small_100", "scsa", "blocks.5", {"feature_cls": "fx"}),
+    ("mobilenetv3_small_100", "scsa", "blocks.4.0.aa", {"feature_cls": "fx"}),
     ("mobilenetv2_100", "scsa", "blocks.6.0.se", {"feature_cls": "fx"}),
     ("repvgg_a0", "scsa", "stages_0.0.attn", {"feature_cls": "fx"}),
     ("mobilevit_xxs", "scsa", "stages_1.0.attn", {"feature_cls": "fx"}),
@@ -253,7 +253,7 @@ EXTRACTORS = [
     [pytest.param(*case, marks=full(case[0] not in ("resnet50", VIT))) for case in EXTRACTORS],
 )
 def test_feature_extractors_have_the_attention(name: str, attention: str, path: str, nowhere: dict) -> None:
-    plain, model = (models.create(name, chosen, features_only=True).eval() for chosen in (None, attention))
+    plain, model = (with_scales(name, chosen, features_only=True).eval() for chosen in (None, attention))
     assert any(key.startswith(f"{path}.") for key in set(model.state_dict()) - set(plain.state_dict()))
     plain.load_state_dict(model.state_dict(), strict=False)
     x = torch.randn(1, 3, *plain.pretrained_cfg["input_size"][1:])
@@ -266,7 +266,8 @@ def test_feature_extractors_have_the_attention(name: str, attention: str, path: 
 
 
 def test_hooks_of_a_feature_extractor_see_a_vits_attention() -> None:
-    model = models.create(VIT, lambda channels: Seen(channels, 0), features_only=True, feature_cls="hook", depth=1)
+    one = {"depth": 1, "out_indices": (0,)}
+    model = models.create(VIT, lambda channels: Seen(channels, 0), features_only=True, feature_cls="hook", **one)
     with torch.no_grad():
         (tokens,) = model(torch.randn(1, 3, 224, 224))
     assert not tokens[:, 1:].any()
