@@ -17,8 +17,8 @@ class AttentiveBottleneck(nn.Module):
 
     def __init__(self, block: Any, make: MakeAttention, at_output: bool):
         super().__init__()
-        for name, layer in block.named_children():
-            self.add_module(name, layer)
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.conv3, self.bn3, self.relu = block.conv3, block.bn3, block.relu
         self.downsample = block.downsample  # None where x itself is the shortcut
         self.attention = make((block.conv3 if at_output else block.conv2).out_channels)
         self.at_output = at_output
