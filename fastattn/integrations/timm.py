@@ -7,16 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from ..lga.module import LocalGlobalAttention
+from ..models.create import ON_MAPS
 from ..models.libraries import library
-from ..scsa.module import PCSA, SCSA, SMSA
 
-MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "scsa": SCSA,
-    "smsa": SMSA,
-    "pcsa": PCSA,
-    "lga": partial(LocalGlobalAttention, num_heads=8),
-}
+MAKERS: dict[str, Callable[..., nn.Module]] = {**ON_MAPS, "lga": partial(ON_MAPS["lga"], num_heads=8)}
 
 
 def register() -> None:

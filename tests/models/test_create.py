@@ -273,7 +273,7 @@ def test_hooks_of_a_feature_extractor_see_a_vits_attention() -> None:
     assert not tokens[:, 1:].any()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("name", few(["resnet18", "fasterrcnn_resnet50_fpn"]))
 def test_checkpoints_of_the_model_and_of_the_plain_one_load(name: str, tmp_path: Path) -> None:
     own, plain = (models.create(name, attention, num_classes=3) for attention in ("scsa", None))
     for model, path in ((own, tmp_path / "own.pth"), (plain, tmp_path / "plain.pth")):

@@ -12,7 +12,7 @@ import fastattn
 from fastattn import models
 from fastattn.models.builders import DETECTORS
 from fastattn.models.fpn import AttentiveBottleneck
-from tests.helpers import full
+from tests.helpers import few, full
 from tests.models.helpers import SWIN, VIT, parameters_in_millions
 
 pytest.importorskip("timm")
@@ -66,7 +66,7 @@ def test_checkpoints_of_torchvisions_detectors_load_but_for_the_attention(
     assert {key for key, tensor in model.state_dict().items() if tensor.is_meta} == set(missing)
 
 
-@pytest.mark.parametrize("name", OVER_RESNET)
+@pytest.mark.parametrize("name", few(OVER_RESNET))
 def test_without_attention_it_is_torchvisions_model(name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(detection, name)(weights=None, weights_backbone=None)
@@ -122,7 +122,7 @@ def test_a_callable_stands_in_every_bottleneck_or_on_the_levels() -> None:
     assert [part.channels for part in on_levels.modules() if isinstance(part, Double)] == [256] * 3
 
 
-@pytest.mark.parametrize("name", [*OVER_RESNET, VITS, SWINS])
+@pytest.mark.parametrize("name", few([VITS, *OVER_RESNET, SWINS], 2))
 @pytest.mark.parametrize(("levels", "inside"), [("all", range(5)), ("shallow", range(3)), (slice(1, 2), range(1, 2))])
 def test_levels_behind_the_pyramid(name: str, levels: str | slice, inside: range) -> None:
     model = on_meta(name, Double, levels=levels).eval()
