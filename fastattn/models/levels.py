@@ -1,8 +1,10 @@
 """Modules on the list of a pyramid's maps: an attention on some of the levels, or one on each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+MakeNeck = Callable[[Sequence[int]], nn.Module]  # the levels' channels -> a module on the list of their maps
 
 POSITIONS = {"shallow": slice(0, 3), "deep": slice(-3, None), "all": slice(None)}
 

@@ -1,13 +1,11 @@
 """Where an attention sits inside torchvision's SSD: between the backbone's pyramid and the head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .levels import OnLevels, span
-
-MakeNeck = Callable[[Sequence[int]], nn.Module]  # the levels' channels -> a module on the list of their maps
+from .levels import MakeNeck, OnLevels
 
 
 class NeckAndHead(nn.Module):
@@ -24,8 +22,7 @@ class NeckAndHead(nn.Module):
         return {"bbox_regression": self.regression_head(maps), "cls_logits": self.classification_head(maps)}
 
 
-def place_in_ssd(model: Any, make: MakeNeck, levels: str | slice) -> None:
+def place_in_ssd(model: Any, make: MakeNeck, start: int, stop: int) -> None:
     """Behind the backbone, where SSD hands the list of its maps to the head."""
     channels = [scores.in_channels for scores in model.head.classification_head.module_list]
-    start, stop = span(levels, len(channels))
     model.head = NeckAndHead(model.head, OnLevels(make(channels[start:stop]), start, stop))

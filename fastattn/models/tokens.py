@@ -31,7 +31,8 @@ def put_after_vit_blocks(model: nn.Module, make: MakeAttention) -> None:
     for part, grid in vits(model):
         for block in part.blocks:
             block.attention = make(part.embed_dim)
-            block.register_forward_hook(partial(attend_to_grid, grid, part.num_prefix_tokens))
+            # before hooks that a feature extractor has there already
+            block.register_forward_hook(partial(attend_to_grid, grid, part.num_prefix_tokens), prepend=True)
 
 
 def put_before_swin_blocks(model: nn.Module, make: MakeInteraction) -> None:
@@ -51,7 +52,7 @@ def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
     for block in list(model.modules()):
         if isinstance(block, SwinTransformerBlock):
             block.attention = make(block.dim)
-            block.register_forward_hook(attend_to_map)
+            block.register_forward_hook(attend_to_map, prepend=True)
 
 
 class Grid(threading.local):

@@ -1,6 +1,7 @@
 """What the tests of whole networks share: counts, the order of calls, and that backends agree."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,10 +28,10 @@ def modules_in_order(model: nn.Module, x: torch.Tensor, *others: type[nn.Module]
     return order
 
 
-def with_scales(name: str, attention: str) -> nn.Module:
+def with_scales(name: str, attention: str | None, **options: Any) -> nn.Module:
     """A model whose normalisations have random scales: or a block's output would hardly depend on its attention."""
     torch.manual_seed(0)
-    model = models.create(name, attention=attention, num_classes=10)
+    model = models.create(name, attention=attention, num_classes=10, **options)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import fastattn
 from fastattn.bench.photographs import photographs
-from tests.helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, few, named, run
+from tests.helpers import DEVICE, FORMATS, INTERPRETED, assert_accurate, few, full, named, run
 
 pytest.importorskip("timm")
 
@@ -53,6 +54,11 @@ def test_parameter_counts_are_the_papers(name: str, without: float, with_scsa: f
             "mobilenetv2_100", 17, {32, 96, 144, 192, 384, 576, 960}, id="inverted residuals: hidden channels"
         ),
         pytest.param("repvgg_a0", 22, {48, 96, 192, 1280}, id="RepVGG: the stem is a block too"),
+        pytest.param("resnext50_32x4d", 16, {128, 256, 512, 1024}, id="ResNeXt: the grouped channels"),
+        pytest.param(
+            "mobilenetv3_small_100", 11, {16, 72, 88, 96, 240, 120, 144, 288, 576}, id="MobileNetV3: hidden channels"
+        ),
+        pytest.param("mobilevit_xxs", 7, {32, 48, 96, 128}, id="MobileViT: the inverted residuals"),
         pytest.param(SWIN, 12, {96, 192, 384, 768}, id="Swin: the output map's channels"),
         pytest.param(VIT, 12, {192}, id="ViT: the tokens' channels"),
     ],
@@ -80,6 +86,10 @@ def test_every_block_has_one_attention_of_its_width(
         pytest.param("mobilenetv2_100", "blocks.0.0.bn1", "blocks.0.0.conv_pw", id="first inverted residual"),
         pytest.param("mobilenetv2_100", "blocks.3.1.bn2", "blocks.3.1.conv_pwl", id="before the linear 1x1"),
         pytest.param("repvgg_a0", "stages.0.1.conv_kxk.conv", "stages.0.1.act", id="before the activation"),
+        pytest.param(
+            "mobilenetv3_small_100", "blocks.2.0.bn2", "blocks.2.0.se.conv_reduce", id="before the block's own SE"
+        ),
+        pytest.param("mobilevit_xxs", "stages.2.0.conv2_kxk.bn", "stages.2.0.conv3_1x1.conv", id="MobileViT"),
         pytest.param(SWIN, "layers.0.blocks.0.mlp.drop2", "layers.0.blocks.1.norm1", id="between two blocks"),
         pytest.param(VIT, "blocks.0.mlp.drop2", "blocks.1.norm1", id="between two of a ViT's blocks"),
     ],
@@ -222,20 +232,75 @@ def test_unknown_backbone_names_the_known_ones(name: str) -> None:
         models.create(name, attention="scsa")
 
 
+# (name, attention, where it stands in the extractor, the options that leave no place for it)
+EXTRACTORS = [
+    ("resnet50", "scsa", "layer1.0.aa", {"out_indices": (0,)}),
+    ("resnext50_32x4d", "se", "layer4.2.se", {"out_indices": (0,)}),
+    ("resnet50", "lga", "layer4.attention", {"out_indices": (1, 2)}),
+    ("mobilenetv3_small_100", "lga", "blocks.5.attention", {"out_indices": (1, 2)}),
+    ("mobilenetv3_small_100", "scsa", "blocks.4.0.aa", {"feature_cls": "fx"}),
+    ("mobilenetv2_100", "scsa", "blocks.6.0.se", {"feature_cls": "fx"}),
+    ("repvgg_a0", "scsa", "stages_0.0.attn", {"feature_cls": "fx"}),
+    ("mobilevit_xxs", "scsa", "stages_1.0.attn", {"feature_cls": "fx"}),
+    (SWIN, "interaction", "layers_3.blocks.0.interaction", {"feature_cls": "fx"}),
+    (VIT, "interaction", "model.blocks.11.interaction", {"feature_cls": "fx"}),
+    (VIT, "scsa", "model.blocks.11.attention", {"feature_cls": "fx"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "path", "nowhere"),
+    [pytest.param(*case, marks=full(case[0] not in ("resnet50", VIT))) for case in EXTRACTORS],
+)
+def test_feature_extractors_have_the_attention(name: str, attention: str, path: str, nowhere: dict) -> None:
+    plain, model = (with_scales(name, chosen, features_only=True).eval() for chosen in (None, attention))
+    assert any(key.startswith(f"{path}.") for key in set(model.state_dict()) - set(plain.state_dict()))
+    plain.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(1, 3, *plain.pretrained_cfg["input_size"][1:])
+    with torch.no_grad():
+        for with_it, without in zip(model(x)[-1:], plain(x)[-1:], strict=True):
+            assert with_it.shape == without.shape
+            assert (with_it - without).norm() > 1e-3 * without.norm()
+    with pytest.raises(ValueError, match=f"no place for '{attention}' in '{name}' with these options: it stands "):
+        models.create(name, attention, features_only=True, **nowhere)
+
+
+def test_hooks_of_a_feature_extractor_see_a_vits_attention() -> None:
+    one = {"depth": 1, "out_indices": (0,)}
+    model = models.create(VIT, lambda channels: Seen(channels, 0), features_only=True, feature_cls="hook", **one)
+    with torch.no_grad():
+        (tokens,) = model(torch.randn(1, 3, 224, 224))
+    assert not tokens[:, 1:].any()
+
+
+@pytest.mark.parametrize("name", few(["resnet18", "fasterrcnn_resnet50_fpn"]))
+def test_checkpoints_of_the_model_and_of_the_plain_one_load(name: str, tmp_path: Path) -> None:
+    own, plain = (models.create(name, attention, num_classes=3) for attention in ("scsa", None))
+    for model, path in ((own, tmp_path / "own.pth"), (plain, tmp_path / "plain.pth")):
+        torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in model.state_dict().items()}}, path)
+        loaded = models.create(name, "scsa", num_classes=3, checkpoint_path=path).state_dict()
+        assert all(torch.equal(tensor, loaded[key]) for key, tensor in model.state_dict().items())
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*\.q\.weight"'):
+        models.create(name, "eca", num_classes=3, checkpoint_path=tmp_path / "own.pth")
+
+
+def test_a_checkpoint_that_lacks_a_part_of_the_attention_is_refused(tmp_path: Path) -> None:
+    state = models.create("resnet18", "scsa").state_dict()
+    del state["layer1.0.aa.q.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(RuntimeError, match=r'Missing key.*"layer1\.0\.aa\.q\.weight"'):
+        models.create("resnet18", "scsa", checkpoint_path=tmp_path / "part.pth")
+
+
 def test_unknown_attention_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no attention 'selfish' for 'resnet18', which takes lga, pcsa, scsa, smsa, "):
         models.create("resnet18", attention="selfish")
 
 
-def test_mobilenetv3_has_no_place_for_scsa() -> None:
-    with pytest.raises(ValueError, match=rf"'scsa' for 'mobilenetv3_small_100', which takes lga, {RIVALS}$"):
-        models.create("mobilenetv3_small_100", attention="scsa")
-
-
 def test_an_attention_on_pyramids_does_not_fit_a_classifier() -> None:
     with pytest.raises(ValueError, match=r"no attention 'cfsam' for 'resnet50', which takes lga, pcsa, scsa, smsa"):
         models.create("resnet50", attention="cfsam")
-    with pytest.raises(ValueError, match=r"levels are those of ssd300_vgg16, 'resnet50' has none"):
+    with pytest.raises(ValueError, match=r"of a detector's pyramid: 'scsa' in 'resnet50' stands on none"):
         models.create("resnet50", attention="scsa", levels="shallow")
 
 
@@ -246,7 +311,9 @@ def test_names_are_listed() -> None:
         assert models.attentions(name) == ["lga", "pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("mobilenetv2_100") == ["pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("repvgg_a0") == ["pcsa", "scsa", "smsa", *rivals]
-    assert models.attentions("mobilenetv3_large_100") == ["lga", *rivals]
+    assert models.attentions("mobilenetv3_large_100") == ["lga", "pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("mobilevit_xxs") == ["pcsa", "scsa", "smsa", *rivals]
+    assert models.attentions("resnext50_32x4d") == ["lga", "pcsa", "scsa", "smsa", *rivals]
     assert models.attentions("ssd300_vgg16") == ["cfsam", *rivals]
     for name in (SWIN, VIT, "deit_tiny_patch16_224"):
         assert models.attentions(name) == ["interaction", "pcsa", "scsa", "smsa", *rivals]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fastattn
 from fastattn import models
 from fastattn.bench.photographs import originals
+from fastattn.models.levels import span
 from fastattn.models.ssd import place_in_ssd
 
 detection = pytest.importorskip("torchvision.models.detection")
@@ -86,7 +87,7 @@ def test_without_attention_it_is_torchvisions_model() -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 def test_levels_between_pyramid_and_head(position: str) -> None:
     model = on_meta()
-    place_in_ssd(model, Recorder, LEVELS.get(position, position))
+    place_in_ssd(model, Recorder, *span(LEVELS.get(position, position), 6))
     seen = []
     model.head.classification_head.register_forward_pre_hook(lambda head, args: seen.extend(args[0]))
     pyramid = list(model.backbone(torch.empty(1, 3, 300, 300, device="meta")).values())
