@@ -212,7 +212,7 @@ def test_threads_have_their_own_grids():
     class PatchEmbed:
         grid_size = (14, 14)
 
-    grid = Grid(PatchEmbed())
+    grid = Grid(PatchEmbed(), True)
     grid.see(None, (), torch.empty(1, 4, 8, 2))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: grid.size).result() == (14, 14)
