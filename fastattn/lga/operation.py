@@ -60,7 +60,8 @@ def _whole(
     params: list[Any] = [t for scale in scales for affine in scale for t in affine]
     params += [*scale_attention, position_encoding]
     for convs, alpha in branches:
-        params += [*(t for conv in convs for affine in conv for t in affine), alpha.to(x.dtype)]
+        alpha = alpha.to(x.dtype)
+        params += [*(t for conv in convs for affine in conv for t in affine), alpha if alpha.dim() else alpha.view(1)]
     params += out_conv
     sizes = len(scales), [len(convs) for convs, _ in branches]
     return LGA(x, params, *sizes, num_heads, contraction == "released")
