@@ -5,7 +5,7 @@ the module made, with its settings and without hooks; otherwise the module runs 
 operators, so that a wrapper, a hook, a pruned or a quantised layer has its effect.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import call, itemgetter
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ class _Seen(NamedTuple):
     hooks: list[dict[int, Any]]
     attributes: list[dict[str, Any]]
     numbers: list[int]  # of attributes: a `forward` of an instance's own is one more
-    readers: list[Callable[[Any], Any]]  # of the settings in the first attributes
+    readers: Sequence[Callable[[Any], Any]]  # of the settings in the first attributes
     settings: list[Any]
 
 

@@ -37,13 +37,16 @@ def local_global_attention(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    """Attend to local and global features of x (B, D, H, W), computing in a dtype."""
-    own = partial(cast, dtype=dtype)
+    """Attend to local and global features of x (B, D, H, W), computing in a dtype, on the CPU in x's where that is wider:
+    in float16, x's gradient could underflow where alphas are small."""
+    own_dtype = torch.promote_types(x.dtype, dtype) if backend == "native" else dtype
+    own = partial(cast, dtype=own_dtype)
     scales = [Separable(*map(own, scale)) for scale in scales]
     branches = [Branch([Separable(*map(own, conv)) for conv in convs], alpha) for convs, alpha in branches]
-    arguments = (x.to(dtype), scales, own(scale_attention), position_encoding.to(dtype), branches, own(out_conv))
+    encoding = position_encoding.to(own_dtype)
+    arguments = (x.to(own_dtype), scales, own(scale_attention), encoding, branches, own(out_conv))
     run = _whole if backend == "native" else _composed
-    return run(*arguments, num_heads, contraction)
+    return run(*arguments, num_heads, contraction).to(dtype)
 
 
 def _whole(
