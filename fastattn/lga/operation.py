@@ -37,8 +37,8 @@ def local_global_attention(
     dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    """Attend to local and global features of x (B, D, H, W), computing in a dtype, on the CPU in x's where that is wider:
-    in float16, x's gradient could underflow where alphas are small."""
+    """Attend to local and global features of x (B, D, H, W), computing in a dtype."""
+    # on the CPU in x's where that is wider: in float16 x's gradient underflows where alphas are small
     own_dtype = torch.promote_types(x.dtype, dtype) if backend == "native" else dtype
     own = partial(cast, dtype=own_dtype)
     scales = [Separable(*map(own, scale)) for scale in scales]
