@@ -31,7 +31,8 @@ cmake --build "$build/native"
 rm -rf "$tree"
 mkdir -p "$tree"
 cp -r benchmarks fastattn tests conftest.py pyproject.toml "$tree"
-rm -f "$tree"/fastattn/_native*
+rm -rf "$tree"/fastattn/_native* "$tree/fastattn/kernels" # may be a link out of the package
+cp -r kernels "$tree/fastattn"
 cp "$build"/native/_native*.so "$tree/fastattn"
 
 cd "$tree"

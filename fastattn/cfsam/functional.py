@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.backends import serving, without_autocast
-from ..core.checks import check_heads
+from ..core.checks import check_affines, check_heads, check_tensor
 from ..core.parameters import check_devices
 from . import operation as composition
 from . import reference
@@ -48,6 +48,7 @@ def cfsam(
     `levels` and `blocks` hold the parameters, see `fastattn.cfsam.reference`. ValueError for maps that do not fit them
     or one another; RuntimeError with the reasons where a named backend cannot serve.
     """
+    _check_parameters(levels, blocks)
     check_maps(maps, [(level.local or level.project)[0].shape[1] for level in levels], num_parts)
     x, dim = maps[0], levels[0].project[0].shape[0]
     weights = _weights(levels, blocks)
@@ -58,6 +59,18 @@ def cfsam(
     check_devices(x.device, [weight.device for weight in weights])
     with without_autocast(x):
         return composition.cfsam(maps, levels, blocks, num_parts, num_heads, dtype, name)
+
+
+def _check_parameters(levels: Sequence[Level], blocks: Sequence[Block]) -> None:
+    if not levels:
+        raise ValueError("levels is empty, expected at least one")
+    for level in levels:
+        for name, affine in zip(level._fields, level, strict=True):
+            if affine is not None or name != "local":
+                check_affines(f"a level's {name}", 4, [affine])
+    for block in blocks:
+        for name, affine in zip(block._fields, block, strict=True):
+            check_affines(f"a block's {name}", 1 if name.startswith("norm") else 2, [affine])
 
 
 def _weights(levels: Sequence[Level], blocks: Sequence[Block]) -> list[Tensor]:
@@ -109,6 +122,8 @@ def check_parts(num_parts: int, tokens: int | None = None) -> None:
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> None:
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        check_tensor(t, name)
     if q.dim() != 3:
         raise ValueError(f"q must have 3 dimensions (B, N, channels), got shape {tuple(q.shape)}")
     for name, t in (("k", k), ("v", v)):
@@ -125,10 +140,13 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) 
 
 
 def check_maps(maps: Sequence[Tensor], channels: Sequence[int], num_parts: int) -> None:
-    """ValueError unless maps are as many, of these channels, and fit one another."""
-    if isinstance(maps, Tensor) or len(maps) != len(channels):
-        found = "one tensor" if isinstance(maps, Tensor) else f"{len(maps)} maps"
+    """Refuse maps unless they are as many, of these channels, and fit one another."""
+    listed = isinstance(maps, Sequence)
+    if not listed or len(maps) != len(channels):
+        found = f"{len(maps)} maps" if listed else "one tensor" if isinstance(maps, Tensor) else type(maps).__name__
         raise ValueError(f"expected a list of {len(channels)} maps, one for each level, got {found}")
+    for i, x in enumerate(maps):
+        check_tensor(x, f"level {i}")
     mixes = torch.is_autocast_enabled(maps[0].device.type)  # which casts each map
     for i, (x, expected) in enumerate(zip(maps, channels, strict=True)):
         if x.dim() != 4:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.backends import declare
 from ..core.reference import Affine
-from ..core.tensors import dense
+from ..core.tensors import dense, layout
 from .partition_attention import facts, limits_on_triton, partition_attention
 from .reference import Block, Level, fuses_both, padded_length
 from .token_gather import count_tokens, token_gather
@@ -25,16 +25,18 @@ def cfsam(
     backend: str,
 ) -> list[Tensor]:
     """Exchange features between maps (B, C_i, H_i, W_i), computing in a dtype."""
-    local = [_extract(dense(x.to(dtype)), level) for x, level in zip(maps, levels, strict=True)]
+    maps = [dense(x.to(dtype)) for x in maps]
+    local = [_extract(x, level) for x, level in zip(maps, levels, strict=True)]
     levels = [
         Level(level.local and _cast(level.local, dtype), _cast(level.project, dtype), _cast(level.fuse, dtype))
         for level in levels
     ]
     if not blocks:
-        return [F.conv2d(x, *_fuse_alone(level)) for x, level in zip(local, levels, strict=True)]
+        outs = [F.conv2d(x, *_fuse_alone(level)) for x, level in zip(local, levels, strict=True)]
+        return [out.contiguous(memory_format=layout(x)) for out, x in zip(outs, maps, strict=True)]
     mixed = _transform(local, blocks, num_parts, num_heads, dtype, backend)
     parts = mixed.split([x.shape[2] * x.shape[3] for x in local], dim=1)
-    return [_fuse(own, other, level) for own, other, level in zip(local, parts, levels, strict=True)]
+    return [_fuse(*given) for given in zip(local, parts, levels, map(layout, maps), strict=True)]
 
 
 def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
@@ -129,12 +131,12 @@ def _fuse_alone(level: Level) -> Affine:
     return weight, bias
 
 
-def _fuse(own: Tensor, other: Tensor, level: Level) -> Tensor:
-    """Map local features (B, D, H, W) and tokens (B, H * W, D) to (B, C, H, W), in the format of the first."""
+def _fuse(own: Tensor, other: Tensor, level: Level, memory_format: torch.memory_format) -> Tensor:
+    """Map local features (B, D, H, W) and tokens (B, H * W, D) to (B, C, H, W)."""
     weight, bias = level.fuse
     halves = weight.flatten(1).chunk(2 if fuses_both(level) else 1, dim=1)
     sources = (own.flatten(2).mT, other)[-len(halves) :]  # [B, HW, D]
-    pixels, transposed = own.shape[2:], own.is_contiguous()
+    pixels, transposed = own.shape[2:], memory_format is torch.contiguous_format
     weights = [w.expand(own.shape[0], *w.shape) for w in halves]
     pairs = [(w, t.mT) if transposed else (t, w.mT) for w, t in zip(weights, sources, strict=True)]
     out = torch.bmm(*pairs[0])  # [B, C, HW] or [B, HW, C]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import flops, native
 from .parameters import DTYPES
+from .recomputation import as_first
 from .torch_state import compile_time_constant, dispatch_modes, transformed
 
 Limits = Callable[..., list[str]]  # facts of a call -> why a backend does not serve it
@@ -158,7 +159,9 @@ def serving(
     """
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
-    name = choose(backend or get_backend(), operation, device, x.dtype, param_dtype, autocast, transformed(), facts)
+    name = choose(
+        backend or as_first(get_backend), operation, device, x.dtype, param_dtype, autocast, transformed(), facts
+    )
     return name, torch.get_autocast_dtype(device) if autocast else x.dtype
 
 

@@ -1,10 +1,35 @@
-"""Checks that several operations share; ValueError with what was found."""
+"""Checks that several operations share; ValueError, or TypeError for what is no tensor, with what was found."""
+
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
 
+def check_tensor(x: Any, name: str) -> None:
+    """TypeError unless x, which the message calls by `name`, is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+
+
+def check_affines(name: str, dims: int, affines: Iterable[Any]) -> None:
+    """Refuse pairs unless each is a weight of so many dimensions, and a bias for each of its rows or None."""
+    for affine in affines:
+        if affine is None or len(affine) != 2:
+            raise TypeError(f"{name} must be a weight and a bias, got {affine and len(affine)}")
+        weight, bias = affine
+        check_tensor(weight, f"the weight of {name}")
+        if weight.dim() != dims:
+            raise ValueError(f"the weight of {name} must have {dims} dimensions, got shape {tuple(weight.shape)}")
+        if bias is not None:
+            check_tensor(bias, f"the bias of {name}")
+            if bias.dim() != 1 or len(bias) != len(weight):
+                raise ValueError(f"the bias of {name} has shape {tuple(bias.shape)}, expected ({len(weight)},)")
+
+
 def check_map(x: Tensor, channels: int) -> None:
-    """ValueError unless x is real floating point of shape (B, channels, H, W)."""
+    """Refuse x unless it is real floating point of shape (B, channels, H, W)."""
+    check_tensor(x, "x")
     if x.dim() != 4:
         raise ValueError(f"x must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")
     if not x.is_floating_point():

@@ -5,8 +5,9 @@ the module made, with its settings and without hooks; otherwise the module runs 
 operators, so that a wrapper, a hook, a pruned or a quantised layer has its effect.
 """
 
-from collections.abc import Iterator
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import call, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,12 +24,15 @@ from .torch_state import compile_time_constant
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _RECOMPUTING = (BasePruningMethod, WeightNorm, SpectralNorm)  # hooks that set a parameter before a call
 MADE, RECOMPUTED, CHANGED = "made", "recomputed", "changed"
-_SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode", "num_groups", "approximate", "dim")
+_SETTINGS = {"eps", "stride", "padding", "dilation", "groups", "padding_mode", "num_groups", "approximate", "dim"}
 
 
 def affine(module: nn.Module) -> Affine:
     """Return a layer's weight and bias."""
-    return module.weight, module.bias  # type: ignore[return-value]
+    try:  # several times as fast as attributes
+        return module._parameters["weight"], module._parameters["bias"]  # type: ignore[return-value]
+    except KeyError:  # computed: pruned, parametrized, a wrapper's, a data-parallel replica's
+        return module.weight, module.bias  # type: ignore[return-value]
 
 
 class Holder(nn.Module):
@@ -48,8 +52,9 @@ class _Seen(NamedTuple):
     as_made: bool
     hooks: list[dict[int, Any]]
     attributes: list[dict[str, Any]]
-    norms: list[dict[str, Any]]  # attributes, of which eps is read at every call
-    epsilons: list[float]
+    numbers: list[int]  # of attributes: a `forward` of an instance's own is one more
+    readers: Sequence[Callable[[Any], Any]]  # of the settings in the first attributes
+    settings: list[Any]
 
 
 class FastModule(Holder):
@@ -98,13 +103,11 @@ def state_of_children(module: FastModule) -> str:
         seen is None
         or [*chain.from_iterable(map(dict.values, seen.holders))] != seen.children
         or [*map(type, seen.children)] != seen.kinds
+        or [*map(call, seen.readers, seen.attributes)] != seen.settings
+        or [*map(len, seen.attributes)] != seen.numbers
     ):
         seen = module.__dict__["_seen"] = _look(module)
-    if (
-        not seen.as_made
-        or any(map(dict.__contains__, seen.attributes, repeat("forward")))
-        or [norm["eps"] for norm in seen.norms] != seen.epsilons
-    ):
+    if not seen.as_made:
         return CHANGED
     if not any(seen.hooks):
         return MADE
@@ -117,7 +120,8 @@ def state_of_children(module: FastModule) -> str:
 def _look(module: FastModule) -> _Seen:
     children = [*_descendants(module)]
     holders = [module, *(child for child in children if isinstance(child, _HOLDERS))]
-    norms = [vars(child) for child in children if "eps" in vars(child)]
+    attributes = sorted(map(vars, children), key=_SETTINGS.isdisjoint)  # first of those with settings
+    readers = [itemgetter(*_SETTINGS & own.keys()) for own in attributes if not _SETTINGS.isdisjoint(own)]
     return _Seen(
         [holder._modules for holder in holders],
         [child for holder in holders for child in holder._modules.values()],
@@ -125,9 +129,10 @@ def _look(module: FastModule) -> _Seen:
         [type(child) for holder in holders for child in holder._modules.values()],
         [_facts(child) for child in children] == module._made,
         [vars(child)[name] for child in children for name in _HOOKS],
-        [vars(child) for child in children],
-        norms,
-        [norm["eps"] for norm in norms],
+        attributes,
+        [*map(len, attributes)],
+        readers,
+        [*map(call, readers, attributes)],
     )
 
 
@@ -141,6 +146,6 @@ def _descendants(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _facts(child: nn.Module) -> tuple:
-    """Return the class of a child, whether parametrized or not, and its settings."""
+    """Return the class of a child, whether parametrized or not, whether its forward is its own, and its settings."""
     kind = type(child).__mro__[1] if is_parametrized(child) else type(child)
-    return kind, *(getattr(child, name, None) for name in _SETTINGS)
+    return kind, "forward" in vars(child), *(getattr(child, name, None) for name in sorted(_SETTINGS))

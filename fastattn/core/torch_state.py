@@ -1,17 +1,33 @@
-"""What is asked of torch and has no public name: who watches a call, and what transforms it."""
+"""What is asked of torch and has no public name: who watches a call, what transforms it, and what runs it again."""
+
+import inspect
+from typing import Any
+from weakref import ref
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import _CheckpointFrame
 
 dispatch_modes = torch._C._len_torch_dispatch_stack  # how many are active
 active_modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack
 tracing_state = torch._C._get_tracing_state  # None unless torch.jit.trace runs
 profiler_enabled = torch.autograd._profiler_enabled
+saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # (pack, unpack) that saved tensors go through
 
 
 def transformed() -> bool:
     """Return whether a torch.func transform or forward-mode AD is under way, which fast paths do not follow."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def saving_checkpoint(pack: Any) -> tuple[Any, bool]:
+    """Return the checkpoint (use_reentrant=False) whose hook packs what is saved, or None; whether it runs again."""
+    for cell in getattr(inspect.unwrap(pack), "__closure__", None) or ():
+        held = cell.cell_contents
+        again = isinstance(held, ref)
+        if isinstance(frame := held() if again else held, _CheckpointFrame):
+            return frame, again
+    return None, False
 
 
 def compile_time_constant(function):
@@ -21,3 +37,9 @@ def compile_time_constant(function):
     """
     function._dynamo_marked_constant = True
     return function
+
+
+@compile_time_constant
+def backward_pass() -> int:
+    """Return the number of the backward pass that runs, or -1."""
+    return torch._C._current_graph_task_id()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..core.backends import serving, without_autocast
-from ..core.checks import check_map
+from ..core.checks import check_affines, check_map, check_tensor
 from ..core.reference import Affine
 from . import operation as composition
 from . import reference
@@ -28,6 +28,8 @@ def aggressive_conv_pooling(
     sum. ValueError for an input that does not fit them, and for a layer that would pool a single pixel; RuntimeError
     with the reasons where a named backend cannot serve.
     """
+    check_affines("convs", 4, convs)
+    check_affines("proj", 4, [proj])
     check_acp_input(x, (convs[0] if convs else proj)[0].shape[0], len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
     name, dtype = serving("acp", x, proj[0].dtype, backend, len(convs), pool_size, 0)
@@ -44,8 +46,8 @@ def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *
     `value` and `out` are linear maps C -> C. ValueError for tokens that do not fit; RuntimeError with the reasons where
     a named backend cannot serve.
     """
-    check_tokens(x, score.shape[1])
     _check_concepts(score, value, out)
+    check_tokens(x, score.shape[1])
     name, dtype = serving("cat", x, score.dtype, backend, 0, 0, score.shape[1])
     if name == "reference" or x.shape[0] == 0:
         return reference.conceptual_attention(x, score, value, out)
@@ -73,8 +75,10 @@ def enhanced_interaction(
     The parameters are those of `aggressive_conv_pooling` and `conceptual_attention`, and so are the errors; ValueError
     for another number of tokens, too.
     """
-    check_tokens(x, score.shape[1])
     _check_concepts(score, value, out)
+    check_affines("convs", 4, convs)
+    check_affines("proj", 4, [proj])
+    check_tokens(x, score.shape[1])
     check_grid(x, size, num_prefix_tokens)
     _check_levels(*size, len(convs), pool_size)
     _check_projection(convs, proj, aggregate)
@@ -171,7 +175,8 @@ def _check_projection(convs: Sequence[Affine], proj: Affine, aggregate: str) -> 
 
 
 def check_tokens(x: Tensor, channels: int) -> None:
-    """ValueError unless x is real floating point of shape (B, N, channels) with a token."""
+    """Refuse x unless it is real floating point of shape (B, N, channels) with a token."""
+    check_tensor(x, "x")
     if x.dim() != 3:
         raise ValueError(f"x must have 3 dimensions (B, N, C), got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -184,6 +189,8 @@ def check_tokens(x: Tensor, channels: int) -> None:
 
 def _check_concepts(score: Tensor, value: Affine, out: Affine) -> None:
     """ValueError unless score (K, C) has a concept, and value and out are linear maps C -> C."""
+    check_affines("score", 2, [(score, None)])
+    check_affines("value and out", 2, [value, out])
     concepts, channels = score.shape
     if concepts < 1:
         raise ValueError(f"score has {concepts} concepts, expected at least 1")

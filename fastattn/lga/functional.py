@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..core.backends import serving, without_autocast
-from ..core.checks import check_heads, check_map, check_not_empty
+from ..core.checks import check_affines, check_heads, check_map, check_not_empty, check_tensor
 from ..core.reference import Affine
 from . import operation, reference
 from .reference import CONTRACTIONS, Branch, Separable
@@ -32,6 +32,7 @@ def local_global_attention(
     `scales` and `branches` hold convolutions, see `fastattn.lga.reference`; position_encoding is (1, D, h, w).
     ValueError for an input that does not fit them; RuntimeError with the reasons where a named backend cannot serve.
     """
+    _check_parameters(scales, scale_attention, position_encoding, branches, out_conv)
     weight = out_conv[0]
     check_map(x, weight.shape[0])
     check_not_empty(x)
@@ -44,6 +45,30 @@ def local_global_attention(
         return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
     with without_autocast(x):
         return operation.local_global_attention(*arguments, num_heads, contraction, dtype, name)
+
+
+def _check_parameters(
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+) -> None:
+    check_affines("out_conv", 4, [out_conv])
+    check_affines("scale_attention", 4, [scale_attention])
+    check_affines("scales", 4, [affine for scale in scales for affine in scale])
+    check_affines("branches", 4, [affine for convs, _ in branches for conv in convs for affine in conv])
+    check_tensor(position_encoding, "position_encoding")
+    if position_encoding.dim() != 4:
+        raise ValueError(f"position_encoding must have 4 dimensions, got shape {tuple(position_encoding.shape)}")
+    if not branches:
+        raise ValueError("branches is empty, expected at least one")
+    for convs, alpha in branches:
+        check_tensor(alpha, "alpha")
+        if alpha.numel() != 1 or not convs:
+            raise ValueError(
+                f"a branch has {len(convs)} convs and {alpha.numel()} alphas, expected convs and one alpha"
+            )
 
 
 def check_scales(count: int) -> None:

@@ -15,6 +15,8 @@ from .reference import Branch, Separable, attend
 
 torch.fx.wrap("local_global_attention")  # FX records the call and takes no step into it
 
+_ALPHAS = ("learnable_alpha_local", "learnable_alpha_global")  # (1), since FSDP2 shards no scalars as the author's are
+
 
 class LocalGlobalAttention(FastModule):
     """Channel attention on local and global features of x (B, embed_dim, H, W) (arXiv 2411.09604, eq. 1-15).
@@ -62,17 +64,17 @@ class LocalGlobalAttention(FastModule):
             self.local_convs: Iterable[Any] = nn.ModuleList(
                 separable(kernel, 3 * embed_dim, groups=num_heads) for kernel in local_kernel_sizes
             )
-            self.learnable_alpha_local = nn.Parameter(torch.tensor(0.5))
+            self.learnable_alpha_local = nn.Parameter(torch.tensor([0.5]))
         if branches != "local":
             self.global_conv = separable(global_kernel_size, 3 * embed_dim, groups=num_heads)
-            self.learnable_alpha_global = nn.Parameter(torch.tensor(0.5))
+            self.learnable_alpha_global = nn.Parameter(torch.tensor([0.5]))
         self.out_conv = nn.Conv2d(embed_dim, embed_dim, 1)
         self._note_children()
 
     def reset_parameters(self) -> None:
         """Draw the position encoding anew and set the branches' alphas to 0.5; the children's parameters are theirs."""
         nn.init.normal_(self.position_encoding)
-        for name in ("learnable_alpha_local", "learnable_alpha_global"):
+        for name in _ALPHAS:
             alpha = self._parameters.get(name)
             if alpha is not None:
                 nn.init.constant_(alpha, 0.5)
@@ -122,7 +124,11 @@ class LocalGlobalAttention(FastModule):
         )
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        """Add to torch's messages which arguments the checkpoint was made for, where it does not fit."""
+        """Take the author's alphas, which are scalars, and add to torch's messages which arguments the checkpoint was
+        made for, where it does not fit."""
+        for key in (prefix + name for name in _ALPHAS):
+            if key in state_dict and state_dict[key].dim() == 0:
+                state_dict[key] = state_dict[key].reshape(1)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         own = {f"{prefix}{name}": tensor.shape for name, tensor in self.state_dict().items()}
         found = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(prefix)}

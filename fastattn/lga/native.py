@@ -26,7 +26,7 @@ def _plan(shape, shapes, num_scales, branches, num_heads, released, x_dtype, par
     for count in branches:
         kernels.append([shapes[len(expected) + 4 * i][2] for i in range(count)])
         expected += [shape for kernel in kernels[-1] for shape in separable(kernel, 3 * dim, num_heads)]
-        expected.append(())
+        expected.append((1,))
     expected += [(dim, dim, 1, 1), (dim,)]
     if tuple(expected) != shapes:
         raise ValueError(f"parameters of shapes {shapes} do not fit {dim} channels: expected {tuple(expected)}")

@@ -38,12 +38,15 @@ def local_global_attention(
     backend: str,
 ) -> Tensor:
     """Attend to local and global features of x (B, D, H, W), computing in a dtype."""
-    own = partial(cast, dtype=dtype)
+    # on the CPU in x's where that is wider: in float16 x's gradient underflows where alphas are small
+    own_dtype = torch.promote_types(x.dtype, dtype) if backend == "native" else dtype
+    own = partial(cast, dtype=own_dtype)
     scales = [Separable(*map(own, scale)) for scale in scales]
     branches = [Branch([Separable(*map(own, conv)) for conv in convs], alpha) for convs, alpha in branches]
-    arguments = (x.to(dtype), scales, own(scale_attention), position_encoding.to(dtype), branches, own(out_conv))
+    encoding = position_encoding.to(own_dtype)
+    arguments = (x.to(own_dtype), scales, own(scale_attention), encoding, branches, own(out_conv))
     run = _whole if backend == "native" else _composed
-    return run(*arguments, num_heads, contraction)
+    return run(*arguments, num_heads, contraction).to(dtype)
 
 
 def _whole(
@@ -60,7 +63,8 @@ def _whole(
     params: list[Any] = [t for scale in scales for affine in scale for t in affine]
     params += [*scale_attention, position_encoding]
     for convs, alpha in branches:
-        params += [*(t for conv in convs for affine in conv for t in affine), alpha.to(x.dtype)]
+        alpha = alpha.to(x.dtype)
+        params += [*(t for conv in convs for affine in conv for t in affine), alpha if alpha.dim() else alpha.view(1)]
     params += out_conv
     sizes = len(scales), [len(convs) for convs, _ in branches]
     return LGA(x, params, *sizes, num_heads, contraction == "released")

@@ -42,7 +42,7 @@ class Separable(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """One kernel size each, and the scalar that weighs their mean."""
+    """One kernel size each, and the number that weighs their mean, a tensor of one element."""
 
     convs: Sequence[Separable]
     alpha: Tensor

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.recomputation import as_first
+from ..core.torch_state import backward_pass
+
 MakeInteraction = Callable[..., nn.Module]  # channels, num_prefix_tokens -> a module on tokens and their grid's size
 MakeAttention = Callable[..., nn.Module]  # channels -> a module on maps (B, C, H, W) that keeps their shape
 
@@ -57,22 +60,29 @@ def put_after_swin_blocks(model: nn.Module, make: MakeAttention) -> None:
 
 class Grid(threading.local):
     """The size of a ViT's grid of patches: of its images, or where these may be of any size, of this thread's last
-    ones."""
+    ones, and in a checkpoint's recomputation of those of its first run."""
 
-    def __init__(self, patch_embed: Any):  # of each thread anew
-        self.patch_embed = patch_embed
+    def __init__(self, patch_embed: Any, of_any_size: bool):  # of each thread anew
+        self.patch_embed, self.of_any_size = patch_embed, of_any_size
         self.seen: tuple[int, int] | None = None
+        self.seen_in = -1
 
     def __reduce__(self) -> tuple:
-        return Grid, (self.patch_embed,)
+        return Grid, (self.patch_embed, self.of_any_size)
 
     @property
     def size(self) -> tuple[int, int]:
+        return as_first(self._last)
+
+    def _last(self) -> tuple[int, int]:
+        """RuntimeError where a backward pass runs blocks again and nothing tells on which images."""
+        if self.of_any_size and self.seen_in != backward_pass():
+            raise RuntimeError("a checkpoint does not know the size of its images: it takes use_reentrant=False")
         return self.seen or self.patch_embed.grid_size
 
     def see(self, patch_embed: nn.Module, args: tuple, out: Tensor) -> None:
         """Keep the size of embedded patches (B, H, W, C)."""
-        self.seen = out.shape[1], out.shape[2]
+        self.seen, self.seen_in = (out.shape[1], out.shape[2]), backward_pass()
 
 
 def vits(model: nn.Module) -> Iterator[tuple[Any, Grid]]:
@@ -84,7 +94,7 @@ def vits(model: nn.Module) -> Iterator[tuple[Any, Grid]]:
         if isinstance(part, VisionTransformer):
             if not isinstance(part.patch_drop, nn.Identity):
                 raise ValueError("patch_drop_rate drops tokens in training, and what is left of a grid is no map")
-            grid = Grid(part.patch_embed)
+            grid = Grid(part.patch_embed, part.dynamic_img_size)
             if part.dynamic_img_size:
                 part.patch_embed.register_forward_hook(grid.see)
             yield part, grid

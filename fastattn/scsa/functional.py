@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.backends import serving
-from ..core.checks import check_map, check_not_empty
+from ..core.checks import check_affines, check_map, check_not_empty, check_tensor
 from . import operation as ops
 from . import reference
 
@@ -34,6 +34,8 @@ def smsa(
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.
     """
+    check_affines("norm_h and norm_w", 1, [norm_h, norm_w])
+    check_affines("conv_weights", 3, [(weight, None) for weight in conv_weights])
     channels = norm_h[0].shape[0]
     check_spatial(channels, [w.shape[-1] for w in conv_weights], gate_layer)
     params = [*conv_weights, *conv_biases, *norm_h, *norm_w]
@@ -61,6 +63,7 @@ def pcsa(
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.
     """
+    check_affines("norm", 1, [norm])
     channels = norm[0].shape[0]
     options = (head_num, window_size, down_sample_mode, gate_layer)
     check_channel(channels, *options, attn_drop_ratio)
@@ -94,6 +97,8 @@ def scsa(
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.
     """
+    check_affines("norm", 1, [norm])
+    check_affines("conv_weights", 3, [(weight, None) for weight in conv_weights])
     channels = norm[0].shape[0]
     options = (head_num, window_size, down_sample_mode, gate_layer)
     check_spatial(channels, [w.shape[-1] for w in conv_weights], gate_layer)
@@ -219,6 +224,8 @@ def _channel_shapes(channels, qkv_biases):
 
 
 def _check_params(params, shapes):
+    for i, p in enumerate(params):
+        check_tensor(p, f"parameter {i}")
     found = [tuple(p.shape) for p in params]
     if found != shapes:
         raise ValueError(f"parameters of shapes {found}, expected {shapes}")

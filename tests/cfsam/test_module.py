@@ -526,7 +526,7 @@ def test_fusion_copies_nothing():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         level = Level(None, (module.local[0][1].weight, None), (module.fuse[0].weight, None))
         own, other = torch.randn(2, 32, 7, 6, requires_grad=True), torch.randn(2, 55, 32, requires_grad=True)
-        composition._fuse(own, other[:, :42], level)
+        composition._fuse(own, other[:, :42], level, torch.contiguous_format)
     assert "aten::clone" not in {event.key for event in profile.key_averages()}
 
 

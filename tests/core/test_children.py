@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import fastattn
+from fastattn.core.module import CHANGED, state_of_children
 from tests.core.test_guards import MODULES, make, step
 from tests.helpers import FAST
 
@@ -97,6 +98,32 @@ def test_another_epsilon_counts(name):
     torch.testing.assert_close(step(module, x)[0], before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "child", "setting", "value"),
+    [
+        ("scsa", "local_dwc", "padding", "same"),
+        ("smsa", "norm_h", "num_groups", 2),
+        ("lga", "multi_scale_convs.1.0", "stride", (4, 4)),
+        ("lga", "scale_attention.1", "dim", 3),
+        ("acp", "convs.1", "padding_mode", "circular"),
+        ("cfsam", "blocks.0.mlp.1", "approximate", "tanh"),
+    ],
+)
+def test_a_setting_that_is_changed_after_a_call_counts(name, child, setting, value):
+    """As if it had been changed before the first one, and until it is changed back."""
+    module, x = make(name)
+    fresh, before = copy.deepcopy(module), step(module, x)[0]
+    made = getattr(module.get_submodule(child), setting)
+    for twin in (module, fresh):
+        setattr(twin.get_submodule(child), setting, value)
+    state = state_of_children(module)
+    after, expected = step(module, x)[0], step(fresh, x)[0]
+    assert state == CHANGED
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)
+    setattr(module.get_submodule(child), setting, made)
+    torch.testing.assert_close(step(module, x)[0], before, rtol=0, atol=0)
+
+
 def test_a_replaced_activation_counts():
     module, x = make("cfsam")
     before = module(x)[0]
@@ -106,11 +133,14 @@ def test_a_replaced_activation_counts():
 
 def test_a_replaced_forward_counts():
     module, x = make("scsa")
+    before = module(x)
     module.q.forward = lambda y: torch.zeros_like(y)
     zeroed = copy.deepcopy(module)
     nn.init.zeros_(zeroed.q.weight)
     del zeroed.q.forward
     torch.testing.assert_close(module(x), zeroed(x), rtol=1e-4, atol=1e-5)
+    del module.q.forward
+    torch.testing.assert_close(module(x), before, rtol=0, atol=0)
 
 
 @pytest.mark.triton

@@ -35,7 +35,8 @@ def load(path, dtype):
     module.load_state_dict(parameters)
     truth = {"out": tensors["out"], "grad_x": tensors["grad_x"]}
     for name, parameter in module.named_parameters():  # released: queries and keys have no gradient
-        truth[name] = tensors.get(f"grad_param.{name}", torch.zeros_like(parameter))
+        grad = tensors.get(f"grad_param.{name}", torch.zeros_like(parameter))
+        truth[name] = grad.view(parameter.shape)  # the author's alphas are scalars
     truth = {name: tensor.double() for name, tensor in truth.items()}
     return module.to(dtype), tensors["x"].to(dtype), tensors["grad_out"].to(dtype), truth
 

@@ -171,6 +171,59 @@ def test_an_lga_resets_its_own_parameters():
     assert module.learnable_alpha_local == module.learnable_alpha_global == 0.5
 
 
+def test_the_authors_alphas_are_scalars():
+    """In checkpoints and for the functional; fully_shard refuses such parameters."""
+    module, x = make("lga")
+    with torch.no_grad():
+        module.learnable_alpha_local.fill_(0.25)
+    authors = {name: t.view(()) if "alpha" in name else t for name, t in module.state_dict().items()}
+    for assign in (False, True):
+        loaded = make("lga")[0]
+        loaded.load_state_dict(authors, assign=assign)
+        assert {parameter.dim() for parameter in loaded.parameters()} == {1, 4}
+        torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=0)
+    assert authors["learnable_alpha_local"].dim() == 0
+    *given, branches, out = module.operands()
+    scalars = [branch._replace(alpha=branch.alpha.view(())) for branch in branches]
+    expected, found = (
+        fastattn.functional.local_global_attention(x, *given, b, out, num_heads=4) for b in (branches, scalars)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def sharded():
+    """What each module computes, sharded by FSDP2 in a group of one process, of its own."""
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for name in MODULES:
+        module, x = make(name)
+        outs, grad = step(module, x)
+        state = {key: t.view(()) if "alpha" in key else t for key, t in module.state_dict().items()}
+        twin = fully_shard(copy.deepcopy(module), mesh=init_device_mesh("cpu", (1,)))
+        nn.init.zeros_(next(twin.parameters()))
+        set_model_state_dict(twin, state, options=StateDictOptions(full_state_dict=True))
+        found, own = step(twin, x)
+        torch.testing.assert_close((*found, own), (*outs, grad), rtol=0, atol=0, msg=name)
+        grads = dict(module.named_parameters())
+        for key, parameter in twin.named_parameters():
+            torch.testing.assert_close(
+                parameter.grad.full_tensor(), grads[key].grad, rtol=0, atol=0, msg=f"{name} {key}"
+            )
+    dist.destroy_process_group()
+
+
+@slow_interpreted
+@pytest.mark.skipif(DEVICE != "cpu" or not torch.distributed.is_available(), reason="shards on the CPU")
+def test_every_module_is_sharded():
+    command = [sys.executable, "-W", "ignore", "-c", "from tests.core.test_guards import sharded; sharded()"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_checkpoint_of_another_module_was_made_for_no_lga():
     module, _ = make("lga")
     with pytest.raises(RuntimeError, match=r"module\.out_conv") as raised:
@@ -212,7 +265,7 @@ def test_threads_have_their_own_grids():
     class PatchEmbed:
         grid_size = (14, 14)
 
-    grid = Grid(PatchEmbed())
+    grid = Grid(PatchEmbed(), True)
     grid.see(None, (), torch.empty(1, 4, 8, 2))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: grid.size).result() == (14, 14)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.backends import mkldnn
 
 import fastattn
-from tests.helpers import check, draw, measure
+from fastattn.bench.accuracy import assert_accurate
+from tests.helpers import check, draw, few, measure, named, randomize
 
 CPU = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
@@ -41,3 +43,22 @@ def test_numbers_of_scales_that_no_map_has_are_refused(count):
 @pytest.mark.cpu
 def test_strides_beyond_the_map_are_not_refused():
     check(fastattn.LocalGlobalAttention(4, 2, num_scales=16), draw(1, 4, 3, 3), "reference")
+
+
+@pytest.mark.parametrize("contraction", few(["released", "paper"]))
+@pytest.mark.parametrize("dtype", few([torch.float16, torch.bfloat16]), ids=named)
+@pytest.mark.parametrize("scale", few([1e-4, 1.0]))
+@pytest.mark.usefixtures("native")
+@pytest.mark.cpu
+def test_under_autocast_the_gradient_of_a_float32_input_is_not_rounded_to_16_bits(scale, dtype, contraction):
+    """Through the residuals it is multiplied by alphas, in float32 as by eager: small ones would leave nothing."""
+    module = randomize(fastattn.LocalGlobalAttention(26, 2, (3, 1), 5, contraction=contraction))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(scale)
+    # oneDNN may not come back from float16 depthwise convolutions
+    with torch.autocast("cpu", dtype), mkldnn.flags(enabled=dtype is not torch.float16, allow_tf32=None):
+        found, truth, *eager = measure(module, draw(2, 26, 5, 9), "native")
+    assert found["out"].dtype == dtype
+    assert found["grad_x"].dtype == torch.float32
+    assert_accurate(found, truth, *eager)
