@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.backends import serving, without_autocast
 from ..core.checks import check_affines, check_heads, check_tensor
 from ..core.parameters import check_devices
+from ..core.torch_state import autocasts
 from . import operation as composition
 from . import reference
 from .partition_attention import HEAD_DIMS
@@ -147,7 +148,7 @@ def check_maps(maps: Sequence[Tensor], channels: Sequence[int], num_parts: int) 
         raise ValueError(f"expected a list of {len(channels)} maps, one for each level, got {found}")
     for i, x in enumerate(maps):
         check_tensor(x, f"level {i}")
-    mixes = torch.is_autocast_enabled(maps[0].device.type)  # which casts each map
+    mixes = autocasts(maps[0].device.type)  # which casts each map
     for i, (x, expected) in enumerate(zip(maps, channels, strict=True)):
         if x.dim() != 4:
             raise ValueError(f"level {i} must have 4 dimensions (B, C, H, W), got shape {tuple(x.shape)}")

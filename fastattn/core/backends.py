@@ -21,7 +21,7 @@ from torch import Tensor
 from . import flops, native
 from .parameters import DTYPES
 from .recomputation import as_first
-from .torch_state import compile_time_constant, dispatch_modes, transformed
+from .torch_state import autocasts, compile_time_constant, dispatch_modes, transformed
 
 Limits = Callable[..., list[str]]  # facts of a call -> why a backend does not serve it
 
@@ -158,7 +158,7 @@ def serving(
     RuntimeError with the reasons where the named backend cannot serve.
     """
     device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
+    autocast = autocasts(device)
     name = choose(
         backend or as_first(get_backend), operation, device, x.dtype, param_dtype, autocast, transformed(), facts
     )
@@ -168,7 +168,7 @@ def serving(
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Return the context in which a fast path computes: its dtypes are chosen."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()
 
 
 def _check_name(name: str) -> None:
@@ -254,7 +254,7 @@ def explain(what: Any, x: Tensor | Sequence[Tensor], **options: Any) -> str:
             raise ValueError(f"unknown operation {what!r}: expected one of {', '.join(_operations)}")
         device = first.device.type
         facts = _operations[what].facts(first, **options)
-        autocast = torch.is_autocast_enabled(device)
+        autocast = autocasts(device)
         call = Call(what, device, first.dtype, first.dtype, autocast, transformed(), facts)
         wanted = options.get("backend") or get_backend()
     else:

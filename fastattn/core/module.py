@@ -74,7 +74,7 @@ class FastModule(Holder):
 
     def _runs_through_children(self) -> bool:
         """Return whether a child is not what it was made as; RuntimeError where a fast backend is named."""
-        state = state_of_children(self)
+        state = self._state_of_children()
         if state == RECOMPUTED and not torch.compiler.is_compiling():
             for child in self._seen.calls:
                 for hook in child._forward_pre_hooks.values():
@@ -90,11 +90,14 @@ class FastModule(Holder):
             )
         return True
 
+    @compile_time_constant  # a method: torch 2.11 takes no module as such a function's argument
+    def _state_of_children(self) -> str:
+        return state_of_children(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_seen"}
 
 
-@compile_time_constant
 def state_of_children(module: FastModule) -> str:
     """Return MADE where the children of a module are what they were made as, so that their parameters say all,
     RECOMPUTED where hooks compute some of these before a call, as pruning does, and else CHANGED."""

@@ -20,6 +20,11 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def autocasts(device: str) -> bool:
+    """Return whether autocast is on for a type of devices; meta has none, and to ask torch for it raises."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def saving_checkpoint(pack: Any) -> tuple[Any, bool]:
     """Return the checkpoint (use_reentrant=False) whose hook packs what is saved, or None; whether it runs again."""
     for cell in getattr(inspect.unwrap(pack), "__closure__", None) or ():

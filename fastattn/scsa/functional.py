@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.backends import serving
 from ..core.checks import check_affines, check_map, check_not_empty, check_tensor
+from ..core.torch_state import autocasts
 from . import operation as ops
 from . import reference
 
@@ -130,7 +131,7 @@ def run(
     if name == "reference" or x.shape[0] == 0:  # an empty batch is nothing to be fast at
         return _eager(operation, x, params, options, conv_d_weight, dropout, drops)
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x.device.type):
         dtype = _autocast_dtype(operation, x.device.type, dtype, options[-1])
         if name == "native":  # writes x's own dtype
             x = x.to(dtype)

@@ -343,3 +343,17 @@ def test_an_exported_program_has_its_gradients(name):
         (grad,) = torch.autograd.grad(program(leaf).square().sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="double backward"):
             grad.sum().backward()
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", MODULES)
+def test_on_meta_a_module_gives_its_shapes(name):
+    """As tools ask that count what a model takes."""
+    module, x = make(name)
+    maps = [t.to("meta") for t in x] if isinstance(x, list) else x.to("meta")
+    expected, found = module(x), copy.deepcopy(module).to("meta")(maps)
+    pairs = zip(*(out if isinstance(out, list) else [out] for out in (expected, found)), strict=True)
+    for wanted, got in pairs:
+        assert got.is_meta
+        assert got.shape == wanted.shape
+        assert got.dtype == wanted.dtype
