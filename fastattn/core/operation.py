@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
 from . import flops, native, tensors
 from .parameters import unflatten
@@ -20,6 +21,7 @@ from .tensors import dense, layout
 LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
 DEVICES = ("CPU", "CUDA")
 _registered: dict[str, torch._ops.OpOverload] = {}
+_decompositions: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -31,6 +33,11 @@ def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._op
         torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
         _registered[name] = getattr(torch.ops.fastattn, name).default
     return _registered[name]
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """Return what takes the operators apart into standard ones, for `ExportedProgram.run_decompositions`."""
+    return dict(_decompositions)
 
 
 class Operation:
@@ -50,8 +57,9 @@ class Operation:
         self.forward_op = register(f"{name}_forward", self.forward_schema, self.forward, self.fake_forward)
         self.backward_op = register(f"{name}_backward", self.backward_schema, self.backward, self.fake_backward)
         flops.define(name, self.definition)
-        if self.forward_op not in torch._decomp.decomposition_table:  # else the module is loaded anew
-            torch._decomp.register_decomposition(self.forward_op)(self.decompose)
+        if self.forward_op not in _decompositions:  # else its module is loaded anew
+            register_decomposition(self.forward_op)(self.decompose)
+            _decompositions[self.forward_op] = self.decompose
 
     def __str__(self) -> str:
         return self.name
