@@ -1,9 +1,9 @@
-"""A model in a file: plain functions over the exporters' own, which write standard operators, each checked by running the
-file.
+"""A model in a file of standard operators: plain functions over the exporters' own, each checked by running the file.
 
-`example` is what the model is called with, a tensor or a tuple of arguments, of the model's dtype and on its device.
-`dynamic` names the sizes that may differ in the file's calls: "batch", and of maps "height" and "width". With `verify` the
-file is run, by its runtime, on the example, and where sizes are dynamic on larger inputs as well.
+`example` is what the model is called with, a tensor or a tuple of arguments, of the model's dtype and on its device; what is no
+tensor among them becomes a constant, and the file takes the tensors alone. `dynamic` names the sizes that may
+differ in the file's calls: "batch", and of maps "height" and "width". With `verify` the file is run, by its runtime, on
+the example, and where sizes are dynamic on larger inputs as well.
 
 ValueError for a model in training mode, for an example that a dynamic size cannot be taken from, and for a size that
 cannot be dynamic; ArithmeticError where the file computes something else; ImportError without the exporter.
@@ -26,9 +26,10 @@ Run = Callable[..., Any]
 
 def to_program(model: nn.Module, example: Any, *, dynamic: Sequence[str] = (), verify: bool = True) -> Any:
     """Return a `torch.export.ExportedProgram` of standard operators, which loads where fastattn is not installed."""
-    program = _program(model, _arguments(example), dynamic).run_decompositions(decompositions())
+    model, arguments = _of_tensors(model, example)
+    program = _program(model, arguments, dynamic).run_decompositions(decompositions())
     if verify:
-        _verify(program.module(), model, _arguments(example), dynamic)
+        _verify(program.module(), model, arguments, dynamic)
     return program
 
 
@@ -45,7 +46,7 @@ def to_onnx(
     program = to_program(model, example, dynamic=dynamic, verify=False)
     torch.onnx.export(program, (), str(path), opset_version=opset, dynamo=True, verbose=False)
     if verify:
-        _verify(_onnxruntime(path), model, _arguments(example), dynamic)
+        _verify(_onnxruntime(path), *_of_tensors(model, example), dynamic)
 
 
 def to_openvino(
@@ -63,7 +64,7 @@ def to_openvino(
             found = compiled([tensor.numpy() for tensor in _tensors(arguments)])
             return [torch.from_numpy(found[i]) for i in range(len(compiled.outputs))]
 
-        _verify(run, model, _arguments(example), dynamic)
+        _verify(run, *_of_tensors(model, example), dynamic)
 
 
 def to_torchscript(
@@ -73,13 +74,12 @@ def to_torchscript(
 
     A trace holds no names of sizes: `dynamic` is what is verified.
     """
-    arguments = _arguments(example)
+    model, arguments = _of_tensors(model, example)
     _check(model, arguments, dynamic)
     with torch.no_grad():
-        torch.jit.trace(_OfTensors(model, arguments), _tensors(arguments)).save(str(path))
+        torch.jit.trace(model, arguments).save(str(path))
     if verify:
-        loaded = torch.jit.load(str(path))
-        _verify(lambda *arguments: loaded(*_tensors(arguments)), model, arguments, dynamic)
+        _verify(torch.jit.load(str(path)), model, arguments, dynamic)
 
 
 def to_aoti(
@@ -93,16 +93,15 @@ def to_aoti(
 ) -> None:
     """Write an AOTInductor package (.pt2), for `torch._inductor.aoti_load_package`.
 
-    With `kernels="native"` fastattn's kernels compute, and a process that loads the package imports fastattn first; with
-    "standard" the package has code of Inductor's alone, and needs nothing.
+    With `kernels="native"` fastattn's kernels compute, and a process that loads the package imports fastattn first;
+    with "standard" it is Inductor's code alone, which needs nothing.
     """
     if kernels not in ("native", "standard"):
         raise ValueError(f"kernels must be native or standard, got {kernels!r}")
-    arguments = _arguments(example)
-    if kernels == "native":
-        program = _program(model, arguments, dynamic)
-    else:
-        program = to_program(model, example, dynamic=dynamic, verify=False)
+    model, arguments = _of_tensors(model, example)
+    program = _program(model, arguments, dynamic)
+    if kernels == "standard":
+        program = program.run_decompositions(decompositions())
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     if verify:
         _verify(torch._inductor.aoti_load_package(str(path)), model, arguments, dynamic)
@@ -122,8 +121,12 @@ class _OfTensors(nn.Module):
         return self.model(*tree_unflatten(leaves, self.spec))
 
 
-def _arguments(example: Any) -> tuple:
-    return example if isinstance(example, tuple) else (example,)
+def _of_tensors(model: nn.Module, example: Any) -> tuple[nn.Module, tuple]:
+    """Return a model and its arguments, of which all are tensors or lists of tensors."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    if len(_tensors(arguments)) == len(tree_leaves(arguments)):
+        return model, arguments
+    return _OfTensors(model, arguments).train(model.training), (*_tensors(arguments),)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -150,7 +153,8 @@ def _program(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> Any:
     """Return the exported program, with fastattn's operators in it."""
     _check(model, arguments, dynamic)
     shapes = tree_map_only(Tensor, lambda t: dict.fromkeys(_dims(t, dynamic), torch.export.Dim.DYNAMIC), arguments)
-    shapes = tree_map_only((int, float, bool, str), lambda _: None, shapes, is_leaf=lambda leaf: isinstance(leaf, dict))
+    if isinstance(model, _OfTensors):  # which takes any number
+        shapes = (shapes,)
     try:
         with torch.no_grad():
             return torch.export.export(model, arguments, dynamic_shapes=shapes if dynamic else None)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.reference import Affine
+from ..core.reference import Affine, known_equal
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -57,7 +57,7 @@ class Block(NamedTuple):
 
 def padded_length(tokens: int, num_parts: int) -> int:
     """Return the next multiple of num_parts."""
-    return -(-tokens // num_parts) * num_parts
+    return (tokens + num_parts - 1) // num_parts * num_parts  # exporters round what is negative towards zero
 
 
 def fuses_both(level: Level) -> bool:
@@ -67,7 +67,7 @@ def fuses_both(level: Level) -> bool:
 
 def resize(tokens: Tensor, length: int) -> Tensor:
     """Resize the token axis of (B, N, D) linearly."""
-    if tokens.shape[1] == length:
+    if known_equal(tokens.shape[1:2], (length,)):
         return tokens
     return F.interpolate(tokens.transpose(-2, -1), size=length, mode="linear", align_corners=False).transpose(-2, -1)
 

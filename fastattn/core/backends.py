@@ -125,8 +125,8 @@ def unsupported_reasons(name: str, call: Call) -> list[str]:
 def choose(wanted: str, *call: Any) -> str:
     """Return the backend that serves the call of these `Call` fields.
 
-    ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve. What torch.jit.trace records, for
-    itself or an exporter, has to run elsewhere: whichever backend is wanted here, that is the reference.
+    ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve. What torch.jit.trace records,
+    for itself or an exporter, has to run elsewhere: whichever backend is wanted here, that is the reference.
     """
     if _asked.calls is not None:
         _asked.calls.append((wanted, Call(*call)))

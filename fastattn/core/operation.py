@@ -76,8 +76,8 @@ class Operation:
         return self.definition(**dict(zip(names, arguments, strict=True)))
 
     def decompose(self, *arguments: Any) -> Any:
-        """Return what forward's operator returns, in standard operators, and empty tensors for what only backward reads:
-        a program that was taken apart has no other use for it."""
+        """Return what forward's operator returns, in standard operators; what only backward reads is left empty, which
+        has no use in a program that was taken apart."""
         outs, made = self.defined(arguments), self.fake_forward(*arguments)
         if not isinstance(made, tuple):
             return outs

@@ -40,7 +40,7 @@ def level_sizes(height: int, width: int, num_layers: int, pool_size: int) -> lis
     """Return (H_l, W_l) of the levels 0 ... L."""
     sizes = [(height, width)]
     for _ in range(num_layers):
-        height, width = -(-height // pool_size), -(-width // pool_size)
+        height, width = (height + pool_size - 1) // pool_size, (width + pool_size - 1) // pool_size
         sizes.append((height, width))
     return sizes
 
@@ -78,6 +78,8 @@ def enhanced_interaction(
 ) -> Tensor:
     """Add ACP to the tokens of the grid, which come after the prefix tokens of x (B, N, C); then CAT of all."""
     prefix, grid = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
-    wider = aggressive_conv_pooling(grid.transpose(-2, -1).unflatten(2, size), convs, proj, pool_size=pool_size, aggregate=aggregate)
+    wider = aggressive_conv_pooling(
+        grid.transpose(-2, -1).unflatten(2, size), convs, proj, pool_size=pool_size, aggregate=aggregate
+    )
     x = torch.cat([prefix, grid + wider.flatten(2).transpose(-2, -1)], dim=1)
     return conceptual_attention(x, score, value, out)

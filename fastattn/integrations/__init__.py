@@ -1,0 +1,1 @@
+"""Other people's frameworks: what puts fastattn's modules into their models."""
