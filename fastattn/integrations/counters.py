@@ -35,22 +35,12 @@ def thop_ops() -> dict[type[nn.Module], Callable]:
     return dict.fromkeys(MODULES, count)
 
 
-def ptflops_hooks() -> dict[type[nn.Module], Callable]:
-    """Return `custom_modules_hooks` for `ptflops.get_model_complexity_info`, of its backend "pytorch"."""
-
-    def count(module: Any, inputs: tuple, output: Any) -> None:
-        module.__flops__ += _count(module, inputs)
-
-    return dict.fromkeys(MODULES, count)
-
-
-def fvcore_handles() -> dict[str, None]:
+def fvcore_handles() -> dict[str, Callable]:
     """Return handles for `fvcore.nn.FlopCountAnalysis.set_op_handle`.
 
-    It traces a model, of which standard operators are recorded: what is told is to leave out all but convolutions and
-    products.
+    It traces a model, of which standard operators are recorded: it is told to count convolutions and products alone.
     """
-    return {f"aten::{name}": None for name in _UNCOUNTED}
+    return {f"aten::{name}": lambda inputs, outputs: 0 for name in _UNCOUNTED}
 
 
 def _count(module: nn.Module, inputs: tuple) -> int:

@@ -22,8 +22,8 @@ _SERVERS = Servers("scsa.call", native=native)  # a backend's module: forward, b
 
 
 class Operation(FlatOperation):
-    """One of the three; its options are the gate, PCSA's before it, then the output's dtype and the backend, "auto" where
-    that is chosen when it runs."""
+    """One of the three; its options are the gate, PCSA's before it, then the output's dtype and the backend, "auto"
+    where that is chosen when it runs."""
 
     def __init__(self, name: str, *, spatial: bool, channel: bool) -> None:
         self.spatial, self.channel = spatial, channel
