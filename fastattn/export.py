@@ -2,8 +2,8 @@
 
 `example` is what the model is called with, a tensor or a tuple of arguments, of the model's dtype and on its device;
 what is no tensor among them becomes a constant, and the file takes the tensors alone. `dynamic` names the sizes that
-may differ in the file's calls: "batch", and of maps "height" and "width". With `verify` the file is run, by its runtime,
-on the example, and where sizes are dynamic on larger inputs as well.
+may differ in the file's calls: "batch", and of maps "height" and "width". With `verify` the file is run on the example,
+and where sizes are dynamic on larger inputs as well.
 
 ValueError for a model in training mode, for an example that a dynamic size cannot be taken from, and for a size that
 cannot be dynamic; ArithmeticError where the file computes something else; ImportError without the exporter.
