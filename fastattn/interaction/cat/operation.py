@@ -30,8 +30,8 @@ class _Whole(FlatOperation):
     server = native
 
     def definition(self, x: Tensor, params: Sequence[Tensor], **_: Any) -> Tensor:
-        score, *affines = params
-        return reference.conceptual_attention(x, score, affines[:2], affines[2:])
+        score, value, value_bias, out, out_bias = params
+        return reference.conceptual_attention(x, score, (value, value_bias), (out, out_bias))
 
 
 CAT = _Whole("whole_cat", lay=contiguous)
