@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.reference import Affine
+from ..core.reference import Affine, known_equal
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -57,7 +57,7 @@ class Block(NamedTuple):
 
 def padded_length(tokens: int, num_parts: int) -> int:
     """Return the next multiple of num_parts."""
-    return -(-tokens // num_parts) * num_parts
+    return (tokens + num_parts - 1) // num_parts * num_parts  # exporters round what is negative towards zero
 
 
 def fuses_both(level: Level) -> bool:
@@ -67,9 +67,9 @@ def fuses_both(level: Level) -> bool:
 
 def resize(tokens: Tensor, length: int) -> Tensor:
     """Resize the token axis of (B, N, D) linearly."""
-    if tokens.shape[1] == length:
+    if known_equal(tokens.shape[1:2], (length,)):
         return tokens
-    return F.interpolate(tokens.mT, size=length, mode="linear", align_corners=False).mT
+    return F.interpolate(tokens.transpose(-2, -1), size=length, mode="linear", align_corners=False).transpose(-2, -1)
 
 
 def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
@@ -98,11 +98,11 @@ def cfsam(
         F.conv2d(F.conv2d(x, *level.local, padding=1) if level.local else x, *level.project)
         for x, level in zip(maps, levels, strict=True)
     ]
-    tokens = torch.cat([x.flatten(2) for x in local], dim=2).mT  # [B, N, D]
+    tokens = torch.cat([x.flatten(2) for x in local], dim=2).transpose(-2, -1)  # [B, N, D]
     y = resize(tokens, padded_length(tokens.shape[1], num_parts)) if blocks else tokens
     for block in blocks:
         y = transformer(y, block, num_parts, num_heads)
-    mixed = resize(y, tokens.shape[1]).mT.split([x.shape[2] * x.shape[3] for x in maps], dim=2)
+    mixed = resize(y, tokens.shape[1]).transpose(-2, -1).split([x.shape[2] * x.shape[3] for x in maps], dim=2)
     restored = [part.reshape(x.shape) for part, x in zip(mixed, local, strict=True)]
     return [
         F.conv2d(torch.cat([own, other], dim=1) if fuses_both(level) else other, *level.fuse)

@@ -127,8 +127,20 @@ class _TokenGather(Operation):
         dtype = given.dtype if weight is None else weight.dtype
         return maps, given.new_empty(2 * given.shape[2] if need_params else 0, dtype=dtype)
 
-    def definition(self, **_: Any) -> tuple[()]:
-        return ()  # counts nothing
+    def definition(
+        self,
+        maps: Sequence[Tensor] = (),
+        addend: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        length: int = 0,
+        **_: Any,
+    ) -> tuple[Tensor, ...]:
+        """It counts nothing: of backward, which has no maps, there is nothing to count."""
+        if not maps:
+            return ()
+        tokens, normed = compose(maps, addend, None if weight is None else (weight, bias), length)
+        return (tokens,) if weight is None else (tokens, normed)
 
 
 _TOKEN_GATHER = _TokenGather("token_gather")

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import flops, native
 from .parameters import DTYPES
 from .recomputation import as_first
-from .torch_state import autocasts, compile_time_constant, dispatch_modes, transformed
+from .torch_state import autocasts, compile_time_constant, dispatch_modes, tracing_state, transformed
 
 Limits = Callable[..., list[str]]  # facts of a call -> why a backend does not serve it
 
@@ -126,13 +126,16 @@ def unsupported_reasons(name: str, call: Call) -> list[str]:
 def choose(wanted: str, *call: Any) -> str:
     """Return the backend that serves the call of these `Call` fields.
 
-    ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve.
+    ValueError if `wanted` is unknown, RuntimeError with the reasons if it cannot serve. What torch.jit.trace records,
+    for itself or an exporter, has to run elsewhere: whichever backend is wanted here, that is the reference.
     """
     if _asked.calls is not None:
         _asked.calls.append((wanted, Call(*call)))
         raise _Asked
     if dispatch_modes() > 0:
         flops.join()
+    if tracing_state() is not None:
+        return "reference"
     return _choose(wanted, *call)
 
 
@@ -148,6 +151,11 @@ def _choose(wanted: str, *fields: Any) -> str:
     if reasons:
         raise RuntimeError(f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons))
     return wanted
+
+
+def fastest(operation: str, x: Tensor) -> str:
+    """Return the backend that serves x, whose parameters have its dtype, where an exported operator runs."""
+    return _choose("auto", operation, x.device.type, x.dtype, x.dtype)
 
 
 def serving(

@@ -62,6 +62,11 @@ def status() -> tuple[str, str]:
     return _load()[1:]
 
 
+def takes(x: Tensor) -> bool:
+    """Return whether the extension is there, and x on its device and of one of its dtypes."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and _load()[1] == "ok"
+
+
 def extension():
     """Return the extension module; RuntimeError with the cause if there is none."""
     module, state, detail = _load()

@@ -6,19 +6,22 @@ what they take and compute; registration, recording, FLOPs and the way past the 
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import register_decomposition
 
-from . import flops, tensors
+from . import flops, native, tensors
 from .parameters import unflatten
 from .tensors import dense, layout
 
 LIBRARY = torch.library.Library("fastattn", "FRAGMENT")
 DEVICES = ("CPU", "CUDA")
 _registered: dict[str, torch._ops.OpOverload] = {}
+_decompositions: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
@@ -32,12 +35,17 @@ def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._op
     return _registered[name]
 
 
+def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """Return what takes the operators apart into standard ones, for `ExportedProgram.run_decompositions`."""
+    return dict(_decompositions)
+
+
 class Operation:
     """An operation of tensors, recorded as one node.
 
     A subclass has `forward_schema` and `backward_schema`; `forward` and `backward`, which the two operators run, with
-    fakes for both; `definition`, the reference on forward's arguments by name, whose FLOPs are counted for both; and
-    for autograd `outputs` and `gradients`.
+    fakes for both; `definition`, the reference on forward's arguments by name, whose FLOPs are counted for both and
+    which exporters take apart into standard operators; and for autograd `outputs` and `gradients`.
     """
 
     forward_schema: str
@@ -49,6 +57,9 @@ class Operation:
         self.forward_op = register(f"{name}_forward", self.forward_schema, self.forward, self.fake_forward)
         self.backward_op = register(f"{name}_backward", self.backward_schema, self.backward, self.fake_backward)
         flops.define(name, self.definition)
+        if self.forward_op not in _decompositions:  # else its module is loaded anew
+            register_decomposition(self.forward_op)(self.decompose)
+            _decompositions[self.forward_op] = self.decompose
 
     def __str__(self) -> str:
         return self.name
@@ -58,6 +69,20 @@ class Operation:
     fake_forward: Callable[..., Any]
     fake_backward: Callable[..., Any]
     definition: Callable[..., Any]
+
+    def defined(self, arguments: Sequence[Any]) -> Any:
+        """Return the definition of forward's arguments."""
+        names = (argument.name for argument in self.forward_op._schema.arguments)
+        return self.definition(**dict(zip(names, arguments, strict=True)))
+
+    def decompose(self, *arguments: Any) -> Any:
+        """Return what forward's operator returns, in standard operators; what only backward reads is left empty, which
+        has no use in a program that was taken apart."""
+        outs, made = self.defined(arguments), self.fake_forward(*arguments)
+        if not isinstance(made, tuple):
+            return outs
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        return *outs, *made[len(outs) :]
 
     def outputs(self, options: tuple, inputs: Sequence[Any], save: bool) -> tuple[Any, Sequence[Tensor | None]]:
         """Run forward; return its output or outputs, and what backward needs."""
@@ -87,6 +112,7 @@ class Operation:
 class FlatOperation(Operation):
     """An operation of x and a flat list of parameters, which one call of its `server`, a module, does each way.
 
+    Its operators may run on another machine than the one that exported them: where no server is, the definition serves.
     `save` tells forward whether to return what backward needs besides x and params, as one float32 tensor, or none.
     Backward returns the parameters' gradients as one tensor, in the order of params.
     """
@@ -124,18 +150,43 @@ class FlatOperation(Operation):
 
     def forward(self, x, params, *rest):
         *options, save = rest
-        return self.server.forward(self.lay(x), params, *options, save)
+        x = self.lay(x)
+        server = self.server_of(x, options)
+        if server is None:
+            return self.defined((x, params, *rest)).contiguous(memory_format=layout(x)), _nothing(x)
+        return self.serve(server, x, params, options, save)
 
     def backward(self, grad_out, x, saved, params, *rest):
         *options, need_x, need_params = rest
         x = self.lay(x)
+        server = self.server_of(x, options)
         grad_out = grad_out.contiguous(memory_format=layout(x))
-        return self.serve_backward(grad_out, x, saved, params, options, need_x, need_params)
+        if server is None:
+            return self._defined_backward(grad_out, x, params, options, need_x, need_params)
+        return self.serve_backward(server, grad_out, x, saved, params, options, need_x, need_params)
+
+    def defined(self, arguments):
+        x, params, *rest = arguments
+        dtype = reduce(torch.promote_types, (p.dtype for p in params), x.dtype)
+        out = super().defined((x.to(dtype), [p.to(dtype) for p in params], *rest))
+        return out.to(self.out_dtype(x, rest[:-1]))
+
+    def _defined_backward(self, grad_out, x, params, options, need_x, need_params):
+        """Return what backward returns, by autograd through the definition."""
+        leaves = [x.detach().requires_grad_(need_x), *(p.detach().requires_grad_(need_params) for p in params)]
+        with torch.enable_grad():
+            out = self.defined((leaves[0], leaves[1:], *options, True))
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            grads = [*torch.autograd.grad(out, wanted, grad_out, materialize_grads=True)] if wanted else []
+        grad_x = grads.pop(0).contiguous(memory_format=layout(x)) if need_x else x.new_empty(0)
+        dtype = self.grads_dtype(x, params)
+        return grad_x, torch.cat([g.flatten().to(dtype) for g in grads]) if grads else x.new_empty(0, dtype=dtype)
 
     def fake_forward(self, x, params, *rest):
         *options, save = rest
         x = self.lay(x)
-        saved = self.saved(x, params, options) if save else x.new_empty(0, dtype=torch.float32)
+        server = self.server_of(x, options)
+        saved = self.saved(server, x, params, options) if save and server else _nothing(x)
         return torch.empty_like(x, dtype=self.out_dtype(x, options)), saved
 
     def fake_backward(self, grad_out, x, saved, params, *rest):
@@ -144,13 +195,21 @@ class FlatOperation(Operation):
         grad_params = x.new_empty(size, dtype=self.grads_dtype(x, params))
         return torch.empty_like(self.lay(x)) if need_x else x.new_empty(0), grad_params
 
-    def serve_backward(self, grad_out, x, saved, params, options, need_x, need_params):
-        """Return what backward returns, on tensors that lie alike."""
-        return self.server.backward(grad_out, x, saved, params, *options, need_x, need_params)
+    def server_of(self, x: Tensor, options: Sequence[Any]) -> Any:
+        """Return the module that serves x where this runs, or None for the definition."""
+        return self.server if native.takes(x) else None
 
-    def saved(self, x: Tensor, params: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
+    def serve(self, server, x, params, options, save):
+        """Return what forward returns, of x as it is to lie."""
+        return server.forward(x, params, *options, save)
+
+    def serve_backward(self, server, grad_out, x, saved, params, options, need_x, need_params):
+        """Return what backward returns, on tensors that lie alike."""
+        return server.backward(grad_out, x, saved, params, *options, need_x, need_params)
+
+    def saved(self, server: Any, x: Tensor, params: Sequence[Tensor], options: Sequence[Any]) -> Tensor:
         """Return an empty tensor for what forward saves."""
-        return self.server.saved(x, params)
+        return server.saved(x, params)
 
     def out_dtype(self, x: Tensor, options: Sequence[Any]) -> torch.dtype:
         """Return the dtype of forward's output."""
@@ -159,6 +218,11 @@ class FlatOperation(Operation):
     def grads_dtype(self, x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
         """Return the dtype of the parameters' gradients, all in one tensor."""
         return torch.float32
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """Return what is saved where nothing is."""
+    return x.new_empty(0, dtype=torch.float32)
 
 
 class _Recorded(torch.autograd.Function):

@@ -28,7 +28,7 @@ def layout(x: Tensor) -> torch.memory_format:
 
 
 def watched(*tensors: Tensor) -> bool:
-    """Return whether anything wants to see the registered operator: a compiler, tracer, mode or profiler, or a tensor
+    """Return whether anything wants to see the registered operator: a compiler, a mode or a profiler, or a tensor
     that is not what its memory holds: a subclass, a negated view, a zero without memory.
 
     Where nothing does, its dispatch is left out: a third of what a short call costs. x, or the output's gradient and
@@ -41,6 +41,5 @@ def watched(*tensors: Tensor) -> bool:
         or (Tensor in kinds and any(map(_is_neg, tensors)))
         or any(map(_is_zero, tensors[:2]))
         or torch_state.dispatch_modes() > 0
-        or torch_state.tracing_state() is not None
         or torch_state.profiler_enabled()
     )

@@ -40,7 +40,7 @@ def level_sizes(height: int, width: int, num_layers: int, pool_size: int) -> lis
     """Return (H_l, W_l) of the levels 0 ... L."""
     sizes = [(height, width)]
     for _ in range(num_layers):
-        height, width = -(-height // pool_size), -(-width // pool_size)
+        height, width = (height + pool_size - 1) // pool_size, (width + pool_size - 1) // pool_size
         sizes.append((height, width))
     return sizes
 
@@ -59,7 +59,7 @@ def aggressive_conv_pooling(
 def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine) -> Tensor:
     """Align tokens (B, N, C) with concepts, whose scores have the weight (K, C)."""
     scores = F.linear(x, score)  # [B, N, K]
-    concepts = scores.softmax(dim=1).mT @ F.linear(x, *value)  # [B, K, C]
+    concepts = scores.softmax(dim=1).transpose(-2, -1) @ F.linear(x, *value)  # [B, K, C]
     return x + F.linear(scores.softmax(dim=2) @ concepts, *out)
 
 
@@ -78,6 +78,8 @@ def enhanced_interaction(
 ) -> Tensor:
     """Add ACP to the tokens of the grid, which come after the prefix tokens of x (B, N, C); then CAT of all."""
     prefix, grid = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
-    wider = aggressive_conv_pooling(grid.mT.unflatten(2, size), convs, proj, pool_size=pool_size, aggregate=aggregate)
-    x = torch.cat([prefix, grid + wider.flatten(2).mT], dim=1)
+    wider = aggressive_conv_pooling(
+        grid.transpose(-2, -1).unflatten(2, size), convs, proj, pool_size=pool_size, aggregate=aggregate
+    )
+    x = torch.cat([prefix, grid + wider.flatten(2).transpose(-2, -1)], dim=1)
     return conceptual_attention(x, score, value, out)

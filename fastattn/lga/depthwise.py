@@ -62,9 +62,17 @@ class _Depthwise(Operation):
         size = sum(weight.numel() + weight.shape[0] for weight in weights) if need_params else 0
         return torch.empty_like(dense(x)) if need_x else x.new_empty(0), weights[0].new_empty(size)
 
-    def definition(self, x: Tensor, weights: Sequence[Tensor], strides: Sequence[int], **_: Any) -> list[Tensor]:
-        pairs = zip(weights, strides, strict=True)
-        return [reference.depthwise(x, (weight, None), stride) for weight, stride in pairs]
+    def definition(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        strides: Sequence[int],
+        biases: Sequence[Tensor | None] | None = None,
+        **_: Any,
+    ) -> list[Tensor]:
+        """Biases count nothing, and backward has none."""
+        affines = zip(weights, biases or [None] * len(weights), strict=True)
+        return [reference.depthwise(x, affine, stride) for affine, stride in zip(affines, strides, strict=True)]
 
 
 _DEPTHWISE = _Depthwise("depthwise")

@@ -19,6 +19,7 @@ from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
 from ..core.reference import Affine
 from ..core.tensors import dense, layout
+from .reference import attend
 
 _SERVERS = Servers("lga.gram_attention")
 
@@ -83,19 +84,21 @@ class _GramAttention(Operation):
         return [torch.empty_like(t) for t in features], weights[0].new_empty(size), torch.empty_like(shares)
 
     def definition(
-        self, features: Sequence[Tensor], weights: Sequence[Tensor], num_heads: int, contraction: str, **_: Any
-    ) -> list[Tensor]:
-        """`fastattn.lga.reference.attend` behind its depthwise convolution, which is an operation of its own."""
-
-        def attend(x: Tensor, weight: Tensor) -> Tensor:
-            qkv = F.conv2d(x, weight, groups=num_heads)
-            q, k, v = (t.unflatten(1, (num_heads, -1)).flatten(3) for t in qkv.chunk(3, dim=1))  # [B, heads, d, HW]
-            attention = (q @ k.mT).softmax(dim=3)
-            if contraction == "released":
-                attention, v = attention.sum(dim=3, keepdim=True), v.sum(dim=2, keepdim=True)
-            return attention @ v
-
-        return list(map(attend, features, weights))
+        self,
+        features: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        shares: Tensor,
+        x: Tensor,
+        num_heads: int,
+        contraction: str,
+        biases: Sequence[Tensor | None] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Biases count nothing, and backward has none."""
+        affines = zip(features, weights, biases or [None] * len(weights), strict=True)
+        attended = [attend(F.conv2d(*triple, groups=num_heads), num_heads, contraction) for triple in affines]
+        weighed = [share * (out + x) for share, out in zip(shares.to(x.dtype), attended, strict=True)]
+        return sum(weighed[1:], start=weighed[0])
 
 
 _GRAM_ATTENTION = _GramAttention("gram_attention")

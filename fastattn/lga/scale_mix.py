@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.operation import Operation, Servers
 from ..core.parameters import unflatten
-from ..core.reference import Affine
+from ..core.reference import Affine, resize_nearest
 from ..core.tensors import dense, layout
 
 _SERVERS = Servers("lga.scale_mix")
@@ -69,8 +69,20 @@ class _ScaleMix(Operation):
         size = weight.numel() + weight.shape[0] + position_encoding.numel() if need_params else 0
         return torch.empty_like(x), [torch.empty_like(t) for t in coarse], weight.new_empty(size)
 
-    def definition(self, x: Tensor, weight: Tensor, **_: Any) -> Tensor:
-        return F.conv2d(x, weight)
+    def definition(
+        self,
+        x: Tensor,
+        coarse: Sequence[Tensor],
+        weight: Tensor,
+        position_encoding: Tensor,
+        bias: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The bias counts nothing, and backward has none."""
+        size = x.shape[2:]
+        _, *shares = F.conv2d(x, weight, bias).softmax(dim=1).split(1, dim=1)
+        changes = [share * resize_nearest(maps, *size) for share, maps in zip(shares, coarse, strict=True)]
+        return sum(changes, start=x) + resize_nearest(position_encoding, *size)
 
 
 _SCALE_MIX = _ScaleMix("scale_mix")

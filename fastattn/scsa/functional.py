@@ -135,7 +135,7 @@ def run(
         dtype = _autocast_dtype(operation, x.device.type, dtype, options[-1])
         if name == "native":  # writes x's own dtype
             x = x.to(dtype)
-    return operation(x, params, *options, dtype, name)
+    return operation(x, params, *options, dtype, "auto" if torch.compiler.is_exporting() else name)
 
 
 def _autocast_dtype(operation: ops.Operation, device: str, dtype: torch.dtype, gate_layer: str) -> torch.dtype:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.backends import declare, extension_reasons
+from ..core.backends import declare, extension_reasons, fastest
 from ..core.operation import FlatOperation, Servers
 from ..core.parameters import common_dtype
 from . import native, reference
@@ -22,24 +22,33 @@ _SERVERS = Servers("scsa.call", native=native)  # a backend's module: forward, b
 
 
 class Operation(FlatOperation):
-    """One of the three; its options are the gate, PCSA's before it, then the output's dtype and the backend."""
+    """One of the three; its options are the gate, PCSA's before it, then the output's dtype and the backend, "auto"
+    where that is chosen when it runs."""
 
     def __init__(self, name: str, *, spatial: bool, channel: bool) -> None:
         self.spatial, self.channel = spatial, channel
         options = ", int head_num, int window_size, str down_sample_mode" * channel
         super().__init__(name, f"{options}, str gate_layer, ScalarType out_dtype, str backend")
 
-    def forward(self, x, params, *rest):
-        *options, out_dtype, backend, save = rest
-        return _SERVERS[backend].forward(self, self.lay(x), params, tuple(options), out_dtype, save)
+    def server_of(self, x, options):
+        *_, out_dtype, backend = options
+        if backend == "auto":  # in a program that torch.export made
+            backend = fastest(self.name, x)
+            if backend == "native" and out_dtype is not x.dtype:  # which it writes
+                backend = "reference"
+        return None if backend == "reference" else _SERVERS[backend]
 
-    def serve_backward(self, grad_out, x, saved, params, options, need_x, need_params):
-        *options, _, backend = options
-        return _SERVERS[backend].backward(self, grad_out, x, saved, params, tuple(options), need_x, need_params)
+    def serve(self, server, x, params, options, save):
+        *options, out_dtype, _ = options
+        return server.forward(self, x, params, tuple(options), out_dtype, save)
 
-    def saved(self, x, params, options):
-        *options, _, backend = options
-        size = _SERVERS[backend].saved_size(self.spatial, self.channel, x.shape, tuple(options))
+    def serve_backward(self, server, grad_out, x, saved, params, options, need_x, need_params):
+        *options, _, _ = options
+        return server.backward(self, grad_out, x, saved, params, tuple(options), need_x, need_params)
+
+    def saved(self, server, x, params, options):
+        *options, _, _ = options
+        size = server.saved_size(self.spatial, self.channel, x.shape, tuple(options))
         return x.new_empty((x.shape[0], size), dtype=torch.float32)
 
     def out_dtype(self, x, options):

@@ -9,7 +9,7 @@ returns the parameters' gradients as one tensor for each layer, weight and then 
 weight and bias each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class _Whole(FlatOperation):
     server = native
 
     def definition(self, x: Tensor, params: Sequence[Tensor], pool_size: int, **_: Any) -> Tensor:
-        *weights, proj = params[::2]
-        return _define(x, weights, proj, pool_size)
+        *convs, proj = zip(params[::2], params[1::2], strict=True)
+        return _define(x, convs, proj, pool_size)
 
 
 ACP = _Whole("whole_acp", ", int pool_size")
@@ -118,11 +118,28 @@ class _OnTriton(Operation):
         return torch.empty_like(_laid(x)) if need_x else x.new_empty(0), flat
 
     def definition(
-        self, x: Tensor, height: int, width: int, weights: Sequence[Tensor], proj_weight: Tensor, pool_size: int, **_
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        weights: Sequence[Tensor],
+        proj_weight: Tensor,
+        pool_size: int,
+        residual: bool,
+        biases: Sequence[Tensor | None] | None = None,
+        proj_bias: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
-        if x.dim() == 3:  # tokens, of which the last are the map's
-            x = x[:, -height * width :].mT.unflatten(2, (height, width))
-        return _define(x, weights, proj_weight, pool_size)
+        """Biases count nothing, and backward has none."""
+        convs, proj = zip(weights, biases or [None] * len(weights), strict=True), (proj_weight, proj_bias)
+        dtype = proj_weight.dtype
+        if x.dim() == 4:
+            out = _define(x.to(dtype), convs, proj, pool_size)
+            return x + out if residual else out
+        prefix, grid = x.split([x.shape[1] - height * width, height * width], dim=1)  # the last tokens are the map's
+        out = _define(grid.to(dtype).mT.unflatten(2, (height, width)), convs, proj, pool_size).flatten(2).mT
+        out = grid + out if residual else out
+        return torch.cat([prefix.to(out.dtype), out], dim=1)
 
 
 _ON_TRITON = _OnTriton("acp")
@@ -132,10 +149,9 @@ def _out_dtype(x: Tensor, weight: Tensor, residual: bool) -> torch.dtype:
     return torch.promote_types(x.dtype, weight.dtype) if residual else weight.dtype
 
 
-def _define(x: Tensor, weights: Sequence[Tensor], proj: Tensor, pool_size: int) -> Tensor:
-    aggregate = "sum" if proj.shape[0] == proj.shape[1] else "concat"
-    convs = [(weight, None) for weight in weights]
-    return reference.aggressive_conv_pooling(x, convs, (proj, None), pool_size=pool_size, aggregate=aggregate)
+def _define(x: Tensor, convs: Iterable[Affine], proj: Affine, pool_size: int) -> Tensor:
+    aggregate = "sum" if proj[0].shape[0] == proj[0].shape[1] else "concat"
+    return reference.aggressive_conv_pooling(x, [*convs], proj, pool_size=pool_size, aggregate=aggregate)
 
 
 def _by_parameter(grads: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:

@@ -30,7 +30,8 @@ class _Whole(FlatOperation):
     server = native
 
     def definition(self, x: Tensor, params: Sequence[Tensor], **_: Any) -> Tensor:
-        return _define(x, params[0], params[1], params[3])
+        score, value, value_bias, out, out_bias = params
+        return reference.conceptual_attention(x, score, (value, value_bias), (out, out_bias))
 
 
 CAT = _Whole("whole_cat", lay=contiguous)
@@ -89,15 +90,23 @@ class _OnTriton(Operation):
         bias = score.new_empty(value.shape[0])
         return x.new_empty(x.shape), *(p.new_empty(p.shape) for p in (score, value, bias, out, bias))
 
-    def definition(self, x: Tensor, score: Tensor, value: Tensor, out: Tensor, **_: Any) -> Tensor:
-        return _define(x, score, value, out)
+    def definition(
+        self,
+        x: Tensor,
+        score: Tensor,
+        value: Tensor,
+        out: Tensor,
+        value_bias: Tensor | None = None,
+        out_bias: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Biases count nothing, and backward has none."""
+        own = x.to(score.dtype)
+        change = reference.conceptual_attention(own, score, (value, value_bias), (out, out_bias)) - own
+        return x + change
 
 
 _ON_TRITON = _OnTriton("cat")
-
-
-def _define(x: Tensor, score: Tensor, value: Tensor, out: Tensor) -> Tensor:
-    return reference.conceptual_attention(x, score, (value, None), (out, None))
 
 
 def compose(x: Tensor, params: tuple[Tensor, ...]) -> Tensor:
