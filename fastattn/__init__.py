@@ -6,6 +6,8 @@ from .cfsam.module import CFSAM
 from .core.backends import available_backends, explain, get_backend, set_backend, use_backend
 from .core.warmup import warmup
 from .integrations.accelerate import accelerate, restore
+from .integrations.insert import insert, remove
+from .integrations.optim import param_groups
 from .interaction.module import AggressiveConvPooling, ConceptualAttention, EnhancedInteraction
 from .lga.module import LocalGlobalAttention
 from .scsa.module import PCSA, SCSA, SMSA
@@ -25,6 +27,9 @@ __all__ = [
     "explain",
     "functional",
     "get_backend",
+    "insert",
+    "param_groups",
+    "remove",
     "restore",
     "set_backend",
     "use_backend",
