@@ -5,6 +5,7 @@ checkpoint that holds an attention registers these names when it is loaded.
 """
 
 import copy
+from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..cfsam.module import CFSAM as _CFSAM
+from ..core.backends import use_backend
+from ..core.torch_state import tracing_state
 from ..lga.module import LocalGlobalAttention as _LGA
 from ..scsa.module import PCSA as _PCSA
 from ..scsa.module import SCSA as _SCSA
@@ -23,7 +26,15 @@ OLDEST = (8, 4)
 KEY = "fastattn"  # of the attentions that `insert` put in, in a model's YAML
 
 
-class _Small:
+class _Layer:
+    """A module of ours as a layer: what exports by tracing gets PyTorch's own operators, which run anywhere."""
+
+    def forward(self, x: Any) -> Any:
+        with use_backend("reference") if tracing_state() is not None else nullcontext():
+            return super().forward(x)  # type: ignore[misc]
+
+
+class _Windowed(_Layer):
     """Pools a map that is smaller than the window by its shorter side: Ultralytics probes models with tiny images."""
 
     window_size: int
@@ -31,18 +42,33 @@ class _Small:
     def forward(self, x: Tensor) -> Tensor:
         side = min(x.shape[2:])
         if side >= self.window_size:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         twin = copy.copy(self)
         twin.window_size = side
-        return super(_Small, twin).forward(x)  # type: ignore[misc]
+        return super(_Windowed, twin).forward(x)
 
 
-class SCSA(_Small, _SCSA):
+class SCSA(_Windowed, _SCSA):
     """SCSA that takes maps of any size."""
 
 
-class PCSA(_Small, _PCSA):
+class PCSA(_Windowed, _PCSA):
     """PCSA that takes maps of any size."""
+
+
+class SMSA(_Layer, _SMSA):
+    """SMSA that can be exported by tracing."""
+
+
+class LocalGlobalAttention(_Layer, _LGA):
+    """LGA that can be exported by tracing."""
+
+
+class CFSAM(_Layer, _CFSAM):
+    """CFSAM that can be exported by tracing."""
+
+
+OURS = {"scsa": SCSA, "pcsa": PCSA, "smsa": SMSA, "lga": LocalGlobalAttention, "cfsam": CFSAM}
 
 
 def _rivals() -> dict[str, Any]:
@@ -53,7 +79,7 @@ def _rivals() -> dict[str, Any]:
 
 def _makers() -> dict[str, Any]:
     """What the names in a YAML make, for a number of channels, or for those of several levels."""
-    return {"SCSA": SCSA, "PCSA": PCSA, "SMSA": _SMSA, "LocalGlobalAttention": _LGA, "CFSAM": _CFSAM, **_rivals()}
+    return {made.__name__: made for made in OURS.values()} | _rivals()
 
 
 class _Registration:
@@ -139,9 +165,9 @@ def _with_channels(parse_model: Any) -> Any:
 
 
 def by_name(attention: str) -> tuple[Any, str]:
-    """What makes an attention that goes by name: those that need a window take any map."""
+    """What makes an attention that goes by name, as a layer."""
     make, kind = inserting.by_name(attention)
-    return {"scsa": SCSA, "pcsa": PCSA}.get(attention, make), kind
+    return OURS.get(attention, make), kind
 
 
 def is_model(model: nn.Module) -> bool:

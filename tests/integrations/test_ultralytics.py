@@ -1,6 +1,7 @@
 """Ultralytics: attentions in a YAML and in a model that is loaded, trained, resumed, fused and exported."""
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,11 @@ import pytest
 import torch
 
 import fastattn
+from fastattn.integrations import ultralytics as ours
 
 ultralytics = pytest.importorskip("ultralytics", minversion="8.4")
-
-from ultralytics.nn import tasks
-from ultralytics.utils import ROOT, YAML
-
-from fastattn.integrations import ultralytics as ours
+tasks = pytest.importorskip("ultralytics.nn.tasks")
+ROOT, YAML = ultralytics.utils.ROOT, ultralytics.utils.YAML
 
 pytestmark = pytest.mark.cpu
 
@@ -54,7 +53,6 @@ def test_a_row_of_a_yaml_finds_its_channels(row: list[Any], kind: type) -> None:
     assert (layer.i, layer.f, layer.np) == (10, -1, sum(p.numel() for p in layer.parameters()))
     if isinstance(layer, fastattn.SCSA):
         assert (layer.dim, layer.head_num) == (256, row[3][0] if row[3] else 1)  # 1024, times the width of n
-    assert model.info(verbose=False, imgsz=320) is None or model.info(verbose=True, imgsz=320)[3] > 0
     plain = tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False)
     assert model.info(verbose=True, imgsz=320)[3] > plain.info(verbose=True, imgsz=320)[3] > 0
 
@@ -136,18 +134,12 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.full  # half a minute
-def test_it_trains_resumes_validates_and_predicts(data: Path, tmp_path: Path) -> None:
+def test_it_trains_validates_and_predicts(data: Path, tmp_path: Path) -> None:
     yolo = inserted()
     options = {"imgsz": 64, "batch": 2, "workers": 0, "device": "cpu", "plots": False, "project": str(tmp_path)}
     keys = {key for key in yolo.model.state_dict() if ".fastattn." in key}
-    stopped = []
-
-    def stop(trainer: Any) -> None:
-        stopped.append(trainer.epoch)
-        trainer.stop = True
-
-    yolo.add_callback("on_train_epoch_end", stop)
-    yolo.train(data=str(data), epochs=2, **options)
+    yolo.add_callback("on_train_epoch_end", lambda trainer: vars(trainer).update(stop=True))
+    yolo.train(data=str(data), epochs=2, **options)  # one, since it is stopped
     assert keys <= yolo.model.state_dict().keys()
     last = ultralytics.YOLO(yolo.trainer.last)
     assert keys <= last.model.state_dict().keys()
@@ -162,12 +154,10 @@ def test_it_is_exported(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     yolo = inserted()
-    path = yolo.export(format=format, imgsz=64, simplify=False, device="cpu")
+    path = yolo.export(format=format, imgsz=64, device="cpu", **({"simplify": False} if format == "onnx" else {}))
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         expected = yolo.model.eval().float()(image)[0]
-    from ultralytics.nn.autobackend import AutoBackend
-
-    found = AutoBackend(path, device=torch.device("cpu"))(image)
+    found = importlib.import_module("ultralytics.nn.autobackend").AutoBackend(path, device=torch.device("cpu"))(image)
     found = found[0] if isinstance(found, list | tuple) else found
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-1)
