@@ -71,8 +71,8 @@ class _Attention(FastModule):
         modules: dict[str, Any] = self._modules
         try:  # twice as fast as attributes
             return [modules[name]._parameters[kind] for name, kind in self._slots]
-        except KeyError:  # computed: pruned, parametrized, a data-parallel replica
-            return [getattr(modules[name], kind) for name, kind in self._slots]
+        except KeyError:  # computed: pruned, parametrized, a data-parallel replica; or a child of a child
+            return [getattr(self.get_submodule(name), kind) for name, kind in self._slots]
 
     def forward(self, x: Tensor) -> Tensor:
         if self._runs_through_children():
