@@ -155,7 +155,7 @@ def _candidates(module: nn.Module) -> Iterator[Candidate]:
 
 
 def _as_lga(module: nn.Module) -> Iterator[Candidate]:
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    shapes = {name: tensor.shape or (1,) for name, tensor in module.state_dict().items()}  # alphas are scalars there
     if not {"scale_attention.0.weight", "out_conv.weight", "position_encoding"} <= shapes.keys():
         return
     arguments = _arguments(shapes)

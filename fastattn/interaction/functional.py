@@ -190,7 +190,8 @@ def check_tokens(x: Tensor, channels: int) -> None:
 def _check_concepts(score: Tensor, value: Affine, out: Affine) -> None:
     """ValueError unless score (K, C) has a concept, and value and out are linear maps C -> C."""
     check_affines("score", 2, [(score, None)])
-    check_affines("value and out", 2, [value, out])
+    check_affines("value", 2, [value])
+    check_affines("out", 2, [out])
     concepts, channels = score.shape
     if concepts < 1:
         raise ValueError(f"score has {concepts} concepts, expected at least 1")

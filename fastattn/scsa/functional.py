@@ -35,7 +35,8 @@ def smsa(
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.
     """
-    check_affines("norm_h and norm_w", 1, [norm_h, norm_w])
+    check_affines("norm_h", 1, [norm_h])
+    check_affines("norm_w", 1, [norm_w])
     check_affines("conv_weights", 3, [(weight, None) for weight in conv_weights])
     channels = norm_h[0].shape[0]
     check_spatial(channels, [w.shape[-1] for w in conv_weights], gate_layer)

@@ -11,6 +11,8 @@ pytest.importorskip("triton")
 import fastattn.kernels
 from fastattn.kernels.common import chain
 
+pytestmark = pytest.mark.triton
+
 
 def kernels():
     """Every kernel of the package, by its name."""

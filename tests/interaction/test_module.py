@@ -355,11 +355,16 @@ def fresh_dynamo():
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("name", MAKES)
-def test_compile_fullgraph(name, backend):
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    # which takes half a minute
+    [*((name, "aot_eager") for name in MAKES), pytest.param("interaction", "inductor", marks=pytest.mark.full)],
+)
+def test_compile_fullgraph(name, compiler, backend):
+    if compiler == "inductor" and backend != "native":
+        pytest.skip("the others are not its to compile: eager PyTorch is no fast path, Triton kernels are opaque")
     module, inputs = MAKES[name]("default")
-    inductor = backend == "native" and name == "interaction"  # which takes half a minute
-    compiled = torch.compile(module, fullgraph=True, backend="inductor" if inductor else "aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=compiler)
     expected, got = results(module, module, inputs), results(compiled, module, inputs)
     for key, tensor in expected.items():
         torch.testing.assert_close(got[key], tensor, rtol=1e-4, atol=1e-4, msg=key)
@@ -562,7 +567,7 @@ def test_bad_parameters(case):
 BAD_CONCEPTS = {
     "no concept": (lambda s, v, o: (s[:0], v, o), "score has 0 concepts, expected at least 1"),
     "value": (lambda s, v, o: (s, (v[0][:, :3], v[1]), o), r"value has shapes \(16, 3\) and \(16,\), expected"),
-    "bias of out": (lambda s, v, o: (s, v, (o[0], o[1][:3])), r"out has shapes \(16, 16\) and \(3,\), expected"),
+    "bias of out": (lambda s, v, o: (s, v, (o[0], o[1][:3])), r"the bias of out has shape \(3,\), expected \(16,\)"),
 }
 
 

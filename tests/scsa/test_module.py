@@ -186,7 +186,7 @@ def test_functional_checks_its_parameters():
     norm, qkv = (c, c), [torch.ones(16, 1, 1, 1)] * 3
     x = draw(2, 16, 7, 7)
     functional.pcsa(x, norm, qkv)
-    with pytest.raises(ValueError, match="parameters of shapes"):
+    with pytest.raises(ValueError, match=r"the bias of norm has shape \(8,\), expected \(16,\)"):
         functional.pcsa(x, (c, half), qkv)
     with pytest.raises(ValueError, match="parameters of shapes"):
         functional.pcsa(x, norm, qkv[:2])

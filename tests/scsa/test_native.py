@@ -46,7 +46,7 @@ def test_threads_share_samples_and_split_them(options, memory_format, batch, thr
 
 @pytest.mark.parametrize("options", [{}, {"head_num": 2, "qkv_bias": True}], ids=["one head", "two heads, bias"])
 @pytest.mark.parametrize("height", few([14, 7, 21, 28]), ids=lambda height: f"{height // 7 * 2} pixels left")
-@pytest.mark.parametrize("scale", few([0.1, 1e-4, 1e-2, 0.5], 2), ids=lambda scale: f"logits times {scale:g}")
+@pytest.mark.parametrize("scale", few([0.1, 1e-4, 1e-2, 0.5]), ids=lambda scale: f"logits times {scale:g}")
 def test_small_logits_are_expanded(height, scale, options):
     """Sums over channels by moments: their degree follows the largest possible logit, up to direct sums."""
     module, x = make("pcsa", 72, **options), draw(3, 72, height, 15)
