@@ -127,11 +127,12 @@ def detach(block: nn.Module) -> None:
 def _framework_of(model: nn.Module) -> Any:
     """The module of this package that knows a model's framework, where it builds its models anew."""
     if "ultralytics" in sys.modules:
+        from . import ultralytics
+
         try:
-            from . import ultralytics
+            return ultralytics if ultralytics.is_model(model) else None
         except ImportError:  # too old: its models are modules like others
             return None
-        return ultralytics if ultralytics.is_model(model) else None
     return None
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -239,3 +241,12 @@ def test_weight_decay() -> None:
     assert "1.local_dwc.weight" in {names[id(parameter)] for parameter in decayed["params"]}
     assert len(without["params"]) + len(decayed["params"]) == len(names) - 1
     torch.optim.AdamW([without, decayed])
+
+
+def test_a_framework_that_is_too_old_is_no_obstacle(monkeypatch):
+    old = ModuleType("ultralytics")
+    old.__version__ = "8.0.1"
+    monkeypatch.setitem(sys.modules, "ultralytics", old)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU())
+    assert [put.name for put in fastattn.insert(model, {"1": "scsa"})] == ["1"]
+    assert fastattn.remove(model) == ["1"]
