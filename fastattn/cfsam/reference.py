@@ -83,10 +83,10 @@ def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_hea
 
 def transformer(y: Tensor, block: Block, num_parts: int, num_heads: int) -> Tensor:
     """Run a pre-norm block on tokens (B, N, D) (eq. 2-4)."""
-    normed = F.layer_norm(y, y.shape[-1:], *block.norm1, EPSILON)
+    normed = F.layer_norm(y, block.norm1[0].shape, *block.norm1, EPSILON)
     q, k, v = (F.linear(normed, *affine) for affine in (block.q, block.k, block.v))
     y = y + F.linear(partition_attention(q, k, v, num_parts, num_heads), *block.proj)
-    normed = F.layer_norm(y, y.shape[-1:], *block.norm2, EPSILON)
+    normed = F.layer_norm(y, block.norm2[0].shape, *block.norm2, EPSILON)
     return y + F.linear(F.gelu(F.linear(normed, *block.mlp_in)), *block.mlp_out)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import fastattn
 from fastattn import export, models
@@ -65,7 +66,9 @@ def test_a_trace_with_gradients_on_loads_without_this_package(name, tmp_path):
     alone("torch.jit.load(sys.argv[1])", tmp_path / "model.pt")
     if name != "interaction":  # whose size is no tensor
         with fastattn.use_backend("auto"):
-            torch.testing.assert_close(torch.jit.trace(module, example)(*example), module(*example))
+            found, expected = map(tree_leaves, (torch.jit.trace(module, example)(*example), module(*example)))
+        for out, wanted in zip(found, expected, strict=True):
+            assert (out - wanted).norm() <= export.LIMITS[torch.float32] * wanted.norm()
 
 
 @pytest.mark.full
