@@ -18,11 +18,13 @@ def check_affines(name: str, dims: int, affines: Iterable[Any]) -> None:
         if affine is None or len(affine) != 2:
             raise TypeError(f"{name} must be a weight and a bias, got {affine and len(affine)}")
         weight, bias = affine
-        check_tensor(weight, f"the weight of {name}")
+        if not isinstance(weight, Tensor):  # before a text is made, at every call
+            check_tensor(weight, f"the weight of {name}")
         if weight.dim() != dims:
             raise ValueError(f"the weight of {name} must have {dims} dimensions, got shape {tuple(weight.shape)}")
         if bias is not None:
-            check_tensor(bias, f"the bias of {name}")
+            if not isinstance(bias, Tensor):
+                check_tensor(bias, f"the bias of {name}")
             if bias.dim() != 1 or len(bias) != len(weight):
                 raise ValueError(f"the bias of {name} has shape {tuple(bias.shape)}, expected ({len(weight)},)")
 
