@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from .core.checks import LIMITS
 from .core.operation import decompositions
 
 AXES = {"batch": 0, "height": 2, "width": 3}
-LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of ||out - expected|| / ||expected||
 Run = Callable[..., Any]
 
 

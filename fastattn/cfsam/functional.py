@@ -147,7 +147,7 @@ def check_maps(maps: Sequence[Tensor], channels: Sequence[int], num_parts: int) 
         found = f"{len(maps)} maps" if listed else "one tensor" if isinstance(maps, Tensor) else type(maps).__name__
         raise ValueError(f"expected a list of {len(channels)} maps, one for each level, got {found}")
     for i, x in enumerate(maps):
-        check_tensor(x, f"level {i}")
+        check_tensor(x, "level", i)
     mixes = autocasts(maps[0].device.type)  # which casts each map
     for i, (x, expected) in enumerate(zip(maps, channels, strict=True)):
         if x.dim() != 4:

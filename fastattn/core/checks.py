@@ -3,13 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+# ||found - expected|| / ||expected|| within which two ways to compute the same are taken to differ by rounding alone
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-def check_tensor(x: Any, name: str) -> None:
-    """TypeError unless x, which the message calls by `name`, is a tensor."""
+
+def check_tensor(x: Any, *name: object) -> None:
+    """TypeError unless x, which the message calls by the words of `name`, is a tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        raise TypeError(f"{' '.join(map(str, name))} must be a tensor, got {type(x).__name__}")
 
 
 def check_affines(name: str, dims: int, affines: Iterable[Any]) -> None:
@@ -18,13 +22,11 @@ def check_affines(name: str, dims: int, affines: Iterable[Any]) -> None:
         if affine is None or len(affine) != 2:
             raise TypeError(f"{name} must be a weight and a bias, got {affine and len(affine)}")
         weight, bias = affine
-        if not isinstance(weight, Tensor):  # before a text is made, at every call
-            check_tensor(weight, f"the weight of {name}")
+        check_tensor(weight, "the weight of", name)
         if weight.dim() != dims:
             raise ValueError(f"the weight of {name} must have {dims} dimensions, got shape {tuple(weight.shape)}")
         if bias is not None:
-            if not isinstance(bias, Tensor):
-                check_tensor(bias, f"the bias of {name}")
+            check_tensor(bias, "the bias of", name)
             if bias.dim() != 1 or len(bias) != len(weight):
                 raise ValueError(f"the bias of {name} has shape {tuple(bias.shape)}, expected ({len(weight)},)")
 

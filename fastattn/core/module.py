@@ -39,7 +39,7 @@ class Holder(nn.Module):
     """A module that holds parameters for the operation of the module that it is in."""
 
 
-_HOLDERS = (nn.Sequential, nn.ModuleList, Holder)
+HOLDERS = (nn.Sequential, nn.ModuleList, Holder)
 
 
 class _Seen(NamedTuple):
@@ -122,7 +122,7 @@ def state_of_children(module: FastModule) -> str:
 
 def _look(module: FastModule) -> _Seen:
     children = [*_descendants(module)]
-    holders = [module, *(child for child in children if isinstance(child, _HOLDERS))]
+    holders = [module, *(child for child in children if isinstance(child, HOLDERS))]
     attributes = sorted(map(vars, children), key=_SETTINGS.isdisjoint)  # first of those with settings
     readers = [itemgetter(*_SETTINGS & own.keys()) for own in attributes if not _SETTINGS.isdisjoint(own)]
     return _Seen(
@@ -144,7 +144,7 @@ def _descendants(module: nn.Module) -> Iterator[nn.Module]:
     modules: dict[str, Any] = module._modules
     for child in modules.values():
         yield child
-        if isinstance(child, _HOLDERS):
+        if isinstance(child, HOLDERS):
             yield from _descendants(child)
 
 

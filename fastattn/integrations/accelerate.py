@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
 
-from ..core.module import _HOLDERS, FastModule
-from ..lga.module import LocalGlobalAttention, _arguments
+from ..core.checks import LIMITS
+from ..core.module import HOLDERS, FastModule
+from ..lga.module import LocalGlobalAttention, arguments_told_by
 from ..lga.reference import CONTRACTIONS
 from ..scsa.module import PCSA, SCSA, SMSA
 
 STATE = tuple(vars(nn.Module()))  # what every module keeps about itself: children, parameters, hooks, training
-LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative error
 OWN = "backend", "operation", "_slots"  # attributes of our classes, whatever a module calls so
 NAMES = "SCSA", "SMSA", "PCSA", "LocalGlobalAttention"
 
@@ -158,7 +158,7 @@ def _as_lga(module: nn.Module) -> Iterator[Candidate]:
     shapes = {name: tensor.shape or (1,) for name, tensor in module.state_dict().items()}  # alphas are scalars there
     if not {"scale_attention.0.weight", "out_conv.weight", "position_encoding"} <= shapes.keys():
         return
-    arguments = _arguments(shapes)
+    arguments = arguments_told_by(shapes)
     if "num_heads" not in arguments:
         return
     with torch.device("meta"):
@@ -212,7 +212,7 @@ def _as_scsa(module: nn.Module) -> Iterator[Candidate]:
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The layers of a module and of the containers in it, by their names."""
     for name, child in module.named_children():
-        if type(child) in _HOLDERS:
+        if type(child) in HOLDERS:
             yield from _layers(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child

@@ -134,13 +134,13 @@ class LocalGlobalAttention(FastModule):
         found = {name: tensor.shape for name, tensor in state_dict.items() if name.startswith(prefix)}
         misfits = any(own[name] != shape for name, shape in found.items() if name in own)
         if misfits or (strict and own.keys() != found.keys()):
-            made_for = _arguments({name.removeprefix(prefix): shape for name, shape in found.items()})
+            made_for = arguments_told_by({name.removeprefix(prefix): shape for name, shape in found.items()})
             other = [f"{name}={value!r}" for name, value in made_for.items() if getattr(self, name) != value]
             if other:
                 errors.append(f"the checkpoint was made for {', '.join(other)}")
 
 
-def _arguments(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def arguments_told_by(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return the constructor's arguments that a state dict of these shapes tells."""
 
     def kernels(pattern: str) -> tuple[int, ...]:

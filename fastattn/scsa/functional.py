@@ -227,7 +227,7 @@ def _channel_shapes(channels, qkv_biases):
 
 def _check_params(params, shapes):
     for i, p in enumerate(params):
-        check_tensor(p, f"parameter {i}")
+        check_tensor(p, "parameter", i)
     found = [tuple(p.shape) for p in params]
     if found != shapes:
         raise ValueError(f"parameters of shapes {found}, expected {shapes}")

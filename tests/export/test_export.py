@@ -71,6 +71,10 @@ def test_a_trace_with_gradients_on_loads_without_this_package(name, tmp_path):
             assert (out - wanted).norm() <= export.LIMITS[torch.float32] * wanted.norm()
 
 
+def test_a_program_in_float64_is_verified():
+    export.to_program(fastattn.SCSA(16).double().eval(), torch.randn(2, 16, 7, 7, dtype=torch.float64))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", CASES)
