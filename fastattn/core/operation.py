@@ -6,7 +6,7 @@ what they take and compute; registration, recording, FLOPs and the way past the 
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import reduce, wraps
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 
-from . import flops, native, tensors
+from . import flops, native, tensors, torch_state
 from .parameters import unflatten
 from .tensors import dense, layout
 
@@ -30,8 +30,15 @@ def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._op
         LIBRARY.define(name + schema)
         for device in DEVICES:
             LIBRARY.impl(name, run, device)
-        torch.library.register_fake(f"fastattn::{name}", fake, lib=LIBRARY)
-        _registered[name] = getattr(torch.ops.fastattn, name).default
+        operator = getattr(torch.ops.fastattn, name).default
+
+        @wraps(fake)
+        def traced(*arguments):  # a compiler that is about to meet the operator has asked this before
+            torch_state.keep_in_inductor(operator)
+            return fake(*arguments)
+
+        torch.library.register_fake(f"fastattn::{name}", traced, lib=LIBRARY)
+        _registered[name] = operator
     return _registered[name]
 
 

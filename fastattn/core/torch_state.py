@@ -1,6 +1,7 @@
 """What is asked of torch and has no public name: who watches a call, what transforms it, and what runs it again."""
 
 import inspect
+import sys
 from typing import Any
 from weakref import ref
 
@@ -23,6 +24,16 @@ def transformed() -> bool:
 def autocasts(device: str) -> bool:
     """Return whether autocast is on for a type of devices; meta has none, and to ask torch for it raises."""
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def keep_in_inductor(operator: torch._ops.OpOverload) -> None:
+    """Have Inductor, where it is loaded, call an operator as it stands, on tensors that lie as they were traced.
+
+    It does so unasked, but where the environment sets CI, and the operator has a decomposition, it raises instead.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and operator not in lowering.lowerings:
+        lowering.make_fallback(operator, lowering.constrain_to_fake_tensors, warn=False)
 
 
 def saving_checkpoint(pack: Any) -> tuple[Any, bool]:
