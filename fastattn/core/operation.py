@@ -145,6 +145,12 @@ class FlatOperation(Operation):
             return _Recorded.apply(self, options, x, *params)
         return self.run((x, *params), x, params, *options, False)[0]
 
+    def run(self, watchable, x, params, *rest):
+        if tensors.watched(*watchable):
+            return self.forward_op(x, params, *rest)
+        *options, save = rest  # x lies as it is to, and who serves was chosen for this call
+        return self.serve(self.server_for(options), x, params, options, save)
+
     def outputs(self, options, inputs, save):
         x, *params = inputs
         out, saved = self.run(inputs, x, params, *options, save)
@@ -202,9 +208,13 @@ class FlatOperation(Operation):
         grad_params = x.new_empty(size, dtype=self.grads_dtype(x, params))
         return torch.empty_like(self.lay(x)) if need_x else x.new_empty(0), grad_params
 
+    def server_for(self, options: Sequence[Any]) -> Any:
+        """Return the module that serves a call for which a fast backend was chosen."""
+        return self.server
+
     def server_of(self, x: Tensor, options: Sequence[Any]) -> Any:
         """Return the module that serves x where this runs, or None for the definition."""
-        return self.server if native.takes(x) else None
+        return self.server_for(options) if native.takes(x) else None
 
     def serve(self, server, x, params, options, save):
         """Return what forward returns, of x as it is to lie."""

@@ -30,13 +30,17 @@ class Operation(FlatOperation):
         options = ", int head_num, int window_size, str down_sample_mode" * channel
         super().__init__(name, f"{options}, str gate_layer, ScalarType out_dtype, str backend")
 
+    def server_for(self, options):
+        return _SERVERS[options[-1]]
+
     def server_of(self, x, options):
         *_, out_dtype, backend = options
-        if backend == "auto":  # in a program that torch.export made
-            backend = fastest(self.name, x)
-            if backend == "native" and out_dtype is not x.dtype:  # which it writes
-                backend = "reference"
-        return None if backend == "reference" else _SERVERS[backend]
+        if backend != "auto":
+            return self.server_for(options)
+        backend = fastest(self.name, x)  # in a program that torch.export made
+        if backend == "reference" or (backend == "native" and out_dtype is not x.dtype):  # which it writes
+            return None
+        return _SERVERS[backend]
 
     def serve(self, server, x, params, options, save):
         *options, out_dtype, _ = options
