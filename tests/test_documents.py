@@ -15,9 +15,9 @@ PAGES = sorted({*ROOT.glob("*.md"), *(page for folder in FOLDERS[:-1] for page i
 PAGES.append(ROOT / "reports" / "example" / "report.md")  # the others there are everybody's own
 MADE = ("benchmarks/results/latest.json",)  # by a command that the document names
 ADDED = {"gate", "name"}  # what recipes call a folder that their reader adds
-HOUSES = {"Python": "fastattn", "Triton": "kernels", "C++": "csrc/cpu", "tests": "tests"}
+HOUSES = {"Python": "fastattn", "triton": "kernels", "native": "csrc/cpu", "tests": "tests"}  # by column
 SHARED = {"kernels/common"}
-MODULES = [name for name in fastattn.__all__ if isinstance(getattr(fastattn, name), type)]
+MODULES = [name for name, known in vars(fastattn).items() if isinstance(known, type)]
 
 
 def plain(page: Path) -> str:
@@ -74,14 +74,14 @@ def test_every_family_has_its_row(house: str) -> None:
     folder = HOUSES[house]
     shown = {path for row in tables("architecture.md")[0] for path in named(row[house])}
     known = {path.parent.name for path in (ROOT / "fastattn").glob("*/module.py")} - {"core"}
-    if house in ("Triton", "C++"):  # whose folders are one for each operation
+    if house in ("triton", "native"):  # whose folders are one for each operation
         known = {path.name for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert shown == {f"{folder}/{name}" for name in known} - SHARED
 
 
 def test_every_folder_of_the_package_has_its_row() -> None:
-    families, others, *_ = tables("architecture.md")
-    shown = {path for row in families for path in named(row["Python"])}
+    modules, others, *_ = tables("architecture.md")
+    shown = {path for row in modules for path in named(row["Python"])}
     shown |= {path for row in others for path in named(row["folder"])}
     packages = {path.parent for path in (ROOT / "fastattn").glob("*/__init__.py") if not path.parent.is_symlink()}
     packages -= {ROOT / "fastattn" / "kernels"}
@@ -89,7 +89,7 @@ def test_every_folder_of_the_package_has_its_row() -> None:
 
 
 def test_every_module_has_its_row() -> None:
-    rows = tables("architecture.md")[2]
+    rows = tables("architecture.md")[0]
     shown = {named(row["module"])[0]: named(row["operation"])[0] for row in rows}
     assert shown == {name: str(getattr(fastattn, name).operation) for name in MODULES}
 
@@ -110,8 +110,8 @@ def test_a_module_is_served_by_the_backends_of_its_row(name: str, native) -> Non
     found = dict(line.strip().split(": ", 1) for line in lines[1:])
     only_here = "x is on cpu; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests"
     serving = {backend for backend, said in found.items() if said in ("can serve", only_here)}
-    row = next(row for row in tables("architecture.md")[2] if named(row["module"]) == [name])
-    assert serving == {column for column, cell in row.items() if cell != "-"} - {"module", "operation"} | {"reference"}
+    row = next(row for row in tables("architecture.md")[0] if named(row["module"]) == [name])
+    assert serving == {column for column, cell in row.items() if cell != "-"} & {"native", "triton"} | {"reference"}
 
 
 def test_every_backend_has_its_row() -> None:
