@@ -94,6 +94,7 @@ class Code:
     registers: int = 0
     stack: int = 0
     spilled: int = 0  # bytes that spill instructions move, each counted once
+    spills_in_loops: int = 0  # those instructions that stand in an innermost loop
     shared: int = 0
     occupancy: float = 0.0
     loads: Counter[int] = field(default_factory=Counter)
@@ -402,11 +403,13 @@ def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
         Path(file.name).write_bytes(cubin)
         usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    counts = instructions(assembly_of(cubin))
+    assembly = assembly_of(cubin)
+    counts = instructions(assembly)
     return Code(
         registers=resources["REG"],
         stack=resources["STACK"],
         spilled=sum(bits // 8 * number for bits, number in (counts["LDL"] + counts["STL"]).items()),
+        spills_in_loops=spills_in_loops(assembly),
         shared=shared,
         occupancy=occupancy(ARCHITECTURES[compilation.arch], resources["REG"], shared, compilation.warps),
         loads=counts["LDG"] + counts["LDGSTS"],
@@ -436,6 +439,25 @@ def instructions(assembly: str) -> dict[str, Counter[int]]:
             widths = [int(bits) for bits in re.findall(r"\.[US]?(8|16|64|128|256)\b", suffixes)]
             found[name][widths[0] if widths else 32] += 1
     return found
+
+
+def spills_in_loops(assembly: str) -> int:
+    """How many instructions move spilled registers in an innermost loop, where a few are slow."""
+    labels: dict[str, int] = {}
+    loops, spills, at = [], [], 0
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L\w*):", line):
+            labels[label[1]] = at
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z]+)(.*)", line):
+            name, rest = found.groups()
+            target = re.search(r"\.L\w+", rest)
+            if name == "BRA" and target and target[0] in labels:  # backward
+                loops.append((labels[target[0]], at))
+            elif name in ("LDL", "STL"):
+                spills.append(at)
+            at += 1
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b for c, d in loops if (c, d) != (a, b))]
+    return sum(any(a <= spill <= b for a, b in inner) for spill in spills)
 
 
 def occupancy(limits: Limits, registers: int, shared: int, warps: int) -> float:

@@ -122,13 +122,26 @@ def for_all_inputs(test):
     return needs_compiler(test)
 
 
+# Each version of Triton has its own ptxas, and each of these spills a word or two of each thread somewhere else: one
+# store and one load of each program, among thousands of instructions. In an innermost loop none may stand.
+WORDS = 32  # bytes
+
+
+def spilling(found) -> list[str]:
+    """Name the launches that spill more than a few words of each thread, or any in an innermost loop."""
+    return [
+        f"{place(row)} spills {max(code.spilled, code.stack)} bytes, {code.spills_in_loops} times in innermost loops"
+        for row, code in found
+        if max(code.spilled, code.stack) > WORDS or code.spills_in_loops
+    ]
+
+
 @for_all_inputs
 def test_every_kernel_compiles_and_keeps_its_values_in_registers(compiled, arch, dtype, layout) -> None:
     ours = chosen(compiled, arch, dtype, layout)
     assert {row.work for row, _ in ours} == {"forward", "backward"}
     assert not [f"{place(row)}: {code.error}" for row, code in ours if code.error]
-    spills = {place(row): max(code.spilled, code.stack) for row, code in ours if code.spilled or code.stack}
-    assert not spills, f"bytes spilled: {spills}"
+    assert not spilling(ours)
 
 
 @for_all_inputs
@@ -169,8 +182,9 @@ def of_heads(attention, arch: int, dtype: torch.dtype, head_dim: int):
 @pytest.mark.parametrize("dtype", TYPES, ids=named)
 @pytest.mark.parametrize("arch", few(FIRST_MAIN), ids=lambda arch: f"sm_{arch}")
 def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(attention, arch, dtype) -> None:
-    for row, code in of_heads(attention, arch, dtype, 32):
-        assert code.spilled == code.stack == 0, place(row)
+    ours = of_heads(attention, arch, dtype, 32)
+    assert not spilling(ours)
+    for row, code in ours:
         assert min(widest(code.loads), widest(code.stores)) == 128, place(row)
         assert code.occupancy > 0, place(row)
         assert not code.atomics, place(row)
@@ -183,8 +197,9 @@ def test_attention_of_the_modules_heads_stays_in_registers_and_moves_128_bits(at
 @pytest.mark.parametrize("arch", [MAIN, 89], ids=lambda arch: f"sm_{arch}")
 def test_attention_of_larger_heads_fits(attention, arch, dtype, head_dim) -> None:
     """In float32 it may spill."""
-    for row, code in of_heads(attention, arch, dtype, head_dim):
-        assert dtype == torch.float32 or code.spilled == code.stack == 0, place(row)
+    ours = of_heads(attention, arch, dtype, head_dim)
+    assert dtype == torch.float32 or not spilling(ours)
+    for row, code in ours:
         assert code.occupancy > 0, place(row)
         assert not code.atomics, place(row)
 
@@ -405,6 +420,23 @@ def test_the_command_prints_what_an_lga_launches(monkeypatch, capsys: pytest.Cap
 
 def widest(counts: Counter[int]) -> int:
     return max(counts, default=0)
+
+
+def test_spills_count_where_they_are_repeated() -> None:
+    assembly = """
+        /*0000*/                   STL [R1], R42 ;
+.L_x_0:
+        /*0010*/                   LDL R42, [R1] ;
+.L_x_1:
+        /*0020*/              @!P1 LDL.64 R6, [R1+0x8] ;
+        /*0030*/               @P0 BRA `(.L_x_1) ;
+        /*0040*/                   BRA P2, `(.L_x_0) ;
+        /*0050*/               @P3 BRA `(.L_x_2) ;
+        /*0060*/                   LDL.LU R42, [R1] ;
+.L_x_2:
+        /*0070*/                   EXIT ;
+    """
+    assert machine_code.spills_in_loops(assembly) == 1
 
 
 def test_instructions_are_told_apart_by_name_and_width() -> None:
