@@ -117,7 +117,11 @@ setup(
         "fastattn.csrc",  # for `python -m fastattn build-ops`
     ],
     package_dir={"fastattn.kernels": "kernels", "fastattn.csrc": "csrc"},
-    package_data={"fastattn": ["py.typed"], "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"], "fastattn.report": ["page.html", "page.css", "page.js"]},
+    package_data={
+        "fastattn": ["py.typed"],
+        "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"],
+        "fastattn.report": ["page.html", "page.css", "page.js"],
+    },
     ext_modules=[Extension("fastattn._native", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -42,7 +42,7 @@ int main(int argc, char** argv) try {
     const std::vector<at::Tensor> inputs{load(folder + "input.pt")};
     const at::Tensor expected = load(folder + "output.pt");
 
-    const double error = euclidean(model.run(inputs).at(0) - expected) / euclidean(expected);
+    const double error = euclidean(model.run(inputs).at(0).sub(expected)) / euclidean(expected);
     std::printf("relative error %.1e\n", error);
     if (!(error <= kLimit)) throw std::runtime_error("the output is not the one that is expected");
 
