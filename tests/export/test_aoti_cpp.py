@@ -1,6 +1,5 @@
 """The library of operators for C++, and a packaged model in a program where no Python is."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -137,7 +136,8 @@ def test_no_sources_and_no_cmake_are_said(monkeypatch, tmp_path, capsys):
     assert "no C++ sources" in capsys.readouterr().err
 
 
-def test_a_program_without_python_runs_a_packaged_model(library, tmp_path):
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_a_program_without_python_runs_a_packaged_model(model, library, tmp_path):
     pytest.importorskip("timm")
     torch_folder = Path(torch.__file__).parent
     sources, build, cmake = ROOT / "examples" / "cpp", tmp_path / "build", build_ops.find_tool("cmake")
@@ -146,7 +146,6 @@ def test_a_program_without_python_runs_a_packaged_model(library, tmp_path):
     )
     subprocess.run([cmake, "--build", build], check=True)
     folder = tmp_path / "model"
-    model = os.environ.get("FASTATTN_CPP_MODEL", "resnet50")
     command = [sys.executable, sources / "export.py", folder, "--model", model, "--batch", "2"]
     subprocess.run(command, check=True, cwd=ROOT)
     program = build / "run_model"
