@@ -114,9 +114,14 @@ setup(
     packages=[
         *find_packages(include=["fastattn", "fastattn.*"]),
         *("fastattn.kernels" + f".{name}".rstrip(".") for name in ["", *find_packages("kernels")]),
+        "fastattn.csrc",  # for `python -m fastattn build-ops`
     ],
-    package_dir={"fastattn.kernels": "kernels"},
-    package_data={"fastattn": ["py.typed"], "fastattn.report": ["page.html", "page.css", "page.js"]},
+    package_dir={"fastattn.kernels": "kernels", "fastattn.csrc": "csrc"},
+    package_data={
+        "fastattn": ["py.typed"],
+        "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"],
+        "fastattn.report": ["page.html", "page.css", "page.js"],
+    },
     ext_modules=[Extension("fastattn._native", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

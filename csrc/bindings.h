@@ -9,24 +9,10 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "cpu/dtype.h"
 
 namespace fastattn {
 
 namespace py = pybind11;
-
-inline void require(bool condition, const char* message) {
-    if (!condition) throw std::invalid_argument(message);
-}
-
-inline DType dtype(int code) {
-    require(code >= 0 && code <= 2, "dtype code must be 0 (float32), 1 (bfloat16) or 2 (float16)");
-    return static_cast<DType>(code);
-}
-
-inline void require_odd(const std::vector<int>& kernels) {
-    for (int k : kernels) require(k > 0 && k % 2 == 1, "kernel sizes must be odd");
-}
 
 template <class T>
 T* pointer(py::handle address) {

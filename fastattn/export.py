@@ -150,18 +150,33 @@ def _check(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> None:
 
 
 def _program(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> Any:
-    """Return the exported program, with fastattn's operators in it."""
+    """Return the exported program, with fastattn's operators in it; ValueError with the sizes that cannot be dynamic."""
     _check(model, arguments, dynamic)
-    shapes = tree_map_only(Tensor, lambda t: dict.fromkeys(_dims(t, dynamic), torch.export.Dim.DYNAMIC), arguments)
-    if isinstance(model, _OfTensors):  # which takes any number
-        shapes = (shapes,)
     try:
-        with torch.no_grad():
-            return torch.export.export(model, arguments, dynamic_shapes=shapes if dynamic else None)
+        return _exported(model, arguments, dynamic)
     except Exception as error:
         if not dynamic:
             raise
-        raise ValueError(f"{', '.join(dynamic)} cannot be dynamic in this model together: {error}") from error
+        alone = [name for name in dynamic if len(dynamic) > 1 and not _exports(model, arguments, name)]
+        which = ", ".join(alone or dynamic) + " cannot be dynamic in this model"
+        raise ValueError(f"{which}{' together' * (not alone and len(dynamic) > 1)}: {error}") from error
+
+
+def _exports(model: nn.Module, arguments: tuple, name: str) -> bool:
+    """Return whether a size can be dynamic by itself."""
+    try:
+        _exported(model, arguments, (name,))
+    except Exception:
+        return False
+    return True
+
+
+def _exported(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> Any:
+    shapes = tree_map_only(Tensor, lambda t: dict.fromkeys(_dims(t, dynamic), torch.export.Dim.DYNAMIC), arguments)
+    if isinstance(model, _OfTensors):  # which takes any number
+        shapes = (shapes,)
+    with torch.no_grad():
+        return torch.export.export(model, arguments, dynamic_shapes=shapes if dynamic else None)
 
 
 def _onnxruntime(path: str | Path) -> Run:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ..report import ResultError, load, tables, to_text
+from . import runtimes
 from .memory import keep_freed_memory
 from .resume import GrowingResult
-from .run import Protocol, identity, implementations, measure, threads
+from .run import Protocol, measure, threads, wanted
 from .sizes import CONTIGUOUS, MEMORY_FORMATS
 from .tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, narrowed
 
@@ -100,6 +101,11 @@ def chosen_protocol(options: argparse.Namespace) -> Protocol:
     batches = options.batch or (QUICK_BATCH if options.quick else BATCH[device],)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device])
     setting = Setting(device, DTYPES[options.dtype], options.format, batches, options.size)
+    if options.table == runtimes.TABLE:
+        try:
+            runtimes.check(setting)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     return Protocol(setting, repeats, options.compile)
 
 
@@ -126,15 +132,15 @@ def run(options: argparse.Namespace) -> Path:
     rows = chosen_rows(options, protocol.setting)
     device = protocol.setting.device
     path = options.output or Path(f"{options.table}-{device}{'-quick' if options.quick else ''}.json")
-    wanted = {
-        row: [identity(row, protocol) | {"rival": name} for name in implementations(row, protocol)] for row in rows
-    }
+    exported = options.table == runtimes.TABLE
+    records_of, measured = (runtimes.wanted, runtimes.measure) if exported else (wanted, measure)
+    records = {row: records_of(row, protocol) for row in rows}
     facts = protocol.facts | {"sizes": sizes(rows), "inputs": inputs_of(options.table)}
     result = GrowingResult(
         path,
         options.table,
         facts,
-        wanted=[record for records in wanted.values() for record in records],
+        wanted=[record for some in records.values() for record in some],
         selection="quick" if options.quick else "default",
         device=device,
         kept=device == "cpu" and keep_freed_memory(),
@@ -144,8 +150,8 @@ def run(options: argparse.Namespace) -> Path:
     try:
         for row in bar:
             bar.set_description(str(row))
-            if not result.has(wanted[row]):
-                result.add(measure(row, protocol))
+            if not result.has(records[row]):
+                result.add(measured(row, protocol))
     finally:
         bar.close()
         result.close()

@@ -19,7 +19,8 @@ from .sizes import GRAPH
 
 PLAIN, EAGER, COMPILE, TUNED, COPY = "plain", "eager", "compile", "max-autotune", "copy"
 COMPILERS = (COMPILE, TUNED)
-COMPILERS_ROOM = 10.0  # of torch.compile's rounding: enough for other orders of sums, far less than another network
+RUNTIMES = ("aoti", "onnxruntime", "openvino")  # that exported networks run in
+COMPILERS_ROOM = 10.0  # of their rounding: enough for other orders of sums, far less than another network
 LIMITS = {TUNED: 120.0, COMPILE: 60.0}  # seconds on a GPU until a first answer, compilation and all
 LIMIT, LAST_LIMIT = 100.0, 20.0  # of the others, and of all where the time is up
 Results = Callable[[], Mapping[str, Tensor]]
@@ -152,7 +153,9 @@ class Contest:
             self.broken[key] = reason(error)
             return
         try:
-            assert_accurate(found, truth, eager, room=COMPILERS_ROOM if key.startswith(COMPILERS) else 1.0)
+            assert_accurate(
+                found, truth, eager, room=COMPILERS_ROOM if key.startswith((*COMPILERS, *RUNTIMES)) else 1.0
+            )
         except AssertionError as error:
             self.wrong[key] = str(error).partition("\n")[0]
             return

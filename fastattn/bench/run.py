@@ -67,6 +67,11 @@ def implementations(row: Row, protocol: Protocol) -> list[str]:
     return [EAGER, *([COMPILE] if protocol.compiled else []), *fast]
 
 
+def wanted(row: Row, protocol: Protocol) -> list[Record]:
+    """What tells the records of a row apart, one for each implementation."""
+    return [identity(row, protocol) | {"rival": name} for name in implementations(row, protocol)]
+
+
 def without_fast(row: Row, protocol: Protocol) -> Record | None:
     """What a record says where no fast backend serves a row that one should."""
     device_type = protocol.setting.device

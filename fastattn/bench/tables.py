@@ -246,6 +246,7 @@ TABLES: dict[str, Rows] = {
         "lga-backbones", ("resnet18", "mobilenetv3_small_100", "mobilenetv3_large_100"), lga_variants, 224
     ),
     "modules": modules,
+    "export-runtimes": networks("export-runtimes", ("resnet50", "mobilenetv2_100"), lambda name: [own("scsa")], 224),
 }
 
 
@@ -255,6 +256,7 @@ TITLES = {
     "cfsam-ssd300": "SSD300 with CFSAM and others",
     "lga-backbones": "Backbones with LGA and others",
     "modules": "Modules alone",
+    "export-runtimes": "Backbones in the runtimes that they are exported to",
 }
 
 

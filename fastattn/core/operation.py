@@ -27,7 +27,11 @@ _decompositions: dict[torch._ops.OpOverload, Callable] = {}
 def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
     """Register an operator, what computes it and what makes its empty results, once; return it."""
     if name not in _registered:  # else its module is loaded anew
-        LIBRARY.define(name + schema)
+        try:
+            LIBRARY.define(name + schema)
+        except RuntimeError as error:
+            why = "was fastattn's library for C++ loaded before it? After it that changes nothing"
+            raise RuntimeError(f"fastattn cannot be imported: {error} ({why})") from error
         for device in DEVICES:
             LIBRARY.impl(name, run, device)
         operator = getattr(torch.ops.fastattn, name).default

@@ -11,6 +11,7 @@ from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, r
 from .table import EMPTY, Table, number, without_empty_columns
 
 MODULES = "modules"
+RUNTIMES = "export-runtimes"
 COMPILE = "compile"
 YARDSTICKS = ("eager", COMPILE)  # what the fast implementations are compared with
 ENERGY_NOTE = "J/image: of the whole GPU; one measurement, without a spread."
@@ -20,6 +21,12 @@ EXPLAINED = [
     "native and triton are the eager network with fastattn's attention in it; compile is the whole network compiled, "
     "and so is compared with eager, not with the eager network without attention.",
     "Multiply-adds of an image, as in the papers, counted by torch.utils.flop_counter / 2.",
+]
+EXPORTED = [
+    "images/s: by the median of the interleaved rounds. of plain: the share of what the network without attention does "
+    "in the same runtime; a vs b: how many times faster a is than b; both the median of the ratios inside the rounds.",
+    "eager, compile and aoti (AOTInductor) run fastattn's kernels, onnxruntime and openvino standard operators.",
+    EXPLAINED[-1],
 ]
 ALONE = [
     "images/s and GB/s (x read, out written): by the median of the interleaved rounds. a vs b: how many times faster a "
@@ -52,8 +59,15 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
     alone = name == MODULES
     units = ("k parameters", 1e3, "M multiply-adds", 1e6) if alone else ("M parameters", 1e6, "G multiply-adds", 1e9)
     rivals = in_order(record["rival"] for record in found)
-    shares = [rival for rival in rivals if rival != COMPILE]
-    pairs = [(COMPILE, "eager")] + [(fast, over) for fast in rivals if fast not in YARDSTICKS for over in YARDSTICKS]
+    exported = name == RUNTIMES
+    shares = [rival for rival in rivals if rival != COMPILE or exported]
+    pairs = [(COMPILE, "eager")] + [
+        (fast, over)
+        for fast in rivals
+        if fast not in YARDSTICKS
+        for over in YARDSTICKS
+        if not exported or over == "eager"
+    ]
     pairs = [(fast, over) for fast, over in pairs if {fast, over} <= {*rivals}]
     columns = (
         *case,
@@ -85,7 +99,11 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
                 *(joules(members.get(rival)) for rival in rivals),
             )
         )
-    notes = [*(ALONE if alone else EXPLAINED), *([f"Protocol: {protocol}."] if protocol else []), SPREAD_NOTE]
+    notes = [
+        *(ALONE if alone else EXPORTED if exported else EXPLAINED),
+        *([f"Protocol: {protocol}."] if protocol else []),
+        SPREAD_NOTE,
+    ]
     notes += [ENERGY_NOTE] if any(joules(record) != EMPTY for record in found) else []
     notes += same_throughout(case, found) + placements(found) + sources(found)
     return without_empty_columns(Table(f"{title} ({name})", columns, rows, notes), keep=case)

@@ -1,25 +1,17 @@
 #include "plan.h"
 
-#include "../../bindings.h"
+#include "../checks.h"
 
 namespace fastattn {
-namespace {
 
-AcpPlan make_plan(int batch, int channels, int height, int width, const std::vector<int>& kernels, int pool_size,
-                  bool sum, int x_dtype, int param_dtype, bool channels_last) {
+AcpPlan AcpPlan::make(int batch, int channels, int height, int width, const std::vector<int>& kernels, int pool_size,
+                      bool sum, int x_dtype, int param_dtype, bool channels_last) {
     require(batch > 0 && channels > 0 && height > 0 && width > 0, "every size must be positive");
     require(!kernels.empty(), "there must be a layer");
     require_odd(kernels);
     require(pool_size > 0, "pool_size must be positive");
-    const DType x = dtype(x_dtype), param = dtype(param_dtype);
+    const DType x = dtype_of(x_dtype), param = dtype_of(param_dtype);
     return {batch, channels, height, width, kernels, pool_size, sum, x, param, channels_last};
-}
-
-}  // namespace
-
-void bind_acp(py::module_& m) {
-    bind_plan(m, "AcpPlan", &make_plan, "batch", "channels", "height", "width", "kernels", "pool_size", "sum",
-              "x_dtype", "param_dtype", "channels_last");
 }
 
 }  // namespace fastattn

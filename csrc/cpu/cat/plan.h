@@ -12,6 +12,9 @@ struct CatPlan {
     int batch, tokens, channels, concepts;
     DType dtype, param_dtype;
 
+    // std::invalid_argument where sizes or options do not fit; dtypes by their codes
+    static CatPlan make(int batch, int tokens, int channels, int concepts, int x_dtype, int param_dtype);
+
     static constexpr int param_count() { return 5; }
     int64_t elements() const { return int64_t{batch} * tokens * channels; }
     int64_t padded_concepts() const { return (concepts + 15) / 16 * 16; }  // for every level

@@ -1,13 +1,12 @@
 #include "plan.h"
 
-#include "../../bindings.h"
+#include "../checks.h"
 
 namespace fastattn {
-namespace {
 
-LgaPlan make_plan(int batch, int dim, int height, int width, int num_heads, int num_scales,
-                  const std::vector<std::vector<int>>& branches, int encoding_h, int encoding_w, bool released,
-                  int x_dtype, int param_dtype, bool channels_last) {
+LgaPlan LgaPlan::make(int batch, int dim, int height, int width, int num_heads, int num_scales,
+                      const std::vector<std::vector<int>>& branches, int encoding_h, int encoding_w, bool released,
+                      int x_dtype, int param_dtype, bool channels_last) {
     require(batch > 0 && dim > 0 && height > 0 && width > 0, "every size must be positive");
     require(num_heads > 0 && dim % num_heads == 0, "dim must be divisible by num_heads");
     require(num_scales > 0 && num_scales <= 15, "there must be 1 to 15 scales");
@@ -17,16 +16,9 @@ LgaPlan make_plan(int batch, int dim, int height, int width, int num_heads, int 
         require(!kernels.empty(), "a branch must have a kernel");
         require_odd(kernels);
     }
-    const DType x = dtype(x_dtype), param = dtype(param_dtype);
+    const DType x = dtype_of(x_dtype), param = dtype_of(param_dtype);
     return {batch,      dim,        height,   width, num_heads, num_scales,   branches,
             encoding_h, encoding_w, released, x,     param,     channels_last};
-}
-
-}  // namespace
-
-void bind_lga(py::module_& m) {
-    bind_plan(m, "LgaPlan", &make_plan, "batch", "dim", "height", "width", "num_heads", "num_scales", "branches",
-              "encoding_height", "encoding_width", "released", "x_dtype", "param_dtype", "channels_last");
 }
 
 }  // namespace fastattn

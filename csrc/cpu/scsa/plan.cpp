@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <array>
 
-#include "../../bindings.h"
+#include "../checks.h"
 
 namespace fastattn {
-namespace {
 
-ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int height, int width,
-                   std::array<int, 4> kernel_sizes, int head_num, int window_h, int window_w, bool max_pool,
-                   bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype, bool channels_last) {
+ScsaPlan ScsaPlan::make(bool spatial, bool channel, int batch, int channels, int height, int width,
+                        std::array<int, 4> kernel_sizes, int head_num, int window_h, int window_w, bool max_pool,
+                        bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype, bool channels_last) {
     ScsaPlan plan{};
     plan.spatial = spatial;
     plan.channel = channel;
@@ -19,7 +18,7 @@ ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int heig
     plan.head_num = head_num;
     plan.window_h = window_h, plan.window_w = window_w;
     plan.max_pool = max_pool, plan.softmax_gate = softmax_gate, plan.qkv_bias = qkv_bias;
-    plan.dtype = dtype(x_dtype), plan.param_dtype = dtype(param_dtype);
+    plan.dtype = dtype_of(x_dtype), plan.param_dtype = dtype_of(param_dtype);
     plan.channels_last = channels_last;
     require(spatial || channel, "a plan needs a spatial or a channel part");
     require(batch > 0 && channels > 0 && height > 0 && width > 0, "every size must be positive");
@@ -35,20 +34,12 @@ ScsaPlan make_plan(bool spatial, bool channel, int batch, int channels, int heig
     return plan;
 }
 
-}  // namespace
-
 void ScsaPlan::complete() {
     pooled_h = channel ? height / window_h : 0;
     pooled_w = channel ? width / window_w : 0;
     pooled = pooled_h * pooled_w;
     largest_kernel = spatial ? *std::max_element(kernel_sizes, kernel_sizes + 4) : 1;
     pixels = static_cast<int64_t>(height) * width;
-}
-
-void bind_scsa(py::module_& m) {
-    bind_plan(m, "ScsaPlan", &make_plan, "spatial", "channel", "batch", "channels", "height", "width", "kernel_sizes",
-              "head_num", "window_h", "window_w", "max_pool", "softmax_gate", "qkv_bias", "x_dtype", "param_dtype",
-              "channels_last");
 }
 
 }  // namespace fastattn

@@ -1,6 +1,7 @@
 // What one call computes, apart from its pointers; shared by all instruction-set levels.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "../dtype.h"
@@ -27,6 +28,11 @@ struct ScsaPlan {
     int64_t pixels;  // height * width
 
     void complete();
+
+    // std::invalid_argument where sizes or options do not fit; dtypes by their codes
+    static ScsaPlan make(bool spatial, bool channel, int batch, int channels, int height, int width,
+                         std::array<int, 4> kernel_sizes, int head_num, int window_h, int window_w, bool max_pool,
+                         bool softmax_gate, bool qkv_bias, int x_dtype, int param_dtype, bool channels_last);
 
     int64_t elements() const { return batch * channels * pixels; }
     int param_count() const { return (spatial ? 12 : 0) + (channel ? (qkv_bias ? 8 : 5) : 0); }  // as listed above
