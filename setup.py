@@ -116,7 +116,7 @@ setup(
         *("fastattn.kernels" + f".{name}".rstrip(".") for name in ["", *find_packages("kernels")]),
     ],
     package_dir={"fastattn.kernels": "kernels"},
-    package_data={"fastattn": ["py.typed"], "fastattn.report": ["page.html", "page.css", "page.js"]},
+    package_data={"fastattn": ["py.typed"], "fastattn.report": ["page.html", "page.css", "page.js", "papers.json"]},
     ext_modules=[Extension("fastattn._native", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -4,8 +4,8 @@ other, and the papers' own figures in columns of their own."""
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..bench.papers import PaperFigure, paper_figure
 from .facts import protocol_facts
+from .papers import DERIVED_NOTE, FIGURES, by_its_authors, printed, printed_in, whose
 from .result import Record, attempts
 from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
 from .table import EMPTY, Table, number, without_empty_columns
@@ -13,6 +13,8 @@ from .table import EMPTY, Table, number, without_empty_columns
 MODULES = "modules"
 COMPILE = "compile"
 YARDSTICKS = ("eager", COMPILE)  # what the fast implementations are compared with
+BESIDE = ("images_per_s", "of_plain", "top1", "top5", "voc_map", "coco_ap50")  # what papers print beside sizes
+OWN_RECIPE = "A training of its own, not to be compared with the paper's rows."
 ENERGY_NOTE = "J/image: of the whole GPU; one measurement, without a spread."
 EXPLAINED = [
     "images/s: by the median of the interleaved rounds. of plain: the share of what the same network without attention "
@@ -61,26 +63,27 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
         *(f"{rival} images/s" for rival in rivals),
         *(f"{rival} of plain" for rival in shares),
         *(f"{fast} vs {over}" for fast, over in pairs),
-        *("paper's images/s", "paper's of plain", "paper's top-1 %", "paper's VOC mAP", "paper's COCO mAP"),
+        *(f"paper's {FIGURES.get(name, 'of plain')}" for name in BESIDE),
+        *("paper", "its authors' top-1 %"),
         *(f"{rival} GB/s" for rival in rivals if alone),
         *(f"{rival} J/image" for rival in rivals),
     )
     rows = []
     for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
         some = next(iter(members.values()))
-        papers = in_papers(some)
-        own = papers[:1] if papers and papers[0].table == some["table"] else []  # others count in other units
+        paper, authors = printed(*identity(some)), by_its_authors(some["model"], some["attention"])
         rows.append(
             (
                 *(column(some) for column in case.values()),
                 counted(members, "parameters", units[1]),
-                printed(own, "parameters_m"),
+                as_printed(paper, "parameters_m"),
                 counted(members, "multiply_adds", units[3]),
-                printed(own, "multiply_adds_g"),
+                as_printed(paper, "multiply_adds_g"),
                 *(cell(members.get(rival), lambda r: r.get("images_per_s")) for rival in rivals),
                 *(of_plain(members.get(rival)) for rival in shares),
                 *(times_cell(members.get(fast), over) for fast, over in pairs),
-                *(printed(papers, name) for name in ("images_per_s", "share_of_plain", "top1", "voc_map", "coco_map")),
+                *(as_printed(paper, name) for name in BESIDE),
+                *(whose(*identity(some)), as_printed(authors or {}, "top1")),
                 *(cell(members.get(rival), lambda r: r.get("gb_per_s")) for rival in rivals if alone),
                 *(joules(members.get(rival)) for rival in rivals),
             )
@@ -128,16 +131,15 @@ def joules(record: Record | None) -> str:
     return number(((record or {}).get("telemetry") or {}).get("energy_per_image_j"))
 
 
-def in_papers(record: Record) -> list[PaperFigure]:
-    """A row's figures in the paper of its table, then those of the attention's own authors."""
-    who = (record["model"], record["attention"], record.get("variant"))
-    found = [paper_figure(table, *who) for table in (record["table"], "rivals")] if record["model"] else []
-    return [figure for figure in found if figure]
+def identity(record: Record) -> tuple[str, str | None, str, str | None]:
+    """What a record's row is called among those of the papers."""
+    return record["table"], record["model"], record["attention"], record.get("variant")
 
 
-def printed(papers: list[PaperFigure], what: str) -> str:
-    """The first paper's figure, as it prints it."""
-    return next((f"{value:g}" for paper in papers if (value := getattr(paper, what)) is not None), EMPTY)
+def as_printed(figures: Mapping[str, Any], name: str) -> str:
+    """A paper's figure as it prints it; a share, which is derived, in three digits."""
+    value = figures.get(name)
+    return EMPTY if value is None else number(value) if name == "of_plain" else str(value)
 
 
 def placements(found: list[Record]) -> list[str]:
@@ -147,13 +149,16 @@ def placements(found: list[Record]) -> list[str]:
 
 
 def sources(found: list[Record]) -> list[str]:
-    """Where the papers' figures come from, each source once."""
+    """Where the papers' figures and those of the attentions' own authors come from, and what is odd about them."""
+    papers = dict.fromkeys(paper for record in found for paper in printed_in(*identity(record)))
+    notes = [f"paper's: {' '.join([paper.setting, *paper.notes])}" for paper in papers]
+    notes += [DERIVED_NOTE] if any("of_plain" in printed(*identity(record)) for record in found) else []
     by_source: dict[str, list[tuple[str, str]]] = {}
     for record in found:
-        for paper in in_papers(record):
-            source = "; ".join(filter(None, (paper.source, paper.note)))
-            by_source.setdefault(source, []).append((paper.model, paper.attention))
-    return [f"paper's, {who(pairs)}: {source}" for source, pairs in by_source.items()]
+        if row := by_its_authors(record["model"], record["attention"]):
+            source = "; ".join(filter(None, (row["source"], row["variant"], row["note"])))
+            by_source.setdefault(source, []).append((row["model"], row["attention"]))
+    return notes + [f"its authors', {who(pairs)}: {source}. {OWN_RECIPE}" for source, pairs in by_source.items()]
 
 
 def who(pairs: Iterable[tuple[str | None, str]]) -> str:

@@ -11,8 +11,10 @@ from .facts import facts
 from .latex import document
 from .naming import unique_slugs
 from .page import page
+from .papers import papers_own_tables
 from .plots import Plot, plots
 from .quality import warnings
+from .result import attempts
 from .sheets import records_csv, to_csv
 from .table import Table, to_markdown
 from .tables import tables
@@ -37,9 +39,10 @@ def content(results: Mapping[str, dict[str, Any]]) -> Content:
 
     Raises ImportError without matplotlib.
     """
+    papers = papers_own_tables(record["table"] for each in results.values() for record in attempts(each, "throughput"))
     if len(results) == 1:
         [result] = results.values()
-        return Content(facts(result), warnings(result), tables(result), plots(result))
+        return Content(facts(result), warnings(result), tables(result) + papers, plots(result))
     shown = Content({}, differences(results), comparison_tables(results), [])
     names = unique_slugs(results)
     for name, (label, result) in zip(names, results.items(), strict=True):
@@ -49,6 +52,7 @@ def content(results: Mapping[str, dict[str, Any]]) -> Content:
         shown.plots.extend(
             replace(plot, name=f"{name}-{plot.name}", title=f"{label}: {plot.title}") for plot in plots(result)
         )
+    shown.tables.extend(papers)
     return shown
 
 

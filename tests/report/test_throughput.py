@@ -46,7 +46,8 @@ def test_a_table_for_each_table_and_a_row_for_each_case(result: dict) -> None:
     plain, scsa = rows_of(found["Backbones with SCSA and others (scsa-backbones)"])
     assert (plain["model"], plain["attention"], plain["batch"], plain["size"]) == ("resnet50", "none", "8", "224")
     assert (plain["M parameters"], scsa["M parameters"], scsa["G multiply-adds"]) == ("25.56", "25.62", "4.10")
-    assert (scsa["paper's M parameters"], scsa["paper's of plain"]) == ("25.62", "0.83")
+    assert (plain["paper's images/s"], scsa["paper's images/s"], scsa["paper"]) == ("2433", "2019", "SCSA, Table 2")
+    assert (scsa["paper's M parameters"], scsa["paper's of plain"]) == ("25.62", "0.830")
     assert (plain["eager images/s"], scsa["eager images/s"]) == ("80.0 (4%)", "40.0 (4%)")
     assert (scsa["native images/s"], scsa["compile images/s"]) == ("72.7 (18%!)", "failed")
     assert (plain["native images/s"], plain["native vs eager"]) == ("-", "-")
@@ -76,9 +77,19 @@ def test_notes_name_protocol_placement_source_and_what_is_counted(result: dict) 
     assert "as in the papers, counted by torch.utils.flop_counter / 2" in text
     assert "batch 8; size 224; 5 repeats; float32; contiguous; forward; photographs" in text
     assert "scsa in resnet50: after the first convolution of each block" in notes
-    assert any(note.startswith("paper's, ") and "in resnet50: arXiv 2407.05128" in note for note in notes)
+    assert any(note.startswith("paper's: SCSA (arXiv 2407.05128), Table 2: ImageNet-1K") for note in notes)
+    assert "batch 32, mean of 100 repeats" in text
+    assert "paper's of plain: derived" in text
     assert "interquartile range" in text
     assert len(notes) == len(set(notes))
+
+
+def test_what_an_attentions_own_authors_print_has_a_column_of_its_own() -> None:
+    facts = {"attention": "eca", "operation": "eca"}
+    table = next(iter(by_title(bench_result([row("eager", 100.0, **facts)])).values()))
+    [eca] = rows_of(table)
+    assert (eca["paper's top-1 %"], eca["its authors' top-1 %"]) == ("77.05", "77.48")
+    assert any(note.startswith("its authors', eca in resnet50: github.com/BangguWu/ECANet") for note in table.notes)
 
 
 def test_notes_say_what_was_measured_once_and_what_an_implementation_is(result: dict) -> None:
