@@ -11,6 +11,7 @@ from .table import number
 from .throughput import MODULES
 
 COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f", "triton": "#c1501f"}
+COLORS |= {"plain compiled": "#22303f", "native compiled": "#7a2b0b", "triton compiled": "#7a2b0b"}
 OTHER_COLOR = "#4f7f52"
 MOST_GROUPS = 24  # of one panel
 

@@ -11,16 +11,19 @@ from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, r
 from .table import EMPTY, Table, number, without_empty_columns
 
 MODULES = "modules"
-COMPILE = "compile"
+PLAIN, COMPILE = "plain", "compile"
+COMPILED = " compiled"  # behind the name of a backend, or of the plain network, in a compiled network
 YARDSTICKS = ("eager", COMPILE)  # what the fast implementations are compared with
 BESIDE = ("images_per_s", "of_plain", "top1", "top5", "voc_map", "coco_ap50")  # what papers print beside sizes
 OWN_RECIPE = "A training of its own, not to be compared with the paper's rows."
+PEAK_NOTE = "peak MB: the most that PyTorch held during one call, besides weights and images; one measurement."
 ENERGY_NOTE = "J/image: of the whole GPU; one measurement, without a spread."
 EXPLAINED = [
     "images/s: by the median of the interleaved rounds. of plain: the share of what the same network without attention "
-    "does in eager mode; a vs b: how many times faster a is than b; both the median of the ratios inside the rounds.",
-    "native and triton are the eager network with fastattn's attention in it; compile is the whole network compiled, "
-    "and so is compared with eager, not with the eager network without attention.",
+    "does, of an eager one in eager mode, of a compiled one compiled; a vs b: how many times faster a is than b; both "
+    "the median of the ratios inside the rounds.",
+    "native and triton: the eager network with fastattn's attention in it; compile: the whole network compiled, its "
+    "attention of PyTorch's operators; native compiled and triton compiled: the network compiled around fastattn's.",
     "Multiply-adds of an image, as in the papers, counted by torch.utils.flop_counter / 2.",
 ]
 ALONE = [
@@ -54,18 +57,17 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
     alone = name == MODULES
     units = ("k parameters", 1e3, "M multiply-adds", 1e6) if alone else ("M parameters", 1e6, "G multiply-adds", 1e9)
     rivals = in_order(record["rival"] for record in found)
-    shares = [rival for rival in rivals if rival != COMPILE]
-    pairs = [(COMPILE, "eager")] + [(fast, over) for fast in rivals if fast not in YARDSTICKS for over in YARDSTICKS]
-    pairs = [(fast, over) for fast, over in pairs if {fast, over} <= {*rivals}]
+    pairs = compared(rivals)
     columns = (
         *case,
         *(units[0], "paper's M parameters", units[2], "paper's G multiply-adds"),
         *(f"{rival} images/s" for rival in rivals),
-        *(f"{rival} of plain" for rival in shares),
+        *(f"{rival} of plain" for rival in rivals),
         *(f"{fast} vs {over}" for fast, over in pairs),
         *(f"paper's {FIGURES.get(name, 'of plain')}" for name in BESIDE),
         *("paper", "its authors' top-1 %"),
         *(f"{rival} GB/s" for rival in rivals if alone),
+        *(f"{rival} peak MB" for rival in rivals),
         *(f"{rival} J/image" for rival in rivals),
     )
     rows = []
@@ -80,15 +82,17 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
                 counted(members, "multiply_adds", units[3]),
                 as_printed(paper, "multiply_adds_g"),
                 *(cell(members.get(rival), lambda r: r.get("images_per_s")) for rival in rivals),
-                *(of_plain(members.get(rival)) for rival in shares),
+                *(of_plain(members.get(rival)) for rival in rivals),
                 *(times_cell(members.get(fast), over) for fast, over in pairs),
                 *(as_printed(paper, name) for name in BESIDE),
                 *(whose(*identity(some)), as_printed(authors or {}, "top1")),
                 *(cell(members.get(rival), lambda r: r.get("gb_per_s")) for rival in rivals if alone),
+                *(peak_memory(members.get(rival)) for rival in rivals),
                 *(joules(members.get(rival)) for rival in rivals),
             )
         )
     notes = [*(ALONE if alone else EXPLAINED), *([f"Protocol: {protocol}."] if protocol else []), SPREAD_NOTE]
+    notes += [PEAK_NOTE] if any(record.get("peak_memory_bytes") for record in found) else []
     notes += [ENERGY_NOTE] if any(joules(record) != EMPTY for record in found) else []
     notes += same_throughout(case, found) + placements(found) + sources(found)
     return without_empty_columns(Table(f"{title} ({name})", columns, rows, notes), keep=case)
@@ -120,11 +124,33 @@ def counted(members: Mapping[str, Record], what: str, unit: float) -> str:
     return (f"{counts[0]:.2f}" if counts[0] >= 1 else number(counts[0])) if counts else EMPTY
 
 
+def compared(rivals: list[str]) -> list[tuple[str, str]]:
+    """Who is compared with whom: compiled networks with each other, where there are such of this package's."""
+    fast = [rival for rival in rivals if rival not in YARDSTICKS]
+    both = [rival for rival in fast if rival.endswith(COMPILED)]
+    alone = [rival for rival in fast if rival not in both]
+    pairs = [(COMPILE, "eager"), *((rival, "eager") for rival in alone)]
+    pairs += [(rival, COMPILE) for rival in both or alone]
+    return [(one, over) for one, over in pairs if {one, over} <= {*rivals}]
+
+
+def plain_like(rival: str) -> str:
+    """The plain network that a rival is compared with: a compiled one with a compiled one."""
+    return PLAIN + COMPILED if rival == COMPILE or rival.endswith(COMPILED) else PLAIN
+
+
 def of_plain(record: Record | None) -> str:
-    """The share of the plain network's images per second, which itself is eager's without attention."""
-    if record and "failed" not in record and record["attention"] == "none" and record["rival"] == "eager":
+    """The share of the plain network's images per second, which are those of the row without attention."""
+    if record is None:
+        return EMPTY
+    if "failed" not in record and record["attention"] == "none" and record["rival"] in YARDSTICKS:
         return "1.00"
-    return ratio_cell(record, "plain")
+    return ratio_cell(record, plain_like(record["rival"]))
+
+
+def peak_memory(record: Record | None) -> str:
+    peak = (record or {}).get("peak_memory_bytes")
+    return number(peak / 1e6 if peak else None)
 
 
 def joules(record: Record | None) -> str:

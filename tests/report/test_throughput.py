@@ -57,10 +57,29 @@ def test_shares_and_ratios_are_medians_inside_the_rounds(result: dict) -> None:
     plain, scsa = rows_of(by_title(result)["Backbones with SCSA and others (scsa-backbones)"])
     assert (plain["eager of plain"], plain["native of plain"]) == ("1.00", "-")
     assert (plain["compile vs eager"], scsa["compile vs eager"]) == ("1.11×", "-")
-    assert "compile of plain" not in plain  # it is compared with the network without attention that is eager
+    assert (plain["compile of plain"], scsa["compile of plain"]) == ("1.00", "-")
     assert (scsa["eager of plain"], scsa["native of plain"]) == ("0.500", "0.910")
     assert (scsa["native vs eager"], scsa["native vs compile"]) == ("1.82×", "1.70×")
     assert scsa["native J/image"] == "0.510"
+
+
+def compiled_result() -> dict:
+    """SCSA in a network that is compiled too, beside the plain network that is."""
+    over = {"plain": 0.9, "plain compiled": 0.8, "eager": 1.8, "compile": 1.5}
+    made = [row("eager", 200.0, peak_memory_bytes=5e7), row("native", 110.0)]
+    made += [speedups(row("compile", 150.0), **over | {"plain compiled": 0.6})]
+    return bench_result([*made, speedups(row("native compiled", 100.0, peak_memory_bytes=2.5e7), **over)])
+
+
+def test_a_compiled_networks_share_is_that_of_the_compiled_plain_one() -> None:
+    table = next(iter(by_title(compiled_result()).values()))
+    [scsa] = rows_of(table)
+    assert (scsa["compile of plain"], scsa["native compiled of plain"]) == ("0.600", "0.800")
+    assert (scsa["native compiled images/s"], scsa["native compiled vs compile"]) == ("80.0 (4%)", "1.50×")
+    assert not {"native vs compile", "native compiled vs eager"} & scsa.keys()
+    assert (scsa["eager peak MB"], scsa["native compiled peak MB"]) == ("50.0", "25.0")
+    assert "native peak MB" not in scsa
+    assert any("one measurement" in note and note.startswith("peak MB") for note in table.notes)
 
 
 def test_columns_of_nothing_are_left_out_and_variants_have_one(result: dict) -> None:
