@@ -7,7 +7,7 @@ from typing import Any
 from .facts import protocol_facts
 from .papers import DERIVED_NOTE, FIGURES, by_its_authors, printed, printed_in, whose
 from .result import Record, attempts
-from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
+from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, speedup, times_cell
 from .table import EMPTY, Table, number, without_empty_columns
 
 MODULES = "modules"
@@ -137,6 +137,12 @@ def compared(rivals: list[str]) -> list[tuple[str, str]]:
 def plain_like(rival: str) -> str:
     """The plain network that a rival is compared with: a compiled one with a compiled one."""
     return PLAIN + COMPILED if rival == COMPILE or rival.endswith(COMPILED) else PLAIN
+
+
+def kept(record: Record) -> float | None:
+    """The share of its like of a plain network that a measured record keeps, where that is known."""
+    over = plain_like(record["rival"])
+    return speedup(record, over) if over in record["speedup"] else None
 
 
 def of_plain(record: Record | None) -> str:
