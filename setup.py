@@ -120,7 +120,7 @@ setup(
     package_data={
         "fastattn": ["py.typed"],
         "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"],
-        "fastattn.report": ["page.html", "page.css", "page.js"],
+        "fastattn.report": ["page.html", "page.css", "page.js", "papers.json"],
     },
     ext_modules=[Extension("fastattn._native", sources=[], optional=True)],
     cmdclass={"build_ext": CMakeBuild},

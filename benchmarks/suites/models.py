@@ -1,7 +1,7 @@
 """Whole models on photographs, on a GPU on noise: plain, with an attention eager, compiled, and by each fast backend;
 the same weights for all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +9,15 @@ from itertools import chain, product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastattn import models
 from fastattn.bench.contest import COMPILE, EAGER, PLAIN, fast_backends
 from fastattn.bench.devices import Cpu
 from fastattn.bench.measures import peak_bytes
-from fastattn.bench.networks import CHECKED, Detector, answers, first, inference, prepare
+from fastattn.bench.networks import CHECKED, Detector, answers, first, inference, prepare, work_on
 from fastattn.bench.photographs import noise, photographs
-from fastattn.bench.scene import Forward, setting
+from fastattn.bench.scene import setting
 from fastattn.bench.sizes import CONTIGUOUS, FORWARD, MEMORY_FORMATS, WORKS, name_of
 from fastattn.bench.suite import Selection, Suite, SuiteContest, Table, convolutions
 
@@ -73,21 +73,6 @@ def model_rivals(case: ModelCase, device: Cpu = CPU) -> list[str]:
     return [PLAIN, EAGER, *([COMPILE] if case.compiled else []), *fast_backends(case.attention, device.type)]
 
 
-def model_work(work: str, model: Forward, x: Tensor, leaves: list[nn.Parameter]) -> Callable[[], dict[str, Tensor]]:
-    """What is timed: a model's answers, in training the gradients of its parameters too."""
-    if work == FORWARD:
-        return partial(answers, model, x)
-
-    def train() -> dict[str, Tensor]:
-        for leaf in leaves:
-            leaf.grad = None
-        found = answers(model, x)
-        torch.autograd.backward(list(found.values()), [torch.ones_like(out) for out in found.values()])
-        return found
-
-    return train
-
-
 class ModelContest(SuiteContest):
     """One model, batch, memory format and work; of training the answers are checked, gradients by the tests."""
 
@@ -110,7 +95,7 @@ class ModelContest(SuiteContest):
             for name in names:
                 context = partial(setting, case.work, "reference" if name in (PLAIN, EAGER, COMPILE) else name)
                 network = torch.compile(model, dynamic=False) if name == COMPILE else model
-                work = model_work(case.work, network, self.x, list(model.parameters()))
+                work = work_on(case.work, network, [self.x], list(model.parameters()))
                 self.enter(name, work, partial(first, work), context, truth, eager)
 
     def facts(self, key: str) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from . import runtimes
 from .memory import keep_freed_memory
 from .resume import GrowingResult
 from .run import Protocol, measure, threads, wanted
-from .sizes import CONTIGUOUS, MEMORY_FORMATS
+from .sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, MEMORY_FORMATS, TRAINING
 from .tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, narrowed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORKS = {"forward": FORWARD, "train": TRAINING}
 NETWORKS = ("timm", "torchvision")
 NEEDED = (*NETWORKS, "tqdm")
 # images in a batch and rounds: the papers' protocol on a GPU, a smaller one on a CPU, and a quick look on either
@@ -37,10 +38,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m fastattn bench",
         description="Measure one of the papers' tables: images per second of each backbone and attention, eager, by "
-        "torch.compile and by fastattn's kernels, in turns. What is interrupted goes on where it stopped.",
+        "torch.compile, by fastattn's kernels and by both, in turns. What is interrupted goes on where it stopped.",
     )
     made.add_argument("table", choices=TABLES, metavar="TABLE", help=f"one of {', '.join(TABLES)}")
-    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: TABLE-DEVICE[-quick].json")
+    made.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: TABLE-DEVICE[-train][-amp][-quick].json"
+    )
     made.add_argument("--fresh", action="store_true", help="measure everything anew, whatever the file holds")
     made.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     made.add_argument("--batch", type=numbers, metavar="N[,N...]", help="images in a batch (default: 32, on a CPU 8)")
@@ -48,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=positive, metavar="N", help="rounds (default: 100, on a CPU 10)")
     made.add_argument("--dtype", choices=DTYPES, default="float32")
     made.add_argument("--format", choices=MEMORY_FORMATS, default=CONTIGUOUS, help="of images and weights in memory")
+    made.add_argument("--channels-last", dest="format", action="store_const", const=CHANNELS_LAST, help="as --format")
+    made.add_argument("--work", choices=WORKS, default="forward", help="train: with backward, in training mode")
+    made.add_argument("--amp", action="store_true", help="under autocast to bfloat16, the weights in --dtype")
     made.add_argument("--threads", type=positive, metavar="N", help="PyTorch's threads (default: its own)")
     made.add_argument("--models", type=words, metavar="NAME[,NAME...]", help="these networks alone")
     made.add_argument("--attentions", type=words, metavar="NAME[,NAME...]", help="these attentions alone")
@@ -101,12 +107,13 @@ def chosen_protocol(options: argparse.Namespace) -> Protocol:
     batches = options.batch or (QUICK_BATCH if options.quick else BATCH[device],)
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS[device])
     setting = Setting(device, DTYPES[options.dtype], options.format, batches, options.size)
+    protocol = Protocol(setting, repeats, options.compile, WORKS[options.work], options.amp)
     if options.table == runtimes.TABLE:
         try:
-            runtimes.check(setting)
+            runtimes.check(protocol)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    return Protocol(setting, repeats, options.compile)
+    return protocol
 
 
 def check_packages(table: str) -> None:
@@ -131,7 +138,7 @@ def run(options: argparse.Namespace) -> Path:
     protocol = chosen_protocol(options)
     rows = chosen_rows(options, protocol.setting)
     device = protocol.setting.device
-    path = options.output or Path(f"{options.table}-{device}{'-quick' if options.quick else ''}.json")
+    path = options.output or Path(f"{default_name(options, device)}.json")
     exported = options.table == runtimes.TABLE
     records_of, measured = (runtimes.wanted, runtimes.measure) if exported else (wanted, measure)
     records = {row: records_of(row, protocol) for row in rows}
@@ -156,6 +163,12 @@ def run(options: argparse.Namespace) -> Path:
         bar.close()
         result.close()
     return path
+
+
+def default_name(options: argparse.Namespace, device: str) -> str:
+    """A result's name: the table, the device, and what of the run is not the usual."""
+    unusual = {"train": options.work == "train", "amp": options.amp, "quick": options.quick}
+    return "-".join([options.table, device, *(name for name, is_so in unusual.items() if is_so)])
 
 
 def sizes(rows: Sequence[Row]) -> list[int]:

@@ -18,6 +18,7 @@ from .limit import TimeUp, time_limit
 from .sizes import GRAPH
 
 PLAIN, EAGER, COMPILE, TUNED, COPY = "plain", "eager", "compile", "max-autotune", "copy"
+COMPILED = " compiled"  # behind the name of who computes the attention, or of the plain network, in a compiled one
 COMPILERS = (COMPILE, TUNED)
 RUNTIMES = ("aoti", "onnxruntime", "openvino")  # that exported networks run in
 COMPILERS_ROOM = 10.0  # of their rounding: enough for other orders of sums, far less than another network
@@ -48,6 +49,11 @@ def fast_backends(operation: str, device_type: str) -> list[str]:
     """The backends, the reference left out, that serve an operation on a device."""
     call = Call(operation, device_type)
     return [name for name in BACKENDS if name != "reference" and not unsupported_reasons(name, call)]
+
+
+def is_compiled(name: str) -> bool:
+    """Whether torch.compile takes part in a rival."""
+    return name.startswith(COMPILERS) or COMPILED in name
 
 
 def key_of(name: str, launch: str | None) -> str:
@@ -153,9 +159,8 @@ class Contest:
             self.broken[key] = reason(error)
             return
         try:
-            assert_accurate(
-                found, truth, eager, room=COMPILERS_ROOM if key.startswith((*COMPILERS, *RUNTIMES)) else 1.0
-            )
+            room = COMPILERS_ROOM if is_compiled(key) or key.startswith(RUNTIMES) else 1.0
+            assert_accurate(found, truth, eager, room=room)
         except AssertionError as error:
             self.wrong[key] = str(error).partition("\n")[0]
             return

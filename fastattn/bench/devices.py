@@ -10,6 +10,7 @@ import torch
 
 from .interleave import Stopwatch
 from .machine import note_clocks
+from .measures import peak_bytes
 from .sizes import GRAPH, LAUNCHES
 
 Work = Callable[[], Any]
@@ -31,6 +32,10 @@ class Cpu:
     def capture(self, work: Work) -> tuple[Work, Any]:
         """Return what replays the work, and the results that each replay writes anew."""
         return work, work()
+
+    def peak_bytes(self, work: Work) -> int:
+        """Return the most bytes that PyTorch held during the work, above those that it held before."""
+        return peak_bytes(work)
 
     def release(self) -> None:
         """Give back what a contest held."""
@@ -85,6 +90,15 @@ class Gpu(Cpu):
         finally:
             torch.cuda.set_stream(here)  # a capture that fails leaves its own behind
         return graph.replay, results
+
+    def peak_bytes(self, work: Work) -> int:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = work()  # kept until the peak is read
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        del result
+        return peak - before
 
     def release(self) -> None:
         gc.collect()

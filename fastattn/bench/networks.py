@@ -1,14 +1,16 @@
 """Whole networks that are ready to be timed. Of a detector it is backbone, attention and head: what decodes boxes
 behind them takes longer the more a network finds, and one with random weights finds nothing of meaning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import use_backend
+from .sizes import FORWARD
 
 CHECKED = 2  # images: float64 convolutions are slow, and every image takes the same path
 
@@ -50,6 +52,23 @@ def answers(model: Callable[..., Any], *inputs: Any) -> dict[str, Tensor]:
     if isinstance(found, dict):
         return found
     return {"out": found} if isinstance(found, Tensor) else {f"out {i}": out for i, out in enumerate(found)}
+
+
+def work_on(
+    work: str, model: Callable[..., Any], inputs: Sequence[Any], leaves: Sequence[Tensor]
+) -> Callable[[], dict[str, Tensor]]:
+    """What is timed: a model's answers, in training the gradients of the leaves too, where ones come in."""
+    if work == FORWARD:
+        return partial(answers, model, *inputs)
+
+    def train() -> dict[str, Tensor]:
+        for leaf in leaves:
+            leaf.grad = None
+        found = answers(model, *inputs)
+        torch.autograd.backward(list(found.values()), [torch.ones_like(out) for out in found.values()])
+        return found
+
+    return train
 
 
 def first(work: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,20 +9,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.backends import BACKENDS, Call, unsupported_reasons
 from ..core.flops import multiply_adds
-from .contest import COMPILE, COPY, EAGER, PLAIN, Contest, Effort, fast_backends, reason
-from .devices import Cpu, device
+from .contest import COMPILE, COMPILED, COPY, EAGER, PLAIN, Contest, Effort, fast_backends, is_compiled, reason
+from .devices import Cpu, Work, device
 from .interleave import WARM_CALLS, Rival
-from .networks import CHECKED, answers, first, inference
-from .sizes import FORWARD as WORK
-from .sizes import name_of
+from .measures import bytes_moved_at_least
+from .networks import CHECKED, answers, first, work_on
+from .scene import setting as grad_and_backend
+from .sizes import FORWARD, name_of
 from .tables import Row, Setting, Subject
 from .telemetry import watch
 
 STEADY_SECONDS = 1.0  # that a GPU works at one rival for its energy: the driver's meter is slow
+AMP = torch.bfloat16  # what --amp casts to
 ENERGY = ("power_w", "energy_per_image_j")
 FAST = {"cpu": "native", "cuda": "triton"}  # who should serve this package's attentions
 
@@ -31,11 +33,21 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How rows are timed: the setting of the tensors, rounds, and whether torch.compile takes part."""
+    """How rows are timed: the setting of the tensors, rounds, whether torch.compile takes part, what is done, and
+    whether under autocast."""
 
     setting: Setting
     repeats: int = 10
     compiled: bool = True
+    work: str = FORWARD
+    amp: bool = False
+
+    @contextmanager
+    def context(self, backend: str) -> Iterator[None]:
+        """What surrounds a round: grad mode, backend, autocast."""
+        autocast = torch.autocast(self.setting.device, AMP, enabled=self.amp)
+        with grad_and_backend(self.work, backend), autocast:
+            yield
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -47,9 +59,11 @@ class Protocol:
             "warm_up": WARM_CALLS,
             "dtype": name_of(setting.dtype),
             "format": setting.format,
-            "work": WORK,
+            "work": self.work,
             "compiled": "all" if self.compiled else "none",
         }
+        if self.amp:
+            found["amp"] = name_of(AMP)
         if setting.device == "cuda" and setting.dtype == torch.float32:
             found["tf32"] = tf32()
         return found
@@ -62,9 +76,10 @@ def tf32() -> str:
 
 
 def implementations(row: Row, protocol: Protocol) -> list[str]:
-    """Who computes a row: eager, torch.compile, and the fast backend of the device."""
+    """Who computes a row: eager, torch.compile, the fast backend of the device, and of a network both of these."""
     fast = fast_backends(row.attention, protocol.setting.device)[:1] if row.fast else []
-    return [EAGER, *([COMPILE] if protocol.compiled else []), *fast]
+    both = [name + COMPILED for name in fast] if protocol.compiled and row.model else []
+    return [EAGER, *([COMPILE] if protocol.compiled else []), *fast, *both]
 
 
 def wanted(row: Row, protocol: Protocol) -> list[Record]:
@@ -90,7 +105,7 @@ def measure(row: Row, protocol: Protocol) -> list[Record]:
     subject: Subject | None = None
     try:
         subject = row.make(protocol.setting)
-        facts |= describe(subject, alone=row.model is None)
+        facts |= describe(subject, protocol.work, alone=row.model is None)
         found = timed(subject, names, protocol, facts)
     except Exception as error:  # a missing package, a shape that does not fit, memory
         found = [facts | {"rival": name, "failed": reason(error)} for name in names]
@@ -115,7 +130,8 @@ def timed(subject: Subject, names: list[str], protocol: Protocol, facts: Record)
             found.append(facts | {"rival": name, "failed": failed[name]})
             continue
         energy = {} if hardware.type == "cpu" else steady(contest.rivals[name], hardware, facts["shape"][0])
-        found.append(facts | figures(name, contest, facts) | {"rival": name, "telemetry": state | energy})
+        measured = figures(name, contest, facts) | peak_memory(subject, contest, name, facts)
+        found.append(facts | measured | {"rival": name, "telemetry": state | energy})
     return found
 
 
@@ -130,30 +146,54 @@ def figures(name: str, contest: Contest, facts: Record) -> Record:
     return found
 
 
+def peak_memory(subject: Subject, contest: Contest, name: str, facts: Record) -> Record:
+    """Of a network the most bytes that it holds at work, besides its weights and the images."""
+    if facts["model"] is None:
+        return {}
+    rival = contest.rivals[name]
+    subject.module.zero_grad()
+    with rival.context():
+        return {"peak_memory_bytes": contest.device.peak_bytes(rival.call)}
+
+
 def admitted(subject: Subject, names: list[str], protocol: Protocol, *, alone: bool) -> Contest:
     """The contest of those who compute what the reference does; beside them the network without attention, or a plain
     copy of the inputs of a module alone."""
     contest = Contest(device_of(protocol), Effort(rounds=protocol.repeats, budget_seconds=math.inf), launches=(None,))
-    truth, eager = truths(subject)
+    training = protocol.work != FORWARD
+    learnt = tensors(subject.inputs) if alone and training else []
+    for x in learnt:
+        x.requires_grad_()
+
+    def work(module: nn.Module, name: str) -> Work:
+        module.train(training)
+        called = torch.compile(module, dynamic=False) if is_compiled(name) else module
+        return work_on(protocol.work, called, subject.inputs, [*learnt, *module.parameters()])
+
+    truth, eager = truths(subject, protocol)
     for name in names:
-        module = torch.compile(subject.module, dynamic=False) if name == COMPILE else subject.module
-        call = partial(answers, module, *subject.inputs)
-        context = partial(inference, name if name in BACKENDS else "reference")
+        call, backend = work(subject.module, name), name.removesuffix(COMPILED)
+        context = partial(protocol.context, backend if backend in BACKENDS else "reference")
         contest.enter(name, call, partial(first, call), context, truth, eager)
     if subject.plain is not None:
-        contest.beside(PLAIN, partial(answers, subject.plain, *subject.inputs), partial(inference, "reference"))
+        for name in (PLAIN, *([PLAIN + COMPILED] if protocol.compiled else [])):
+            contest.beside(name, work(subject.plain, name), partial(protocol.context, "reference"))
     if alone:
-        copied = tensors(subject.inputs)
+        copied = [x.detach() for x in tensors(subject.inputs)]
         contest.beside(COPY, partial(torch._foreach_copy_, [torch.empty_like(x) for x in copied], copied))
     return contest
 
 
-def truths(subject: Subject) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the reference computes for the first images, in float64 and in the run's dtype."""
-    few = nested(lambda x: x[:CHECKED].clone(memory_format=torch.preserve_format), subject.inputs)
-    exact = deepcopy(subject.module).double()
-    with inference("reference"):
-        return answers(exact, *nested(lambda x: x.double(), few)), answers(subject.module, *few)
+def truths(subject: Subject, protocol: Protocol) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the reference computes for the first images, in float64 and in the run's dtype; in training, where
+    normalisations look at all images, from all of them. Gradients are the tests' to check."""
+    training = protocol.work != FORWARD
+    seen = nested(lambda x: x.detach()[: None if training else CHECKED].clone(), subject.inputs)
+    exact = deepcopy(subject.module).double().train(training)
+    with grad_and_backend(FORWARD, "reference"):
+        truth = first(partial(answers, exact, *nested(lambda x: x.double(), seen)))
+    with protocol.context("reference"), torch.no_grad():
+        return truth, first(partial(answers, subject.module.train(training), *seen))
 
 
 def steady(rival: Rival, hardware: Cpu, batch: int) -> Record:
@@ -174,10 +214,10 @@ def identity(row: Row, protocol: Protocol) -> Record:
     """What tells a record from the others of a result, its rival left out."""
     dtype = name_of(protocol.setting.dtype)
     where = {"suite": "throughput", "operation": row.attention, "dtype": dtype, "format": protocol.setting.format}
-    return where | row.identity | {"work": WORK} | ({"note": row.note} if row.note else {})
+    return where | row.identity | {"work": protocol.work} | ({"note": row.note} if row.note else {})
 
 
-def describe(subject: Subject, *, alone: bool) -> Record:
+def describe(subject: Subject, work: str, *, alone: bool) -> Record:
     """Parameters, multiply-adds of one image, and of a module alone the bytes that have to move."""
     batch = tensors(subject.inputs)[0].shape[0]
     found: Record = {
@@ -187,7 +227,8 @@ def describe(subject: Subject, *, alone: bool) -> Record:
     with suppress(Exception):  # an operator of the caller's own that cannot be counted
         found["multiply_adds"] = multiply_adds(subject.module, *subject.inputs) / batch
     if alone:  # every module's output has its input's size
-        found["bytes_moved_at_least"] = 2 * sum(x.numel() * x.element_size() for x in tensors(subject.inputs))
+        maps = tensors(subject.inputs)
+        found["bytes_moved_at_least"] = bytes_moved_at_least(maps, maps, work)
     return found
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import export
-from .contest import COMPILE, EAGER, PLAIN, RUNTIMES, Contest, Effort, reason
+from .contest import COMPILE, COMPILED, EAGER, PLAIN, RUNTIMES, Contest, Effort, reason
 from .networks import answers, first, inference
 from .run import Protocol, Record, describe, device_of, identity, truths
-from .tables import NONE, Row, Setting, Subject
+from .sizes import FORWARD
+from .tables import NONE, Row, Subject
 from .telemetry import watch
 
 TABLE = "export-runtimes"
@@ -28,10 +29,11 @@ AOTI, ONNX_RUNTIME, OPENVINO = RUNTIMES
 Run = Callable[[Tensor], Tensor]
 
 
-def check(setting: Setting) -> None:
+def check(protocol: Protocol) -> None:
     """ValueError for what the runtimes are not compared in."""
-    if setting.device != "cpu" or setting.dtype is not torch.float32:
-        raise ValueError("the runtimes are compared on the CPU, in float32: --device cpu")
+    setting = protocol.setting
+    if setting.device != "cpu" or setting.dtype is not torch.float32 or protocol.work != FORWARD or protocol.amp:
+        raise ValueError("the runtimes are compared on the CPU, forward and in float32: --device cpu")
 
 
 def wanted(row: Row, protocol: Protocol) -> list[Record]:
@@ -66,8 +68,9 @@ def timed(subject: Subject, records: list[Record], protocol: Protocol) -> list[R
             record["attention"]: subject.plain if record["attention"] == NONE else subject.module for record in records
         }
         for attention, model in networks.items():
-            known = describe(Subject(model, subject.inputs), alone=False)
-            truth, eager = truths(Subject(model, subject.inputs))
+            own = Subject(model, subject.inputs)
+            known = describe(own, FORWARD, alone=False)
+            truth, eager = truths(own, protocol)
             for record in (record for record in records if record["attention"] == attention):
                 record |= known
                 key = f"{record['rival']} {attention}"
@@ -100,7 +103,7 @@ def figures(key: str, contest: Contest, batch: int) -> Record:
         if its == attention:
             ratios[over] = ratio.facts()
         elif over == name and its == NONE:
-            ratios[PLAIN] = ratio.facts()
+            ratios[PLAIN + COMPILED if name == COMPILE else PLAIN] = ratio.facts()
     rate = batch / contest.timings[key].median
     return contest.times(key) | {"images_per_s": rate, "speedup": ratios}
 

@@ -125,8 +125,9 @@ def network(name: str, arguments: Mapping[str, Any], x: Tensor) -> nn.Module:
     torch.manual_seed(0)
     if name == SSD:
         return prepare(Detector(models.create(name, num_classes=CLASSES, **arguments)), x)
-    size: dict[str, Any] = {"img_size": x.shape[-1]} if "patch" in name else {}  # transformers are built for one
-    return prepare(models.create(name, **arguments, **size), x)
+    # transformers are built for one size, and in training the same blocks are to take part each time
+    own: dict[str, Any] = {"img_size": x.shape[-1], "drop_path_rate": 0.0} if "patch" in name else {}
+    return prepare(models.create(name, **arguments, **own), x)
 
 
 def make_network(name: str, variant: Variant, batch: int, size: int, setting: Setting) -> Subject:

@@ -7,7 +7,9 @@
 
 A token attends to the tokens of its own part, over all levels: part p holds the tokens p, p + P, p + 2P, ... No code
 is published; what the text leaves open is decided here: where P does not divide N, the tokens are resized linearly to
-the next multiple M before the blocks, and back after them.
+the next multiple M before the blocks, and back after them. Equation 5 prints one 1x1 convolution on the whole matrix
+of tokens; here each level has its own: maps differ in channels, and so the parameters of the paper's Table 4 come out,
+45.16 M with SSD300.
 
 What the fast paths use, each exact up to rounding:
 

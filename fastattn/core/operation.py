@@ -24,8 +24,9 @@ _registered: dict[str, torch._ops.OpOverload] = {}
 _decompositions: dict[torch._ops.OpOverload, Callable] = {}
 
 
-def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Register an operator, what computes it and what makes its empty results, once; return it."""
+def register(name: str, schema: str, run: Callable, fake: Callable, any_format: bool) -> torch._ops.OpOverload:
+    """Register an operator, what computes it and what makes its empty results, once; return it. A compiler may choose
+    the memory format of maps that it takes in any."""
     if name not in _registered:  # else its module is loaded anew
         try:
             LIBRARY.define(name + schema)
@@ -38,7 +39,7 @@ def register(name: str, schema: str, run: Callable, fake: Callable) -> torch._op
 
         @wraps(fake)
         def traced(*arguments):  # a compiler that is about to meet the operator has asked this before
-            torch_state.keep_in_inductor(operator)
+            torch_state.keep_in_inductor(operator, any_format)
             return fake(*arguments)
 
         torch.library.register_fake(f"fastattn::{name}", traced, lib=LIBRARY)
@@ -62,11 +63,14 @@ class Operation:
     forward_schema: str
     backward_schema: str
     materializes = True  # zeros for outputs without a gradient
+    any_format = False  # takes maps, contiguous and channels_last alike, and gives its output the format of x
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.forward_op = register(f"{name}_forward", self.forward_schema, self.forward, self.fake_forward)
-        self.backward_op = register(f"{name}_backward", self.backward_schema, self.backward, self.fake_backward)
+        forward = self.forward_schema, self.forward, self.fake_forward
+        backward = self.backward_schema, self.backward, self.fake_backward
+        self.forward_op = register(f"{name}_forward", *forward, self.any_format)
+        self.backward_op = register(f"{name}_backward", *backward, self.any_format)
         flops.define(name, self.definition)
         if self.forward_op not in _decompositions:  # else its module is loaded anew
             register_decomposition(self.forward_op)(self.decompose)
@@ -132,7 +136,7 @@ class FlatOperation(Operation):
 
     def __init__(self, name: str, options: str = "", lay: Callable[[Tensor], Tensor] = dense) -> None:
         """`options` are the schema's, and `lay` returns x as the servers take it: its output lies likewise."""
-        self.lay = lay
+        self.lay, self.any_format = lay, lay is dense
         known = f"Tensor x, Tensor[] params{options}"
         self.forward_schema = f"({known}, bool save) -> (Tensor out, Tensor saved)"
         self.backward_schema = (

@@ -26,14 +26,34 @@ def autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def keep_in_inductor(operator: torch._ops.OpOverload) -> None:
-    """Have Inductor, where it is loaded, call an operator as it stands, on tensors that lie as they were traced.
+def keep_in_inductor(operator: torch._ops.OpOverload, any_format: bool) -> None:
+    """Have Inductor, where it is loaded, call an operator as it stands, on tensors that lie as they were traced, but
+    with `any_format` on maps that lie as those of the convolutions around it.
 
-    It does so unasked, but where the environment sets CI, and the operator has a decomposition, it raises instead.
+    It does the first unasked, but where the environment sets CI, and the operator has a decomposition, it raises
+    instead.
     """
     lowering = sys.modules.get("torch._inductor.lowering")
     if lowering is not None and operator not in lowering.lowerings:
-        lowering.make_fallback(operator, lowering.constrain_to_fake_tensors, warn=False)
+        constraint = like_convolutions if any_format else lowering.constrain_to_fake_tensors
+        lowering.make_fallback(operator, constraint, warn=False)
+
+
+def like_convolutions(node: torch.fx.Node, *args: Any, **kwargs: Any) -> tuple[tuple, dict[str, Any]]:
+    """Return the arguments of a node in Inductor: where it lays the convolutions around the node channels_last, maps
+    too, which else would be copied before the node and again behind it; all others as they were traced."""
+    from torch._inductor import ir, lowering
+    from torch._inductor.virtualized import V
+
+    beside = node in V.graph.nodes_prefer_channels_last  # nothing, unless it chooses the convolutions' layout
+    traced, named = node.meta.get("eager_input_vals", ((None,) * len(args), dict.fromkeys(kwargs)))
+
+    def laid(value: Any, fake: Any) -> Any:
+        if beside and isinstance(value, ir.IRNode) and len(value.get_size()) == 4:
+            return ir.ExternKernel.require_stride_order(value, ir.NHWC_STRIDE_ORDER)
+        return lowering.constrain_to_fake_tensor(value, fake)
+
+    return tuple(map(laid, args, traced)), {name: laid(value, named[name]) for name, value in kwargs.items()}
 
 
 def saving_checkpoint(pack: Any) -> tuple[Any, bool]:

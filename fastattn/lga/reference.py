@@ -12,7 +12,8 @@ i comes from input group i // 3, k from (heads + i) // 3 and v from (2 * heads +
 neighbour, with the integer rule floor(i * in / out).
 
 The released module contracts A and v over separate indices; the rows of A sum to one, so that each channel of a head
-gets the sum of the head's v, and q and k have no effect: contraction "released". "paper" is equation 10.
+gets the sum of the head's v, and q and k have no effect: contraction "released". "paper" is equation 10 in the released
+module's layout: its A is d x d, of a head's channels, where the paper's text around equation 8 speaks of space.
 
 What the fast paths use, each exact up to rounding:
 

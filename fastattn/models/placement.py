@@ -137,6 +137,7 @@ IN_BLOCKS = "scsa", "smsa", "pcsa"
 IN_BOTTLENECKS, AT_OUTPUTS = (
     tuple(name for name, rival in RIVALS.items() if rival.place == place) for place in (MIDDLE, OUTPUT)
 )
+GUESS = "(a guess: the parameters that SCSA's paper prints fix the width alone)"
 AFTER_LAST_STAGE = "once, after the last stage"
 ON_EACH_LEVEL = "one on the map of each level, before the head"
 
@@ -177,7 +178,7 @@ PLACES = (
         REPVGG,
         (*IN_BLOCKS, *RIVALS),
         put_into_repvgg_blocks,
-        "in every block, between the sum of the branches and the activation",
+        f"in every block, between the sum of the branches and the activation {GUESS}",
     ),
     *(
         Place(family, ("lga",), put_after_last_stage, AFTER_LAST_STAGE, {"lga": {"num_heads": 8}})
@@ -203,7 +204,7 @@ PLACES = (
         put_after_vit_blocks,
         "on the output of every block, the grid's tokens as a map, which those of class and registers pass by",
     ),
-    Place(SWIN, (*IN_BLOCKS, *RIVALS), put_after_swin_blocks, "on the output map of every block"),
+    Place(SWIN, (*IN_BLOCKS, *RIVALS), put_after_swin_blocks, f"on the output map of every block {GUESS}"),
     Place(VIT, ("interaction",), put_before_vit_blocks, "before every block"),
     Place(SWIN, ("interaction",), put_before_swin_blocks, "before every block"),
     Place(

@@ -10,18 +10,26 @@ from .rivals import CASE, cases, grouped, in_order, shown, speedup
 from .table import number
 from .throughput import MODULES
 
+PAPERS = "paper's"
 COLORS = {"plain": "#3d4b5c", "eager": "#a9b4c0", "compile": "#6f8fb0", "native": "#c1501f", "triton": "#c1501f"}
+COLORS |= {
+    "plain compiled": "#22303f",
+    "native compiled": "#7a2b0b",
+    "triton compiled": "#7a2b0b",
+    PAPERS: "#111111",
+}
 OTHER_COLOR = "#4f7f52"
 MOST_GROUPS = 24  # of one panel
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Groups of bars: label -> rival -> length."""
+    """Groups of bars: label -> rival -> length; of ratios, and of `shares`, a line shows where one is."""
 
     title: str
     groups: dict[str, dict[str, float]]
     relative: bool = False
+    shares: bool = False
 
 
 def panels(result: Mapping[str, Any]) -> list[Panel]:
@@ -132,9 +140,15 @@ def images_per_s(members: Mapping[str, Record]) -> dict[str, float]:
     return {rival: r["images_per_s"] for rival, r in members.items() if r.get("images_per_s")}
 
 
+def rivals_of(panel: Panel) -> list[str]:
+    """Whose bars a panel has, from top to bottom."""
+    names = in_order(name for values in panel.groups.values() for name in values)
+    return sorted(names, key=lambda name: name == PAPERS)  # last
+
+
 def fill(axis: Any, panel: Panel) -> None:
     """Horizontal bars, a number at the end of each."""
-    names = in_order(name for values in panel.groups.values() for name in values)
+    names = rivals_of(panel)
     height = 0.8 / max(1, len(names))
     for place, name in enumerate(names):
         present = [(row, values[name]) for row, values in enumerate(panel.groups.values()) if name in values]
@@ -146,7 +160,7 @@ def fill(axis: Any, panel: Panel) -> None:
             color=COLORS.get(name, OTHER_COLOR),
         )
         axis.bar_label(bars, [number(value) + "×" * panel.relative for _, value in present], padding=2, fontsize=7)
-    if panel.relative:
+    if panel.relative or panel.shares:
         axis.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(panel.groups)), list(panel.groups), fontsize=7)
     axis.set_ylim(len(panel.groups) - 0.5, -0.5)  # the first on top

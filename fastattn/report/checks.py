@@ -35,7 +35,7 @@ TEXTS = (
 )
 NUMBERS = (
     *("parameters", "multiply_adds", "images_per_s", "bytes_moved_at_least", "gb_per_s", "copy_gb_per_s"),
-    *("share_of_copy", "gflop_per_s", "relative_error", "accuracy"),
+    *("share_of_copy", "gflop_per_s", "relative_error", "accuracy", "peak_memory_bytes"),
 )
 LISTS = ("options", "label", "rate", "notes", "yardsticks")  # of a suite
 KEY = re.compile(r"[^.]+|shape\.\d")  # of a record, or a part of its shape

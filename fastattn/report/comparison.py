@@ -47,7 +47,8 @@ def comparison_tables(results: Mapping[str, Result]) -> list[Table]:
 
 def as_fastattn(record: Record) -> Record:
     """The same under one name for this package's backends: a CPU's and a GPU's are one case."""
-    return record | {"rival": "fastattn"} if record["rival"] in OWN else record
+    name, *compiled = record["rival"].split(" ")
+    return record | {"rival": " ".join(["fastattn", *compiled])} if name in OWN else record
 
 
 def differences(results: Mapping[str, Result]) -> list[str]:
@@ -113,7 +114,7 @@ def comparison(
             f"a vs {first}: how many times faster a is than {first}. {EMPTY}: not measured there.",
             *spread_notes(every)[:1],
             *([RATIO_NOTE] if any(spread(record) is not None for record in every) else []),
-            *([OWN_NOTE] if any(record["rival"] == "fastattn" for record in every) else []),
+            *([OWN_NOTE] if any(record["rival"].startswith("fastattn") for record in every) else []),
             *constants(identity, cases, varying),
             *reasons(by_case),
             *notes,

@@ -14,6 +14,7 @@ PROTOCOL = {  # how a protocol's entries read; others as they are named
     "warm_up": "{} calls to warm up",
     "compiled": "{}",
     "tf32": "TF32 in {}",
+    "amp": "autocast to {}",
 }
 COMPILED = {
     "all": "torch.compile in every row",

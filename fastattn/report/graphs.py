@@ -6,8 +6,8 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
-from ..bench.papers import FIGURES
 from .chart import COLORS, OTHER_COLOR
+from .papers import printed
 from .result import Record, of_models, records, suites
 from .rivals import grouped
 from .throughput import MODULES, YARDSTICKS
@@ -50,22 +50,9 @@ def graphs(result: Mapping[str, Any]) -> list[Graph]:
     return [graph for graph in found if graph.panels]
 
 
-def top1(record: Record) -> tuple[float, str] | None:
-    """The ImageNet accuracy in percent that a paper prints for a network and its attention, and which; that of the
-    table's own paper goes before the attention's authors', theirs before a released checkpoint's."""
-    table, variant = record["table"], record.get("variant")
-    found = [
-        row
-        for row in FIGURES
-        if (row.model, row.attention) == (record["model"], record["attention"])
-        and row.top1 is not None
-        and ((row.table, row.variant) == (table, variant) or (row.table == "rivals" and not variant))
-    ]
-    if not found:
-        return None
-    best = min(found, key=lambda row: (row.table == "rivals", row.variant is not None, row.variant != "released"))
-    assert best.top1 is not None
-    return best.top1, f"{best.attention} ({best.variant})" if best.variant else best.attention
+def top1(record: Record) -> float | None:
+    """The ImageNet accuracy in percent that a table's own paper prints for a row; other authors' trainings differ."""
+    return printed(record["table"], record["model"], record["attention"], record.get("variant")).get("top1")
 
 
 def accuracy(result: Mapping[str, Any]) -> list[Graph]:
@@ -81,16 +68,16 @@ def accuracy(result: Mapping[str, Any]) -> list[Graph]:
                 Series(
                     rival,
                     color(rival),
-                    [(r["images_per_s"], percent) for r, (percent, _) in here if r["rival"] == rival],
+                    [(r["images_per_s"], percent) for r, percent in here if r["rival"] == rival],
                     joined=False,
                     marker=marker,
-                    texts=[name for r, (_, name) in here if r["rival"] == rival == "eager"],
+                    texts=[attention(r) for r, _ in here if r["rival"] == rival == "eager"],
                 )
                 for rival, marker in zip(dict.fromkeys(r["rival"] for r, _ in here), cycle(MARKERS), strict=False)
             ]
             panels |= {f"{model}, {size} x {size}, batch {-batch}": series} if series else {}
-        title = f"Accuracy as papers print it, each of its own training, against measured throughput ({table})"
-        x, y = "images per second, measured here", "ImageNet top-1, % (the paper's; in brackets: whose)"
+        title = f"Accuracy as the paper prints it against throughput as measured here ({table})"
+        x, y = "images per second, measured here", "ImageNet top-1, % (the paper's)"
         made.append(Graph(f"accuracy-{table}", title, x, y, panels))
     return made
 

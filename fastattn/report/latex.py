@@ -102,30 +102,41 @@ def broken(name: str) -> str:
 
 
 def document(
-    title: str, facts: Mapping[str, str], warnings: Sequence[str], tables: Sequence[Table], images: Mapping[str, str]
+    title: str,
+    facts: Mapping[str, str],
+    warnings: Sequence[str],
+    tables: Sequence[Table],
+    images: Mapping[str, str],
+    first: Iterable[tuple[str, Mapping[str, str]]] = (),
 ) -> str:
-    """A document that pdflatex compiles; `images` are paths of pictures, relative to it, and their captions."""
+    """A document that pdflatex compiles; `images` are paths of pictures, relative to it, and their captions; `first`,
+    sentences and such pictures, come before the tables, and the facts come last."""
     body = [rf"\section*{{{escape(title)}}}"]
-    body += items("description", (rf"\item[{escape(name)}] {escape(fact)}" for name, fact in facts.items()))
+    body += [part for said, drawn in first for part in (escape(said), *figures(drawn))]
     if warnings:
         body += [
             r"\subsection*{Warnings}",
             *items("itemize", (rf"\item[--] {escape(warning)}" for warning in warnings)),
         ]
-    body += map(to_latex, tables)
-    for path, caption in images.items():
-        body.append(
-            "\n".join(
-                [
-                    r"\begin{figure}[H]",
-                    r"\centering",
-                    rf"\includegraphics[width=\linewidth,height=0.7\textheight,keepaspectratio]{{{path}}}",
-                    rf"\caption{{{escape(caption)}}}",
-                    r"\end{figure}",
-                ]
-            )
-        )
+    body += [*map(to_latex, tables), *figures(images)]
+    body += items("description", (rf"\item[{escape(name)}] {escape(fact)}" for name, fact in facts.items()))
     return "\n\n".join([PREAMBLE + r"\begin{document}", *body, r"\end{document}"]) + "\n"
+
+
+def figures(images: Mapping[str, str]) -> list[str]:
+    """Pictures by path, each above its caption."""
+    return [
+        "\n".join(
+            [
+                r"\begin{figure}[H]",
+                r"\centering",
+                rf"\includegraphics[width=\linewidth,height=0.7\textheight,keepaspectratio]{{{path}}}",
+                rf"\caption{{{escape(caption)}}}",
+                r"\end{figure}",
+            ]
+        )
+        for path, caption in images.items()
+    ]
 
 
 def items(kind: str, entries: Iterable[str]) -> list[str]:

@@ -18,6 +18,9 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
+// On paper nothing opens: all is open.
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
+
 function sorted(rows, column, order) {
   if (order === "none") return rows;
   const sign = order === "ascending" ? 1 : -1;

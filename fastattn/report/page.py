@@ -1,5 +1,6 @@
-"""One self-contained HTML page: the facts, the warnings, the plots, and tables that sort by their headers. It asks
-nothing of the network: styles, script and plots stand in the document, and its policy forbids everything else."""
+"""One self-contained HTML page: what a result says in a sentence and a picture, then tables that sort by their headers,
+plots, the papers' own tables, and how it was measured. It asks nothing of the network: styles, script and plots stand
+in the document, and its policy forbids everything else."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ NUMBER = re.compile(r"(?:[≥≤<>≈~]\s*)?([-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?
 FAILED = re.compile(r"failed\b|nan\b", re.IGNORECASE)
 ABSENT = ("", "-", "–", "—", "not measured")
 LONG = 30  # rows, beyond which a table scrolls beneath its header
+MOST_PLOTS, MOST_NOTES = 3, 3  # more fold
 LOCAL_URL = re.compile(r"""url\(\s*["']?#([^"')]+)["']?\s*\)""")
 
 
@@ -34,8 +36,12 @@ def page(
     warnings: Sequence[str],
     tables: Sequence[Table],
     plots: Sequence[Drawing],
+    *,
+    answers: Sequence[tuple[str, Sequence[Drawing]]] = (),
+    papers: Sequence[Table] = (),
 ) -> str:
-    """An HTML document: `facts` by name, `warnings` on top, each plot inline, each table sortable by its columns.
+    """An HTML document: `answers`, sentences and pictures, on top, each plot inline, each table sortable by its
+    columns, `facts` by name last; long runs of plots, the papers' tables, warnings and notes fold.
 
     Raises xml.etree.ElementTree.ParseError where a plot's SVG is not well-formed.
     """
@@ -44,12 +50,33 @@ def page(
         title=escape(title),
         css=(own / "page.css").read_text("utf-8"),
         js=(own / "page.js").read_text("utf-8"),
+        answers="\n".join(answer(i, said, drawn) for i, (said, drawn) in enumerate(answers, 1)),
         warnings=warning_list(warnings),
         contents=contents(facts, tables, plots),
-        facts=fact_list(facts),
-        plots=section("plots", "Plots", [figure(i, plot) for i, plot in enumerate(plots, 1)]),
         tables=section("tables", "Tables", [table_section(i, table) for i, table in enumerate(tables, 1)]),
+        plots=section(
+            "plots", "Plots", folded([figure(i, plot) for i, plot in enumerate(plots, 1)], MOST_PLOTS, "plots")
+        ),
+        papers=section("papers", "What the papers print", folded(paper_sections(len(tables), papers), 0, "tables")),
+        facts=fact_list(facts),
     )
+
+
+def answer(place: int, said: str, drawn: Sequence[Drawing]) -> str:
+    """A sentence above its pictures, which stand side by side where there is room."""
+    figures = [figure(i, plot, f"answer-{place}") for i, plot in enumerate(drawn, 1)]
+    return "\n".join([f'<p class="answer">{escape(said)}</p>', '<div class="answers">', *figures, "</div>"])
+
+
+def paper_sections(before: int, papers: Sequence[Table]) -> list[str]:
+    return [table_section(i, table) for i, table in enumerate(papers, before + 1)]
+
+
+def folded(parts: Sequence[str], most: int, what: str) -> list[str]:
+    """More parts than that behind one line that opens."""
+    if len(parts) <= most:
+        return [*parts]
+    return [f"<details><summary>{len(parts)} {what}</summary>", *parts, "</details>"]
 
 
 def section(name: str, heading: str, parts: Sequence[str]) -> str:
@@ -63,7 +90,8 @@ def warning_list(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f'<section class="warnings" id="warnings">\n<h2>Warnings</h2>\n<ul>{items}</ul>\n</section>'
+    count = f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"
+    return f'<details class="warnings" id="warnings"><summary>{count}</summary>\n<ul>{items}</ul>\n</details>'
 
 
 def fact_list(facts: Mapping[str, str]) -> str:
@@ -73,19 +101,21 @@ def fact_list(facts: Mapping[str, str]) -> str:
 
 def contents(facts: Mapping[str, str], tables: Sequence[Table], plots: Sequence[Drawing]) -> str:
     """Links to the sections, and to every plot and table."""
-    items = ['<li><a href="#facts">How it was measured</a></li>'] if facts else []
+    items = []
     for name, heading, titles in (
-        ("plot", "Plots", [plot.title for plot in plots]),
         ("table", "Tables", [table.title for table in tables]),
+        ("plot", "Plots", [plot.title for plot in plots]),
     ):
         links = "".join(f'<li><a href="#{name}-{i}">{escape(title)}</a></li>' for i, title in enumerate(titles, 1))
         items += [f'<li><a href="#{name}s">{heading}</a><ul>{links}</ul></li>'] if titles else []
-    return "\n".join(['<nav class="contents" aria-label="Contents">', "<ul>", *items, "</ul>", "</nav>"])
+    items += ['<li><a href="#facts">How it was measured</a></li>'] if facts else []
+    listed = ['<nav aria-label="Contents">', "<ul>", *items, "</ul>", "</nav>"]
+    return "\n".join(['<details class="contents"><summary>Contents</summary>', *listed, "</details>"])
 
 
-def figure(place: int, plot: Drawing) -> str:
+def figure(place: int, plot: Drawing, kind: str = "plot") -> str:
     """A plot under its title; it shrinks with the page, and scrolls before it becomes too small to read."""
-    name = f"plot-{place}"
+    name = f"{kind}-{place}"
     return "\n".join(
         [
             f'<figure id="{name}">',
@@ -139,7 +169,7 @@ def table_section(place: int, table: Table) -> str:
         for column, right in zip(table.columns, numeric, strict=True)
     )
     long = " long" if len(table.rows) > LONG else ""
-    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+    notes = "\n".join(folded([f"<p>{escape(note)}</p>" for note in table.notes], MOST_NOTES, "notes"))
     return "\n".join(
         [
             f'<section id="{name}">',

@@ -7,12 +7,12 @@ from functools import partial
 from io import BytesIO, StringIO
 from typing import Any
 
-from . import graphs
-from .chart import Panel, fill, panels
+from . import graphs, shares
+from .chart import Panel, fill, panels, rivals_of
 from .facts import cpu_facts, gpu_facts, on_gpu
 from .naming import slug, unique_slugs
 
-ROW_INCHES, PANEL_INCHES, WIDTH = 0.42, 0.9, 9.0
+ROW_INCHES, BAR_INCHES, PANEL_INCHES, WIDTH, NARROW = 0.42, 0.13, 0.9, 9.0, 5.2
 DOTS_PER_INCH = 120
 
 
@@ -38,16 +38,29 @@ def plots(result: Mapping[str, Any]) -> list[Plot]:
     return drawn + [graph_plot(graph, where) for graph in graphs.graphs(result)]
 
 
+def answers(result: Mapping[str, Any]) -> list[tuple[str, list[Plot]]]:
+    """For each table of networks what it says: a sentence, and a picture of each network, narrow enough for a phone.
+
+    Raises ImportError without matplotlib.
+    """
+    where, made = machine(result), []
+    for answer in shares.shares(result):
+        names = unique_slugs(f"shares {answer.table} {panel.title.partition(':')[0]}" for panel in answer.panels)
+        drawn = [bar_plot(name, panel, where, NARROW) for name, panel in zip(names, answer.panels, strict=True)]
+        made.append((answer.sentence, drawn))
+    return made
+
+
 def machine(result: Mapping[str, Any]) -> str:
     """Where the numbers come from, for beneath a title."""
     known = result.get("machine_info") or {}
     return "; ".join(gpu_facts(known)[:1] if on_gpu(result) else cpu_facts(known)[:2])
 
 
-def bar_plot(name: str, panel: Panel, where: str) -> Plot:
+def bar_plot(name: str, panel: Panel, where: str, width: float = WIDTH) -> Plot:
     """A panel of bars."""
-    height = PANEL_INCHES + ROW_INCHES * len(panel.groups)
-    return picture(name, panel.title, where, height, lambda figure: fill(figure.subplots(), panel))
+    height = PANEL_INCHES + max(ROW_INCHES, BAR_INCHES * len(rivals_of(panel))) * len(panel.groups)
+    return picture(name, panel.title, where, height, lambda figure: fill(figure.subplots(), panel), width)
 
 
 def graph_plot(graph: graphs.Graph, where: str) -> Plot:
@@ -56,11 +69,13 @@ def graph_plot(graph: graphs.Graph, where: str) -> Plot:
     return picture(slug(graph.name), graph.title, where, PANEL_INCHES + 2.6 * rows, partial(graphs.draw, graph=graph))
 
 
-def picture(name: str, title: str, where: str, height: float, draw: Callable[[Any], None]) -> Plot:
+def picture(
+    name: str, title: str, where: str, height: float, draw: Callable[[Any], None], width: float = WIDTH
+) -> Plot:
     """A drawing of so many inches, the same bytes each time."""
     png, svg = BytesIO(), StringIO()
     with style(name):
-        figure = empty_figure(WIDTH, height)
+        figure = empty_figure(width, height)
         draw(figure)
         figure.suptitle(f"{title}\n{where}", fontsize=8.5, x=0.01, horizontalalignment="left")
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

@@ -8,7 +8,7 @@ and one of schema 2, which is read as if it described its suites.
     fastattn       schema (3), selection (smoke, default, full or quick), device (cuda, or cpu, which may be missing),
                    summary (asked and measured, may be empty), suites {name: what fastattn.bench.suite.Table says of
                    it} in the order of the report; of `bench` also tables, their titles {table: title}, complete
-                   (false: it was cut short) and protocol {batches, sizes, repeats, dtype, format, work, inputs}; of
+                   (false: it was cut short) and protocol {batches, sizes, repeats, dtype, format, work, amp, ...}; of
                    parts of a run on a GPU `part` or `parts`
 
 A record says in `suite` what it is. python, traffic, memory, convergence and tools have no rivals. All others have:
@@ -27,10 +27,11 @@ A record says in `suite` what it is. python, traffic, memory, convergence and to
                                           other_processes; or `unavailable`, the reason
 
 Suite throughput, of `bench`, has `table`, `model` (null in table modules), `attention`, `variant`, `parameters`,
-`multiply_adds` (of an image), `bytes_moved_at_least`, and `note`, where the attention is placed. Among the members that
-`speedup` names is "plain", the eager backbone without attention, where there is one, and "copy" of a module's input
-(`copy_gb_per_s`) in table modules. A record that could not be measured has `failed`, the reason, in place of times and
-speedup. So has, once read, one whose times are no finite numbers above zero.
+`multiply_adds` (of an image), `bytes_moved_at_least` or `peak_memory_bytes`, and `note`, where the attention is placed.
+Its rivals are "eager", "compile", the fast backend, and that "compiled", with the network around it. Among the members
+that `speedup` names are "plain" and "plain compiled", the backbone without attention, where there is one, and "copy" of
+a module's input (`copy_gb_per_s`) in table modules. A record that could not be measured has `failed`, the reason, in
+place of times and speedup. So has, once read, one whose times are no finite numbers above zero.
 """
 
 import json

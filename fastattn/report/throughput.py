@@ -4,22 +4,27 @@ other, and the papers' own figures in columns of their own."""
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..bench.papers import PaperFigure, paper_figure
 from .facts import protocol_facts
+from .papers import DERIVED_NOTE, FIGURES, by_its_authors, printed, printed_in, whose
 from .result import Record, attempts
-from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, times_cell
+from .rivals import CASE, SPREAD_NOTE, Column, cases, cell, grouped, in_order, ratio_cell, speedup, times_cell
 from .table import EMPTY, Table, number, without_empty_columns
 
 MODULES = "modules"
 RUNTIMES = "export-runtimes"
-COMPILE = "compile"
+PLAIN, COMPILE = "plain", "compile"
+COMPILED = " compiled"  # behind the name of a backend, or of the plain network, in a compiled network
 YARDSTICKS = ("eager", COMPILE)  # what the fast implementations are compared with
+BESIDE = ("images_per_s", "of_plain", "top1", "top5", "voc_map", "coco_ap50")  # what papers print beside sizes
+OWN_RECIPE = "A training of its own, not to be compared with the paper's rows."
+PEAK_NOTE = "peak MB: the most that PyTorch held during one call, besides weights and images; one measurement."
 ENERGY_NOTE = "J/image: of the whole GPU; one measurement, without a spread."
 EXPLAINED = [
     "images/s: by the median of the interleaved rounds. of plain: the share of what the same network without attention "
-    "does in eager mode; a vs b: how many times faster a is than b; both the median of the ratios inside the rounds.",
-    "native and triton are the eager network with fastattn's attention in it; compile is the whole network compiled, "
-    "and so is compared with eager, not with the eager network without attention.",
+    "does, of an eager one in eager mode, of a compiled one compiled; a vs b: how many times faster a is than b; both "
+    "the median of the ratios inside the rounds.",
+    "native and triton: the eager network with fastattn's attention in it; compile: the whole network compiled, its "
+    "attention of PyTorch's operators; native compiled and triton compiled: the network compiled around fastattn's.",
     "Multiply-adds of an image, as in the papers, counted by torch.utils.flop_counter / 2.",
 ]
 EXPORTED = [
@@ -60,50 +65,43 @@ def throughput_table(name: str, title: str, found: list[Record], protocol: str) 
     units = ("k parameters", 1e3, "M multiply-adds", 1e6) if alone else ("M parameters", 1e6, "G multiply-adds", 1e9)
     rivals = in_order(record["rival"] for record in found)
     exported = name == RUNTIMES
-    shares = [rival for rival in rivals if rival != COMPILE or exported]
-    pairs = [(COMPILE, "eager")] + [
-        (fast, over)
-        for fast in rivals
-        if fast not in YARDSTICKS
-        for over in YARDSTICKS
-        if not exported or over == "eager"
-    ]
-    pairs = [(fast, over) for fast, over in pairs if {fast, over} <= {*rivals}]
+    pairs = compared(rivals, exported)
     columns = (
         *case,
         *(units[0], "paper's M parameters", units[2], "paper's G multiply-adds"),
         *(f"{rival} images/s" for rival in rivals),
-        *(f"{rival} of plain" for rival in shares),
+        *(f"{rival} of plain" for rival in rivals),
         *(f"{fast} vs {over}" for fast, over in pairs),
-        *("paper's images/s", "paper's of plain", "paper's top-1 %", "paper's VOC mAP", "paper's COCO mAP"),
+        *(f"paper's {FIGURES.get(name, 'of plain')}" for name in BESIDE),
+        *("paper", "its authors' top-1 %"),
         *(f"{rival} GB/s" for rival in rivals if alone),
+        *(f"{rival} peak MB" for rival in rivals),
         *(f"{rival} J/image" for rival in rivals),
     )
     rows = []
     for members in cases(found, lambda r: tuple(column(r) for column in case.values())):
         some = next(iter(members.values()))
-        papers = in_papers(some)
-        own = papers[:1] if papers and papers[0].table == some["table"] else []  # others count in other units
+        paper, authors = printed(*identity(some)), by_its_authors(some["model"], some["attention"])
         rows.append(
             (
                 *(column(some) for column in case.values()),
                 counted(members, "parameters", units[1]),
-                printed(own, "parameters_m"),
+                as_printed(paper, "parameters_m"),
                 counted(members, "multiply_adds", units[3]),
-                printed(own, "multiply_adds_g"),
+                as_printed(paper, "multiply_adds_g"),
                 *(cell(members.get(rival), lambda r: r.get("images_per_s")) for rival in rivals),
-                *(of_plain(members.get(rival)) for rival in shares),
+                *(of_plain(members.get(rival)) for rival in rivals),
                 *(times_cell(members.get(fast), over) for fast, over in pairs),
-                *(printed(papers, name) for name in ("images_per_s", "share_of_plain", "top1", "voc_map", "coco_map")),
+                *(as_printed(paper, name) for name in BESIDE),
+                *(whose(*identity(some)), as_printed(authors or {}, "top1")),
                 *(cell(members.get(rival), lambda r: r.get("gb_per_s")) for rival in rivals if alone),
+                *(peak_memory(members.get(rival)) for rival in rivals),
                 *(joules(members.get(rival)) for rival in rivals),
             )
         )
-    notes = [
-        *(ALONE if alone else EXPORTED if exported else EXPLAINED),
-        *([f"Protocol: {protocol}."] if protocol else []),
-        SPREAD_NOTE,
-    ]
+    explained = ALONE if alone else EXPORTED if exported else EXPLAINED
+    notes = [*explained, *([f"Protocol: {protocol}."] if protocol else []), SPREAD_NOTE]
+    notes += [PEAK_NOTE] if any(record.get("peak_memory_bytes") for record in found) else []
     notes += [ENERGY_NOTE] if any(joules(record) != EMPTY for record in found) else []
     notes += same_throughout(case, found) + placements(found) + sources(found)
     return without_empty_columns(Table(f"{title} ({name})", columns, rows, notes), keep=case)
@@ -135,27 +133,57 @@ def counted(members: Mapping[str, Record], what: str, unit: float) -> str:
     return (f"{counts[0]:.2f}" if counts[0] >= 1 else number(counts[0])) if counts else EMPTY
 
 
+def compared(rivals: list[str], exported: bool) -> list[tuple[str, str]]:
+    """Who is compared with whom: compiled networks with each other, where there are such of this package's, and
+    exported ones with eager."""
+    if exported:
+        return [(rival, "eager") for rival in rivals if rival != "eager"]
+    fast = [rival for rival in rivals if rival not in YARDSTICKS]
+    both = [rival for rival in fast if rival.endswith(COMPILED)]
+    alone = [rival for rival in fast if rival not in both]
+    pairs = [(COMPILE, "eager"), *((rival, "eager") for rival in alone)]
+    pairs += [(rival, COMPILE) for rival in both or alone]
+    return [(one, over) for one, over in pairs if {one, over} <= {*rivals}]
+
+
+def plain_like(rival: str) -> str:
+    """The plain network that a rival is compared with: a compiled one with a compiled one."""
+    return PLAIN + COMPILED if rival == COMPILE or rival.endswith(COMPILED) else PLAIN
+
+
+def kept(record: Record) -> float | None:
+    """The share of its like of a plain network that a measured record keeps, where that is known."""
+    over = plain_like(record["rival"])
+    return speedup(record, over) if over in record["speedup"] else None
+
+
 def of_plain(record: Record | None) -> str:
-    """The share of the plain network's images per second, which itself is eager's without attention."""
-    if record and "failed" not in record and record["attention"] == "none" and record["rival"] == "eager":
+    """The share of the plain network's images per second, which are those of the row without attention."""
+    if record is None:
+        return EMPTY
+    if "failed" not in record and record["attention"] == "none" and record["rival"] in YARDSTICKS:
         return "1.00"
-    return ratio_cell(record, "plain")
+    return ratio_cell(record, plain_like(record["rival"]))
+
+
+def peak_memory(record: Record | None) -> str:
+    peak = (record or {}).get("peak_memory_bytes")
+    return number(peak / 1e6 if peak else None)
 
 
 def joules(record: Record | None) -> str:
     return number(((record or {}).get("telemetry") or {}).get("energy_per_image_j"))
 
 
-def in_papers(record: Record) -> list[PaperFigure]:
-    """A row's figures in the paper of its table, then those of the attention's own authors."""
-    who = (record["model"], record["attention"], record.get("variant"))
-    found = [paper_figure(table, *who) for table in (record["table"], "rivals")] if record["model"] else []
-    return [figure for figure in found if figure]
+def identity(record: Record) -> tuple[str, str | None, str, str | None]:
+    """What a record's row is called among those of the papers."""
+    return record["table"], record["model"], record["attention"], record.get("variant")
 
 
-def printed(papers: list[PaperFigure], what: str) -> str:
-    """The first paper's figure, as it prints it."""
-    return next((f"{value:g}" for paper in papers if (value := getattr(paper, what)) is not None), EMPTY)
+def as_printed(figures: Mapping[str, Any], name: str) -> str:
+    """A paper's figure as it prints it; a share, which is derived, in three digits."""
+    value = figures.get(name)
+    return EMPTY if value is None else number(value) if name == "of_plain" else str(value)
 
 
 def placements(found: list[Record]) -> list[str]:
@@ -165,13 +193,16 @@ def placements(found: list[Record]) -> list[str]:
 
 
 def sources(found: list[Record]) -> list[str]:
-    """Where the papers' figures come from, each source once."""
+    """Where the papers' figures and those of the attentions' own authors come from, and what is odd about them."""
+    papers = dict.fromkeys(paper for record in found for paper in printed_in(*identity(record)))
+    notes = [f"paper's: {' '.join([paper.setting, *paper.notes])}" for paper in papers]
+    notes += [DERIVED_NOTE] if any("of_plain" in printed(*identity(record)) for record in found) else []
     by_source: dict[str, list[tuple[str, str]]] = {}
     for record in found:
-        for paper in in_papers(record):
-            source = "; ".join(filter(None, (paper.source, paper.note)))
-            by_source.setdefault(source, []).append((paper.model, paper.attention))
-    return [f"paper's, {who(pairs)}: {source}" for source, pairs in by_source.items()]
+        if row := by_its_authors(record["model"], record["attention"]):
+            source = "; ".join(filter(None, (row["source"], row["variant"], row["note"])))
+            by_source.setdefault(source, []).append((row["model"], row["attention"]))
+    return notes + [f"its authors', {who(pairs)}: {source}. {OWN_RECIPE}" for source, pairs in by_source.items()]
 
 
 def who(pairs: Iterable[tuple[str | None, str]]) -> str:

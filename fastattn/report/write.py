@@ -11,8 +11,11 @@ from .facts import facts
 from .latex import document
 from .naming import unique_slugs
 from .page import page
-from .plots import Plot, plots
+from .papers import papers_own_tables
+from .plots import Plot, answers, plots
 from .quality import warnings
+from .result import attempts
+from .rivals import in_order
 from .sheets import records_csv, to_csv
 from .table import Table, to_markdown
 from .tables import tables
@@ -24,32 +27,53 @@ OF_A_REPORT = re.compile(r"(csv|plots)/[a-z0-9-]+\.(csv|png|svg)")
 
 @dataclass(frozen=True)
 class Content:
-    """What every format shows, each in its own way."""
+    """What every format shows, each in its own way, in this order but for the facts, which come last."""
 
     facts: dict[str, str]
+    answers: list[tuple[str, list[Plot]]]
     warnings: list[str]
     tables: list[Table]
     plots: list[Plot]
+    papers: list[Table]
 
 
 def content(results: Mapping[str, dict[str, Any]]) -> Content:
-    """Facts, warnings, tables and plots of results by label; of several each under its label, and side by side first.
+    """What is shown of results by label; of several each under its label, and side by side first.
 
     Raises ImportError without matplotlib.
     """
+    papers = papers_own_tables(record["table"] for each in results.values() for record in attempts(each, "throughput"))
     if len(results) == 1:
         [result] = results.values()
-        return Content(facts(result), warnings(result), tables(result), plots(result))
-    shown = Content({}, differences(results), comparison_tables(results), [])
+        return Content(facts(result), answers(result), warnings(result), tables(result), plots(result), papers)
+    known = {label: facts(result) for label, result in results.items()}
+    shown = Content(together(known), [], differences(results), comparison_tables(results), [], papers)
     names = unique_slugs(results)
     for name, (label, result) in zip(names, results.items(), strict=True):
-        shown.facts.update({f"{label}, {what}": fact for what, fact in facts(result).items()})
+        shown.answers.extend(
+            (f"{label}: {said}", [labelled(name, label, plot) for plot in drawn]) for said, drawn in answers(result)
+        )
         shown.warnings.extend(f"{label}: {warning}" for warning in warnings(result))
         shown.tables.extend(replace(table, title=f"{label}: {table.title}") for table in tables(result))
-        shown.plots.extend(
-            replace(plot, name=f"{name}-{plot.name}", title=f"{label}: {plot.title}") for plot in plots(result)
-        )
+        shown.plots.extend(labelled(name, label, plot) for plot in plots(result))
     return shown
+
+
+def labelled(name: str, label: str, plot: Plot) -> Plot:
+    """A plot of one of several results."""
+    return replace(plot, name=f"{name}-{plot.name}", title=f"{label}: {plot.title}")
+
+
+def together(known: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The facts of several results by label: once what all of them share, else each under its label."""
+    found: dict[str, str] = {}
+    for what in in_order(name for facts_of_one in known.values() for name in facts_of_one):
+        values = {label: one[what] for label, one in known.items() if what in one}
+        if len(values) == len(known) and len(set(values.values())) == 1:
+            found[what] = next(iter(values.values()))
+        else:
+            found |= {f"{label}, {what}": fact for label, fact in values.items()}
+    return found
 
 
 def write_report(results: Mapping[str, dict[str, Any]], directory: str | Path) -> list[Path]:
@@ -65,14 +89,18 @@ def write_report(results: Mapping[str, dict[str, Any]], directory: str | Path) -
     shown = content(results)
     files: dict[str, str | bytes] = {
         "report.md": markdown(shown),
-        "report.tex": document(TITLE, shown.facts, shown.warnings, shown.tables, images(shown.plots)),
-        "report.html": page(TITLE, shown.facts, shown.warnings, shown.tables, shown.plots),
+        "report.tex": latex(shown),
+        "report.html": page(
+            TITLE, shown.facts, shown.warnings, shown.tables, shown.plots, answers=shown.answers, papers=shown.papers
+        ),
         "csv/records.csv": records_csv(results),
     }
-    names = unique_slugs(["records", *(table.title for table in shown.tables)])[1:]
-    files |= {f"csv/{name}.csv": to_csv(table) for name, table in zip(names, shown.tables, strict=True)}
-    files |= {f"plots/{plot.name}.png": plot.png for plot in shown.plots}
-    files |= {f"plots/{plot.name}.svg": plot.svg for plot in shown.plots}
+    every = [*shown.tables, *shown.papers]
+    names = unique_slugs(["records", *(table.title for table in every)])[1:]
+    files |= {f"csv/{name}.csv": to_csv(table) for name, table in zip(names, every, strict=True)}
+    drawn = [*(plot for _, some in shown.answers for plot in some), *shown.plots]
+    files |= {f"plots/{plot.name}.png": plot.png for plot in drawn}
+    files |= {f"plots/{plot.name}.svg": plot.svg for plot in drawn}
     files[LIST] = "".join(f"{name}\n" for name in files)
     for name in earlier(directory):
         (directory / name).unlink(missing_ok=True)
@@ -93,15 +121,31 @@ def images(drawn: Sequence[Plot]) -> dict[str, str]:
     return {f"plots/{plot.name}.png": plot.title for plot in drawn}
 
 
+def pictures(drawn: Sequence[Plot]) -> list[str]:
+    """The same in Markdown."""
+    return [f"![{title}]({path})\n" for path, title in images(drawn).items()]
+
+
+def latex(shown: Content) -> str:
+    """The same as a LaTeX document."""
+    first = [(said, images(drawn)) for said, drawn in shown.answers]
+    every = [*shown.tables, *shown.papers]
+    return document(TITLE, shown.facts, shown.warnings, every, images(shown.plots), first)
+
+
 def markdown(shown: Content) -> str:
-    """Facts, warnings, plots and tables under one heading."""
+    """The answers, warnings, tables, plots, the papers' own tables, and last the facts, under one heading."""
     return "\n".join(
         [
             f"# {TITLE}\n",
+            *(part for said, drawn in shown.answers for part in (f"{said}\n", *pictures(drawn))),
+            *(f"> **Warning**: {warning}\n" for warning in shown.warnings),
+            *map(to_markdown, shown.tables),
+            *pictures(shown.plots),
+            *(["## What the papers print\n"] if shown.papers else []),
+            *map(to_markdown, shown.papers),
+            *(["## How it was measured\n"] if shown.facts else []),
             *(f"- **{name}**: {fact}" for name, fact in shown.facts.items()),
             "",
-            *(f"> **Warning**: {warning}\n" for warning in shown.warnings),
-            *(f"![{title}]({path})\n" for path, title in images(shown.plots).items()),
-            *map(to_markdown, shown.tables),
         ]
     )

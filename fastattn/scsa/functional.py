@@ -30,7 +30,7 @@ def smsa(
     gate_layer: str = "sigmoid",
     backend: str | None = None,
 ) -> Tensor:
-    """Gate x (B, C, H, W) by its rows and its columns: SMSA (arXiv 2407.05128, eq. 1-6).
+    """Gate x (B, C, H, W) by its rows and its columns: SMSA (arXiv 2407.05128, eq. 1-7).
 
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.
@@ -60,7 +60,7 @@ def pcsa(
     training: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Gate the channels of x (B, C, H, W) by self-attention among them: PCSA (arXiv 2407.05128, eq. 7-13).
+    """Gate the channels of x (B, C, H, W) by self-attention among them: PCSA (arXiv 2407.05128, eq. 8-12).
 
     ValueError for bad shapes, dtypes or options; RuntimeError with the reasons where a named backend cannot
     serve.

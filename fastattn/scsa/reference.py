@@ -1,6 +1,6 @@
 """SCSA and its parts (arXiv 2407.05128) in eager PyTorch: SMSA, then PCSA.
 
-SMSA, the shared multi-semantic spatial attention (eq. 1-6):
+SMSA, the shared multi-semantic spatial attention (eq. 1-7):
 
     x_h = mean_W(x)  (B, C, H)        x_w = mean_H(x)  (B, C, W)
     a_h = gate(GroupNorm4(dwconv(x_h)))   a_w = gate(GroupNorm4(dwconv(x_w)))
@@ -18,7 +18,7 @@ pass writes
 
 with dx_h and dx_w the gradients of the means. Nothing of x's size but x is kept.
 
-PCSA, the progressive channel self-attention (eq. 7-13):
+PCSA, the progressive channel self-attention (eq. 8-12, the pooling is 8; 13 joins the two):
 
     y = GroupNorm1(pool(s))                    (B, C, H', W'), N = H' * W'
     q, k, v = per-channel scale (and bias) of y, as (B, heads, d, N) with d = C / heads
@@ -58,7 +58,7 @@ def axis_gate(
     norm: Sequence[Tensor],
     gate_layer: str,
 ) -> Tensor:
-    """Turn one axis mean (B, C, L) into its gate (B, C, L) (equations 2-5)."""
+    """Turn one axis mean (B, C, L) into its gate (B, C, L), with weights that both share."""
     parts = mean.chunk(GROUPS, dim=1)  # 4 x [B, C/4, L]
     convolved = [
         F.conv1d(part, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
@@ -77,14 +77,14 @@ def smsa(
     *,
     gate_layer: str = "sigmoid",
 ) -> Tensor:
-    """Gate x (B, C, H, W) by its rows and its columns (eq. 1-6); shapes in `fastattn.functional`."""
+    """Gate x (B, C, H, W) by its rows and its columns (eq. 1-7); shapes in `fastattn.functional`."""
     a_h = axis_gate(x.mean(dim=3), conv_weights, conv_biases, norm_h, gate_layer)
     a_w = axis_gate(x.mean(dim=2), conv_weights, conv_biases, norm_w, gate_layer)
     return x * a_h[..., None] * a_w[..., None, :]
 
 
 def compress(s: Tensor, window_size: int, down_sample_mode: str, conv_d_weight: Tensor | None) -> Tensor:
-    """Pool s (B, C, H, W) to (B, C, H // window, W // window), or to one pixel with window -1 (eq. 7)."""
+    """Pool s (B, C, H, W) to (B, C, H // window, W // window), or to one pixel with window -1 (eq. 8)."""
     if window_size == -1:
         return s.mean(dim=(2, 3), keepdim=True)
     if down_sample_mode == "avg_pool":
@@ -111,7 +111,7 @@ def pcsa(
     attn_drop_ratio: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Gate the channels of x (B, C, H, W) by self-attention (eq. 7-13); shapes in `fastattn.functional`."""
+    """Gate the channels of x (B, C, H, W) by self-attention (eq. 8-12); shapes in `fastattn.functional`."""
     channels = x.shape[1]
     y = torch.group_norm(
         compress(x, window_size, down_sample_mode, conv_d_weight), 1, norm[0], norm[1]

@@ -20,6 +20,7 @@ from fastattn.bench import command, contest, resume, run, tables
 from fastattn.bench.command import main
 from fastattn.bench.devices import Cpu
 from fastattn.bench.run import Protocol, identity, implementations, measure
+from fastattn.bench.sizes import TRAINING
 from fastattn.bench.tables import QUICK_ATTENTIONS, QUICK_BACKBONES, TABLES, Row, Setting, Subject, narrowed
 from fastattn.report import SCHEMA, ResultError, load
 
@@ -221,6 +222,90 @@ def test_a_network_is_timed_beside_itself_without_attention() -> None:
     assert fast["speedup"].keys() == {"plain", "eager"}
     assert eager["parameters"] > sum(p.numel() for p in plain.parameters())
     assert "gb_per_s" not in fast
+
+
+class Network(nn.Module):
+    """A convolution, batch normalisation, an attention or none, and a convolution."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), attention)
+        self.classes = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.features(x)).mean((2, 3))
+
+
+def network(**facts) -> Row:
+    """A row with a small network in it, and without."""
+
+    def make(setting: Setting) -> Subject:
+        torch.manual_seed(0)
+        made = [setting.place(Network(part)) for part in (fastattn.SCSA(16), nn.Identity())]
+        return Subject(made[0].eval(), (setting.place(torch.randn(4, 3, 28, 28)),), made[1].eval())
+
+    return Row("scsa-backbones", "scsa", (4, 3, 28, 28), make, model="resnet50", fast=True, **facts)
+
+
+@native
+def test_a_network_is_compiled_around_the_fast_attention_too_and_beside_the_compiled_plain_one() -> None:
+    found = measure(network(), replace(EAGER_AND_NATIVE, compiled=True))
+    assert [record["rival"] for record in found] == ["eager", "compile", "native", "native compiled"]
+    assert not [record["failed"] for record in found if "failed" in record]
+    others = {"plain", "plain compiled", "eager", "compile", "native"}
+    assert found[-1]["speedup"].keys() == others
+    assert all(record["peak_memory_bytes"] > 4 * 16 * 28 * 28 for record in found)
+
+
+@native
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
+def test_training_is_timed_with_backward_in_training_mode(amp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = Network.forward
+
+    def watching(self: Network, x: Tensor) -> Tensor:
+        out = forward(self, x)
+        seen.append((self.training, torch.is_grad_enabled(), out.dtype))
+        return out
+
+    monkeypatch.setattr(Network, "forward", watching)
+    protocol = replace(EAGER_AND_NATIVE, work=TRAINING, amp=amp)
+    eager, fast = measure(network(), protocol)
+    assert (eager["work"], fast["work"]) == ("forward + backward",) * 2
+    assert fast["speedup"].keys() == {"plain", "eager"}
+    half = torch.bfloat16 if amp else torch.float32
+    assert seen[-1] == (True, True, half)
+    assert protocol.facts.get("amp") == ("bfloat16" if amp else None)
+    forward_alone = measure(network(), EAGER_AND_NATIVE)[0]
+    assert eager["peak_memory_bytes"] > forward_alone["peak_memory_bytes"]
+
+
+@native
+def test_a_module_alone_learns_its_input_too() -> None:
+    eager, fast = measure(small(), replace(EAGER_AND_NATIVE, work=TRAINING))
+    assert eager["bytes_moved_at_least"] == 5 * 4 * 2 * 16 * 14 * 14
+    assert {"eager", "copy"} == fast["speedup"].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work", "amp", "layout", "name"),
+    [
+        ([], "forward", False, "contiguous", "modules-cpu"),
+        (
+            ["--work", "train", "--amp", "--quick"],
+            "forward + backward",
+            True,
+            "contiguous",
+            "modules-cpu-train-amp-quick",
+        ),
+        (["--channels-last"], "forward", False, "channels_last", "modules-cpu"),
+    ],
+)
+def test_work_autocast_and_format_are_chosen(arguments: list, work: str, amp: bool, layout: str, name: str) -> None:
+    options = command.parser().parse_args(["modules", "--device", "cpu", *arguments])
+    chosen = command.chosen_protocol(options)
+    assert (chosen.work, chosen.amp, chosen.setting.format) == (work, amp, layout)
+    assert command.default_name(options, "cpu") == name
 
 
 def test_tables_have_rows_that_differ() -> None:

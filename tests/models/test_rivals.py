@@ -181,6 +181,7 @@ def test_every_pair_has_a_note(backbone: str) -> None:
         assert note[0].isupper()
         assert note.endswith(".")
         assert (name in RIVALS) == (";" in note)
+        assert ("a guess" in note) == (backbone in ("repvgg_a0", SWIN) and name != "interaction")
     with pytest.raises(ValueError, match=f"no attention 'selfish' for '{backbone}', which takes"):
         models.placement_note(backbone, "selfish")
 

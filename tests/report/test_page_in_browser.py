@@ -179,6 +179,7 @@ def test_a_written_report_opens_and_each_of_its_tables_sorts(browser, tmp_path: 
     benchmarks = long_result(500)["benchmarks"]
     write_report({"one": bench_result(benchmarks[:60] + benchmarks[-40:])}, tmp_path)  # networks and modules
     with window(browser, (tmp_path / "report.html").as_uri()) as view:
+        view.evaluate("dispatchEvent(new Event('beforeprint'))")  # opens what is folded
         plots, tables = view.locator("figure svg"), view.locator("table")
         assert plots.count() == len(list((tmp_path / "plots").glob("*.svg"))) > 3
         assert all(plot.bounding_box()["width"] > 300 for plot in plots.all())

@@ -46,7 +46,8 @@ def test_a_table_for_each_table_and_a_row_for_each_case(result: dict) -> None:
     plain, scsa = rows_of(found["Backbones with SCSA and others (scsa-backbones)"])
     assert (plain["model"], plain["attention"], plain["batch"], plain["size"]) == ("resnet50", "none", "8", "224")
     assert (plain["M parameters"], scsa["M parameters"], scsa["G multiply-adds"]) == ("25.56", "25.62", "4.10")
-    assert (scsa["paper's M parameters"], scsa["paper's of plain"]) == ("25.62", "0.83")
+    assert (plain["paper's images/s"], scsa["paper's images/s"], scsa["paper"]) == ("2433", "2019", "SCSA, Table 2")
+    assert (scsa["paper's M parameters"], scsa["paper's of plain"]) == ("25.62", "0.830")
     assert (plain["eager images/s"], scsa["eager images/s"]) == ("80.0 (4%)", "40.0 (4%)")
     assert (scsa["native images/s"], scsa["compile images/s"]) == ("72.7 (18%!)", "failed")
     assert (plain["native images/s"], plain["native vs eager"]) == ("-", "-")
@@ -56,10 +57,29 @@ def test_shares_and_ratios_are_medians_inside_the_rounds(result: dict) -> None:
     plain, scsa = rows_of(by_title(result)["Backbones with SCSA and others (scsa-backbones)"])
     assert (plain["eager of plain"], plain["native of plain"]) == ("1.00", "-")
     assert (plain["compile vs eager"], scsa["compile vs eager"]) == ("1.11×", "-")
-    assert "compile of plain" not in plain  # it is compared with the network without attention that is eager
+    assert (plain["compile of plain"], scsa["compile of plain"]) == ("1.00", "-")
     assert (scsa["eager of plain"], scsa["native of plain"]) == ("0.500", "0.910")
     assert (scsa["native vs eager"], scsa["native vs compile"]) == ("1.82×", "1.70×")
     assert scsa["native J/image"] == "0.510"
+
+
+def compiled_result() -> dict:
+    """SCSA in a network that is compiled too, beside the plain network that is."""
+    over = {"plain": 0.9, "plain compiled": 0.8, "eager": 1.8, "compile": 1.5}
+    made = [row("eager", 200.0, peak_memory_bytes=5e7), row("native", 110.0)]
+    made += [speedups(row("compile", 150.0), **over | {"plain compiled": 0.6})]
+    return bench_result([*made, speedups(row("native compiled", 100.0, peak_memory_bytes=2.5e7), **over)])
+
+
+def test_a_compiled_networks_share_is_that_of_the_compiled_plain_one() -> None:
+    table = next(iter(by_title(compiled_result()).values()))
+    [scsa] = rows_of(table)
+    assert (scsa["compile of plain"], scsa["native compiled of plain"]) == ("0.600", "0.800")
+    assert (scsa["native compiled images/s"], scsa["native compiled vs compile"]) == ("80.0 (4%)", "1.50×")
+    assert not {"native vs compile", "native compiled vs eager"} & scsa.keys()
+    assert (scsa["eager peak MB"], scsa["native compiled peak MB"]) == ("50.0", "25.0")
+    assert "native peak MB" not in scsa
+    assert any("one measurement" in note and note.startswith("peak MB") for note in table.notes)
 
 
 def test_columns_of_nothing_are_left_out_and_variants_have_one(result: dict) -> None:
@@ -76,9 +96,19 @@ def test_notes_name_protocol_placement_source_and_what_is_counted(result: dict) 
     assert "as in the papers, counted by torch.utils.flop_counter / 2" in text
     assert "batch 8; size 224; 5 repeats; float32; contiguous; forward; photographs" in text
     assert "scsa in resnet50: after the first convolution of each block" in notes
-    assert any(note.startswith("paper's, ") and "in resnet50: arXiv 2407.05128" in note for note in notes)
+    assert any(note.startswith("paper's: SCSA (arXiv 2407.05128), Table 2: ImageNet-1K") for note in notes)
+    assert "batch 32, mean of 100 repeats" in text
+    assert "paper's of plain: derived" in text
     assert "interquartile range" in text
     assert len(notes) == len(set(notes))
+
+
+def test_what_an_attentions_own_authors_print_has_a_column_of_its_own() -> None:
+    facts = {"attention": "eca", "operation": "eca"}
+    table = next(iter(by_title(bench_result([row("eager", 100.0, **facts)])).values()))
+    [eca] = rows_of(table)
+    assert (eca["paper's top-1 %"], eca["its authors' top-1 %"]) == ("77.05", "77.48")
+    assert any(note.startswith("its authors', eca in resnet50: github.com/BangguWu/ECANet") for note in table.notes)
 
 
 def test_notes_say_what_was_measured_once_and_what_an_implementation_is(result: dict) -> None:
