@@ -1,7 +1,7 @@
 """What the tests train in several processes, and in one on the joint batch: models, their data, steps, comparison."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 import fastattn
 from fastattn import models
-from tests.helpers import draw, randomize
 
 BATCH = 4
 STEPS = 5
 LIMIT = 1e-5  # ||found - expected|| / ||expected||: sums over images are taken in another order
+
+Batch = tuple[Tensor, ...]
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 class Tokens(nn.Module):
@@ -33,11 +35,11 @@ class Case(NamedTuple):
     """A model, the joint batch, and the loss of what the model makes of it: a mean over the images."""
 
     model: nn.Module
-    batch: tuple[Tensor, ...]
-    loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
+    batch: Batch
+    loss: Loss
 
 
-def _squared(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+def _squared(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean square of the distances between outputs and inputs, both drawn at random."""
     maps = [*batch]
     outs = model(maps if len(maps) > 1 else maps[0])
@@ -45,11 +47,11 @@ def _squared(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return sum((F.mse_loss(out.float(), x.float()) for out, x in zip(outs, maps, strict=True)), torch.zeros(()))
 
 
-def _classified(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+def _classified(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch[0]).float(), batch[1])
 
 
-def _detected(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+def _detected(model: nn.Module, batch: Batch) -> Tensor:
     images, boxes, labels = batch
     targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
     return sum(model([*images], targets).values(), torch.zeros(()))
@@ -93,10 +95,8 @@ def case(name: str, batch: int = BATCH) -> Case:
             _detected,
         )
     module, shapes = _modules()[name]()
-    maps = tuple(
-        draw(batch, *shape, seed=i) if len(shape) == 3 else torch.randn(batch, *shape) for i, shape in enumerate(shapes)
-    )
-    return Case(randomize(module), maps, _squared)
+    maps = (torch.randn(batch, *shape) for shape in shapes)
+    return Case(module, tuple(maps), _squared)
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -106,8 +106,10 @@ def freeze_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def own(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return this process's share of a batch."""
+def own(batch: Batch) -> Batch:
+    """Return this process's share of a batch: all of it outside of a group."""
+    if not dist.is_initialized():
+        return batch
     rank, world = dist.get_rank(), dist.get_world_size()
     return tuple(t.tensor_split(world)[rank] for t in batch)
 
@@ -116,7 +118,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
 
 
-def train(model: nn.Module, batches: Iterator[tuple[Tensor, ...]], loss: Callable[..., Tensor]) -> Iterator[Tensor]:
+def train(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> Iterator[Tensor]:
     """Train a step for each batch, giving each loss once the gradients are there."""
     optimizer = optimizer_of(model)
     for batch in batches:
@@ -143,7 +145,7 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def plain(name: str) -> str:
     """Return a parameter's name without what wrappers add."""
-    for added in ("module.", "_orig_mod.", "_checkpoint_wrapped_module."):
+    for added in ("_checkpoint_wrapped_module.", "_orig_mod.", "module."):
         name = name.replace(added, "")
     return name
 
@@ -163,13 +165,19 @@ def compare(found: dict[str, Any], expected: dict[str, Any], limit: float = LIMI
     assert not wrong, "; ".join(wrong)
 
 
-def check(wrap: Callable[[nn.Module], nn.Module], name: str, steps: int = STEPS) -> None:
-    """Train a wrapped copy of a model on this process's shares, and the model on the joint batch: equal gradients at
-    every step, and equal parameters at the end."""
-    model, batch, loss = case(name)
+def check(wrap: Callable[[nn.Module], nn.Module], name: str, *, batch: int = BATCH, shared: bool = True) -> None:
+    """Train a wrapped copy of a model on this process's shares, or on the whole batches, and the model on the joint
+    batch: equal gradients at every step, and equal parameters at the end."""
+    model, images, loss = case(name, batch)
     wrapped = wrap(copy.deepcopy(model))
-    batches = [tuple(t.roll(step, 0) for t in batch) for step in range(steps)]
-    one, several = train(model, iter(batches), loss), train(wrapped, map(own, batches), loss)
-    for _ in zip(one, several, strict=True):
+    batches = [tuple(t.roll(step, 0) for t in images) for step in range(STEPS)]
+    several = train(wrapped, map(own, batches), of_mean(loss, batch)) if shared else train(wrapped, batches, loss)
+    for _ in zip(train(model, batches, loss), several, strict=True):
         compare(gradients(wrapped), gradients(model))
     compare(parameters(wrapped), parameters(model))
+
+
+def of_mean(loss: Loss, total: int) -> Loss:
+    """Weigh a loss such that its mean over the processes is that of the joint batch, whose shares may be uneven."""
+    world = dist.get_world_size()
+    return lambda model, batch: loss(model, batch) * (len(batch[0]) * world / total)
