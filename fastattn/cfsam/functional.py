@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.backends import serving, without_autocast
 from ..core.checks import check_affines, check_heads, check_tensor
 from ..core.parameters import check_devices
+from ..core.sharded import by_shards
 from ..core.torch_state import autocasts
 from . import operation as composition
 from . import reference
@@ -16,6 +17,7 @@ from .partition_attention import partition_attention as attend
 from .reference import Block, Level
 
 
+@by_shards("q", "k", "v")
 def partition_attention(
     q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int, *, backend: str | None = None
 ) -> Tensor:
@@ -34,6 +36,7 @@ def partition_attention(
     return attend(q, k, v, num_parts, num_heads, name)
 
 
+@by_shards("maps")
 def cfsam(
     maps: Sequence[Tensor],
     levels: Sequence[Level],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import torch_state
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # a tensor of these is what its memory holds
 _is_neg, _is_zero = Tensor.is_neg, Tensor._is_zerotensor  # fast under map
 
 
@@ -37,7 +37,7 @@ def watched(*tensors: Tensor) -> bool:
     kinds = {*map(type, tensors)}
     return (
         torch.compiler.is_compiling()
-        or not kinds <= _PLAIN
+        or not kinds <= PLAIN
         or (Tensor in kinds and any(map(_is_neg, tensors)))
         or any(map(_is_zero, tensors[:2]))
         or torch_state.dispatch_modes() > 0

@@ -7,11 +7,13 @@ from torch import Tensor
 from ..core.backends import serving, without_autocast
 from ..core.checks import check_affines, check_map, check_tensor
 from ..core.reference import Affine
+from ..core.sharded import by_shards
 from . import operation as composition
 from . import reference
 from .reference import AGGREGATES, level_sizes
 
 
+@by_shards("x")
 def aggressive_conv_pooling(
     x: Tensor,
     convs: Sequence[Affine],
@@ -39,6 +41,7 @@ def aggressive_conv_pooling(
         return composition.aggressive_conv_pooling(x, convs, proj, pool_size, dtype, name)
 
 
+@by_shards("x")
 def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *, backend: str | None = None) -> Tensor:
     """Align tokens x (B, N, C) with K concepts, whose scores have the weight (K, C), by attention over the tokens and
     over the concepts (arXiv 2412.18778; a reconstruction, see `fastattn.interaction.reference`).
@@ -55,6 +58,7 @@ def conceptual_attention(x: Tensor, score: Tensor, value: Affine, out: Affine, *
         return composition.conceptual_attention(x, score, value, out, dtype, name)
 
 
+@by_shards("x")
 def enhanced_interaction(
     x: Tensor,
     size: tuple[int, int],

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..core.backends import serving, without_autocast
 from ..core.checks import check_affines, check_heads, check_map, check_not_empty, check_tensor
 from ..core.reference import Affine
+from ..core.sharded import by_shards
 from . import operation, reference
 from .reference import CONTRACTIONS, Branch, Separable
 
@@ -15,6 +16,7 @@ BRANCHES = ("both", "local", "global")
 MAX_SCALES = 16
 
 
+@by_shards("x")
 def local_global_attention(
     x: Tensor,
     scales: Sequence[Separable],

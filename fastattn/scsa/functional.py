@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.backends import serving
 from ..core.checks import check_affines, check_map, check_not_empty, check_tensor
+from ..core.sharded import by_shards
 from ..core.torch_state import autocasts
 from . import operation as ops
 from . import reference
@@ -111,6 +112,7 @@ def scsa(
     return run(ops.SCSA, x, channels, params, options, conv_d_weight, attn_drop_ratio if training else 0.0, backend)
 
 
+@by_shards("x")
 def run(
     operation: ops.Operation,
     x: Tensor,
