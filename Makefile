@@ -123,7 +123,7 @@ lint: setup
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run -Werror
 
 sanitize: setup
-	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh address
+	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh address $(ARGS)
 	PYTHON=$(BIN)/python bash tests/run_sanitizers.sh thread
 
 clean:

@@ -150,7 +150,7 @@ def _check(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> None:
 
 
 def _program(model: nn.Module, arguments: tuple, dynamic: Sequence[str]) -> Any:
-    """Return the exported program, with fastattn's operators in it; ValueError with the sizes that cannot be dynamic."""
+    """Return the program with fastattn's operators in it; ValueError with the sizes that cannot be dynamic."""
     _check(model, arguments, dynamic)
     try:
         return _exported(model, arguments, dynamic)

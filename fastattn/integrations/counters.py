@@ -35,6 +35,21 @@ def thop_ops() -> dict[type[nn.Module], Callable]:
     return dict.fromkeys(MODULES, count)
 
 
+def ptflops_options() -> dict[str, Any]:
+    """Return further arguments for `ptflops.get_model_complexity_info`.
+
+    What it counts of functions besides modules is left out: the definition that is counted here calls them too.
+    """
+
+    def count(module: Any, inputs: tuple, output: Any) -> None:
+        module.__flops__ += _count(module, inputs)
+
+    return {
+        "custom_modules_hooks": dict.fromkeys(MODULES, count),
+        "backend_specific_config": {"count_functional": False},
+    }
+
+
 def fvcore_handles() -> dict[str, Callable]:
     """Return handles for `fvcore.nn.FlopCountAnalysis.set_op_handle`.
 

@@ -30,6 +30,16 @@ def test_thop_and_fvcore_count_multiply_adds(name):
     assert fvcore.FlopCountAnalysis(model, x).set_op_handle(**counters.fvcore_handles()).total() == expected
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_ptflops_counts_multiply_adds(name):
+    module, (_, *shape) = CASES[name]
+    model = nn.Sequential(module).eval()
+    expected = multiply_adds(model, torch.randn(1, *shape))
+    ptflops = pytest.importorskip("ptflops")
+    options = {"as_strings": False, "print_per_layer_stat": False} | counters.ptflops_options()
+    assert ptflops.get_model_complexity_info(model, (*shape,), **options)[0] == expected
+
+
 def test_grad_cam_on_a_stage_and_on_a_child():
     cam = pytest.importorskip("pytorch_grad_cam")
     torch.manual_seed(0)

@@ -134,7 +134,7 @@ def test_a_size_that_cannot_be_dynamic_is_named():
             return x + torch.ones(x.shape[0], 3, 14, 14)
 
     for dynamic in (("height",), ("batch", "height")):
-        with pytest.raises(ValueError, match="^height cannot be dynamic in this model:"):
+        with pytest.raises(ValueError, match=r"^height cannot be dynamic in this model:"):
             export.to_program(Fixed().eval(), torch.randn(2, 3, 14, 14), dynamic=dynamic)
     with pytest.raises(ValueError, match="the example's batch is 1"):
         export.to_program(Fixed().eval(), torch.randn(1, 3, 14, 14), dynamic=BATCH)
