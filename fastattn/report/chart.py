@@ -150,10 +150,15 @@ def fill(axis: Any, panel: Panel) -> None:
     """Horizontal bars, a number at the end of each."""
     names = rivals_of(panel)
     height = 0.8 / max(1, len(names))
-    for place, name in enumerate(names):
-        present = [(row, values[name]) for row, values in enumerate(panel.groups.values()) if name in values]
+    groups = [[name for name in names if name in values] for values in panel.groups.values()]
+    for name in names:
+        present = [  # where the bar's middle is, and how long it is: those of a group lie one at another
+            (row + height * (group.index(name) + 0.5 - len(group) / 2), values[name])
+            for row, (group, values) in enumerate(zip(groups, panel.groups.values(), strict=True))
+            if name in group
+        ]
         bars = axis.barh(
-            [row - 0.4 + height * (place + 0.5) for row, _ in present],
+            [middle for middle, _ in present],
             [value for _, value in present],
             height,
             label=name,

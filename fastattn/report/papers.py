@@ -2,7 +2,7 @@
 
 A table of a paper has one row for each model, attention and variant, by this package's names where it has them, and the
 figures below. `beside` names the tables of `bench` that its rows stand beside. What the attentions' own authors print,
-each of a training of its own, is kept apart. Of ACP and CAT (arXiv 2412.18778) no table is known.
+each of a training of its own, is kept apart. Of arXiv 2412.18778 no table is known.
 """
 
 import json

@@ -113,7 +113,7 @@ def test_what_an_attentions_own_authors_print_has_a_column_of_its_own() -> None:
 
 def test_notes_say_what_was_measured_once_and_what_an_implementation_is(result: dict) -> None:
     first, second = (" ".join(table.notes) for table in list(by_title(result).values())[:2])
-    assert "compile is the whole network compiled" in first
+    assert "compile: the whole network compiled" in first
     once = "J/image: of the whole GPU; one measurement"
     assert once in first
     assert once not in second  # it has no such column
