@@ -270,10 +270,12 @@ def main() -> None:
     if on_gpu and world > 1:
         plain = nn.SyncBatchNorm.convert_sync_batchnorm(plain)  # which trains on GPUs alone
     model = DistributedDataParallel(plain) if world > 1 else plain
-    averaged = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
+    averaged = None
+    if options.ema is not None:
+        averaged = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
     half = torch.float16 if on_gpu else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp and on_gpu)
-    training = Training(plain, optimizer_of(plain, recipe), scaler, averaged if options.ema else None)
+    training = Training(plain, optimizer_of(plain, recipe), scaler, averaged)
     checkpoints, data = Checkpoints(options.out), Seeded(train)
     checkpoints.load(training)
 

@@ -6,6 +6,7 @@ knows, and parameters of the sizes that a plan was made for.
 
 import functools
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -75,10 +76,32 @@ def extension():
     return module
 
 
+def threads() -> int:
+    """Return how many threads a call takes: torch's number, and in a child of a process with threads, forked, one: the
+    team that its runtime would wait for did not come along."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _before_fork() -> None:
+    global _has_threads
+    tasks = Path("/proc/self/task")
+    _has_threads = not tasks.exists() or len([*tasks.iterdir()]) > 1
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = _forked or _has_threads
+
+
+_has_threads = _forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
+
 def run(plan, x: Tensor, saved: Tensor, pointers: list[int]) -> Tensor:
     """Run a plan's forward on x, keeping what backward needs in `saved` unless that is empty; return out."""
     out = torch.empty_like(x)
-    plan.forward(x.data_ptr(), out.data_ptr(), saved.data_ptr(), pointers, torch.get_num_threads())
+    plan.forward(x.data_ptr(), out.data_ptr(), saved.data_ptr(), pointers, threads())
     return out
 
 
@@ -106,6 +129,6 @@ def gradients(
         pointers,
         grad_x.data_ptr(),
         list(ends)[:-1],
-        torch.get_num_threads(),
+        threads(),
     )
     return grad_x, grads

@@ -1,32 +1,107 @@
 """Processes beside one another: forked ones, spawned ones, eight on two cores."""
 
-import os
-import sys
-import textwrap
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fastattn
-from tests.helpers import DEVICE, few
+from tests.helpers import DEVICE
 
-pytestmark = [pytest.mark.cpu, pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path")]
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.usefixtures("native"),
+    pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path"),
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="forks, and looks into /proc"),
+]
 MODULES = {
-    "scsa": lambda: (fastattn.SCSA(64, window_size=2), torch.randn(2, 64, 28, 28)),
+    "scsa": lambda: (fastattn.SCSA(64), torch.randn(2, 64, 28, 28)),
     "lga": lambda: (fastattn.LocalGlobalAttention(16, 4), torch.randn(2, 16, 28, 28)),
     "acp": lambda: (fastattn.AggressiveConvPooling(32), torch.randn(2, 32, 28, 28)),
     "cat": lambda: (fastattn.ConceptualAttention(32), torch.randn(2, 196, 32)),
-    "cfsam": lambda: (fastattn.CFSAM([8, 16], 32, num_heads=2), [torch.randn(2, 8, 16, 16), torch.randn(2, 16, 8, 8)]),
 }
 
 
-def make(name):
+def step(name: str, threads: int = 2) -> torch.Tensor:
+    """Return the gradient of x."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    return MODULES[name]()
+    module, x = MODULES[name]()
+    x.requires_grad_()
+    module(x).square().sum().backward()
+    return x.grad
 
 
-def total(outs):
-    return sum(out.sum() for out in outs) if isinstance(outs, list) else outs.sum()
+class Attended(Dataset):
+    """Samples that an attention in a worker of the loader has gone over."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return step(self.name, torch.get_num_threads())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_workers_that_a_loader_forks(name):
+    """After a team of threads has run in the parent, which the child has not: it may not wait for it."""
+    expected = step(name)
+    loader = DataLoader(Attended(name), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for batch in loader:
+        for found in batch:
+            torch.testing.assert_close(found, expected)
+
+
+def attended(name: str, threads: int) -> tuple[list[float], list[float]]:
+    """Return what a module makes of x and x's gradient, computed by fastattn alone."""
+    torch.use_deterministic_algorithms(False)  # which fill memory, by operators of torch that may wait for a team
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    module, x = MODULES[name]()
+    out = module(x.requires_grad_())
+    (grad,) = torch.autograd.grad(out, x, torch.randn(out.shape))
+    return out.tolist(), grad.tolist()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_forked_child_asks_for_threads(name):
+    """As many as the parent's team has, which fork leaves behind."""
+    expected = attended(name, 2)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        found = pool.submit(attended, name, 2).result(60)
+    for own, parents in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(own), torch.tensor(parents))
+
+
+def usage(rounds: int) -> tuple[int, int, int]:
+    """Return the threads of this process after calls, and its memory in kB after some and after many of them."""
+    status = Path("/proc/self/status")
+
+    def read(name: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+
+    torch.set_num_threads(2)
+    torch.set_num_interop_threads(1)
+    known = [make() for make in MODULES.values()]
+    sizes = []
+    for calls in (50, rounds):
+        for _ in range(calls):
+            for module, x in known:
+                module(x[:1]).sum().backward()
+        sizes.append(read("VmRSS"))
+    return read("Threads"), *sizes
+
+
+@pytest.mark.full
+def test_eight_processes_of_two_threads():
+    """None has more threads than it asked for, beside those of the pool that hands out the work; memory is flat."""
+    with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
+        found = [*pool.map(usage, [250] * 8)]
+    assert max(threads for threads, _, _ in found) <= 2 + 2
+    assert max(late - early for _, early, late in found) < 4096
