@@ -32,7 +32,8 @@ def by_shards(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             if type(first) in PLAIN or not _is_distributed(first):
                 return function(*arguments, **options)
             bound = signature.bind(*arguments, **options)
-            bound.arguments, joint = _shares(bound.arguments, names, first)
+            own, joint = _shares(bound.arguments, names, first)
+            bound.arguments.update(own)
             return joint(function(*bound.args, **bound.kwargs), x)
 
         return run
