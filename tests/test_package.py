@@ -20,5 +20,8 @@ def test_an_install_holds_every_file_of_the_package(tmp_path: Path) -> None:
     build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     installed = files(tmp_path / "fastattn")
-    assert installed == files(ROOT / "fastattn") | {f"kernels/{name}" for name in files(ROOT / "kernels")}
+    sources = {
+        f"csrc/{name}" for name in files(ROOT / "csrc") if Path(name).suffix != ".md" and Path(name).name[0] != "."
+    }
+    assert installed == files(ROOT / "fastattn") | {f"kernels/{name}" for name in files(ROOT / "kernels")} | sources
     assert "py.typed" in installed

@@ -28,8 +28,10 @@ def by_shards(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         @wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
             x = arguments[place] if len(arguments) > place else options.get(names[0])
+            if type(x) in PLAIN:
+                return function(*arguments, **options)
             first = x[0] if isinstance(x, list | tuple) and x else x
-            if type(first) in PLAIN or not _is_distributed(first):
+            if not _is_distributed(first):
                 return function(*arguments, **options)
             bound = signature.bind(*arguments, **options)
             own, joint = _shares(bound.arguments, names, first)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fastattn
 from fastattn import models
 from fastattn.__main__ import main as package
-from fastattn.bench import command, contest, resume, run, tables
+from fastattn.bench import command, contest, resume, run, runtimes, tables
 from fastattn.bench.command import main
 from fastattn.bench.devices import Cpu
 from fastattn.bench.run import Protocol, identity, implementations, measure
@@ -311,11 +311,11 @@ def test_work_autocast_and_format_are_chosen(arguments: list, work: str, amp: bo
 def test_tables_have_rows_that_differ() -> None:
     for name, rows in TABLES.items():
         found = [str(row) for row in rows(Setting(batches=(1, 8)))]
-        assert len(found) == len(set(found)) >= 10, name
+        assert len(found) == len(set(found)) >= (10 if name != runtimes.TABLE else 4), name
 
 
 def test_every_table_of_networks_begins_each_backbone_without_attention() -> None:
-    for name in TABLES.keys() - {"modules"}:
+    for name in TABLES.keys() - {"modules", runtimes.TABLE}:  # whose rows hold the plain network too
         seen: list[str | None] = []
         for row in TABLES[name](Setting()):
             if row.model not in seen:

@@ -1,6 +1,8 @@
 """Processes beside one another: forked ones, spawned ones, eight on two cores."""
 
 import multiprocessing
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(DEVICE != "cpu", reason="of the CPU's path"),
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="forks, and looks into /proc"),
 ]
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     "scsa": lambda: (fastattn.SCSA(64), torch.randn(2, 64, 28, 28)),
     "lga": lambda: (fastattn.LocalGlobalAttention(16, 4), torch.randn(2, 16, 28, 28)),
@@ -48,14 +51,13 @@ class Attended(Dataset):
         return step(self.name, torch.get_num_threads())
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_workers_that_a_loader_forks(name):
-    """After a team of threads has run in the parent, which the child has not: it may not wait for it."""
-    expected = step(name)
-    loader = DataLoader(Attended(name), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
-    for batch in loader:
-        for found in batch:
-            torch.testing.assert_close(found, expected)
+def check_loaders_workers():
+    for name in MODULES:
+        expected = step(name)
+        loader = DataLoader(Attended(name), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+        for batch in loader:
+            for found in batch:
+                torch.testing.assert_close(found, expected, msg=name)
 
 
 def attended(name: str, threads: int) -> tuple[list[float], list[float]]:
@@ -69,14 +71,23 @@ def attended(name: str, threads: int) -> tuple[list[float], list[float]]:
     return out.tolist(), grad.tolist()
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_forked_child_asks_for_threads(name):
-    """As many as the parent's team has, which fork leaves behind."""
-    expected = attended(name, 2)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        found = pool.submit(attended, name, 2).result(60)
-    for own, parents in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.tensor(own), torch.tensor(parents))
+def check_child_that_asks_for_threads():
+    """As many as the parent's team has."""
+    for name in MODULES:
+        expected = attended(name, 2)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            found = pool.submit(attended, name, 2).result(60)
+        for own, parents in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.tensor(own), torch.tensor(parents), msg=name)
+
+
+@pytest.mark.parametrize("check", [check_loaders_workers, check_child_that_asks_for_threads], ids=lambda f: f.__name__)
+def test_forked_children(check):
+    """After a team of threads has run in the parent, which fork leaves behind, the child may not wait for it; in a
+    process of its own, as torch refuses backward in the children of one that has autograd's threads."""
+    code = f"from tests.core import test_processes; test_processes.{check.__name__}()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def usage(rounds: int) -> tuple[int, int, int]:

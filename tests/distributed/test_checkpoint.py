@@ -12,6 +12,8 @@ from tests.helpers import few
 
 from .training import case, compare, optimizer_of, own, parameters
 
+pytestmark = pytest.mark.xdist_group("processes")
+
 
 def trainer(name):
     """Return a model, sharded where there is a group, its optimizer, and what trains it some steps."""

@@ -20,6 +20,7 @@ from tests.helpers import few
 
 from .training import MODULES, NETWORKS, STEPS, case, check, compare, gradients, optimizer_of, own, parameters
 
+pytestmark = pytest.mark.xdist_group("processes")  # one group of each size
 QUICK = ("scsa", "lga", "cfsam", "interaction")
 CASES = [
     *(name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*MODULES, *NETWORKS)),
@@ -124,11 +125,12 @@ def compiled(wrap, backend, model):
     return torch.compile(wrap(model), backend=backend)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("scsa", "aot_eager"), *(pytest.param(name, "inductor", marks=pytest.mark.full) for name in QUICK)],
+    [("scsa", "aot_eager"), *((name, "inductor") for name in QUICK)],
 )
-@pytest.mark.parametrize("wrap", [ddp, pytest.param(fsdp, marks=pytest.mark.full)])
+@pytest.mark.parametrize("wrap", [ddp, fsdp])
 def test_compiled_around_a_wrapper(two, wrap, backend, name):
     two.run(check, partial(compiled, wrap, backend), name)
 
