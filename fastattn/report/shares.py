@@ -61,9 +61,8 @@ def in_words(networks: Mapping[Network, list[Record]]) -> str:
             if values := kept_by(some):
                 paper = printed(*identity(some[0])).get("of_plain")
                 own = ", ".join(f"{number(share)} {said(rival)}" for rival, share in values.items())
-                parts.setdefault(attention, []).append(
-                    f"in {model}: {own}" + f" (its paper: {paper:.3f})" * bool(paper)
-                )
+                papers = f" (its paper: {paper:.3f})" if paper else ""
+                parts.setdefault(attention, []).append(f"in {model}: {own}{papers}")
     told = [f"{attention} keeps, {'; '.join(some)}" for attention, some in parts.items()]
     return f"Of the plain network's images per second {'; '.join(told)}." if told else ""
 

@@ -30,6 +30,7 @@ def result() -> dict:
             with_shares("native compiled", 90.0, 0.99),
             with_shares("native", 102.0, 0.5, variant="w/o SMSA"),
             with_shares("native", 50.0, 0.9, **small),
+            with_shares("native", 60.0, 0.92, model="convnext_tiny"),  # which no paper has
         ]
     )
 
@@ -38,12 +39,13 @@ def test_a_table_says_what_the_fast_attentions_keep_and_what_their_paper_prints(
     [answer] = shares.shares(result)
     assert answer.sentence == (
         "Of the plain network's images per second scsa keeps, in resnet50: 0.850 eager, 0.800 compiled, 0.970 native, "
-        "0.990 native and compiled (its paper: 0.830); in mobilenetv2_100: 0.900 native (its paper: 0.411)."
+        "0.990 native and compiled (its paper: 0.830); in mobilenetv2_100: 0.900 native (its paper: 0.411); "
+        "in convnext_tiny: 0.920 native."
     )
 
 
 def test_each_network_has_a_picture_of_all_attentions_the_papers_share_last(result: dict) -> None:
-    first, second = shares.shares(result)[0].panels
+    first, second, _ = shares.shares(result)[0].panels
     assert first.title == "resnet50, batch 8, 224 x 224: share of the plain network"
     assert list(first.groups) == ["se", "scsa", "scsa w/o SMSA"]
     assert rivals_of(first) == ["eager", "compile", "native", "native compiled", PAPERS]
