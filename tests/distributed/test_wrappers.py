@@ -43,6 +43,8 @@ def fsdp(model, **options):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("wrap", [ddp, fsdp])
 def test_processes_train_as_one_does(processes, wrap, name):
+    if name == "ssd300" and (wrap is fsdp or processes.world == 4):
+        pytest.skip("two processes of this network take minutes under DDP alone")
     processes.run(check, wrap, name)
 
 
