@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import export
-from .contest import COMPILE, COMPILED, EAGER, PLAIN, RUNTIMES, Contest, Effort, reason
+from ..report.throughput import plain_like
+from .contest import COMPILE, EAGER, RUNTIMES, Contest, Effort, reason
 from .networks import answers, first, inference
 from .run import Protocol, Record, describe, device_of, identity, truths
 from .sizes import FORWARD
@@ -94,8 +95,8 @@ def timed(subject: Subject, records: list[Record], protocol: Protocol) -> list[R
 
 
 def figures(key: str, contest: Contest, batch: int) -> Record:
-    """Times, images per second by the median, and ratios: over the other runtimes of the same network, and, as "plain",
-    over the plain network in the same runtime."""
+    """Times, images per second by the median, and ratios: over the other runtimes of the same network, and over the
+    plain network in the same runtime, under the name that the report reads."""
     name, _, attention = key.partition(" ")
     ratios = {}
     for other, ratio in contest.speedups(key).items():
@@ -103,7 +104,7 @@ def figures(key: str, contest: Contest, batch: int) -> Record:
         if its == attention:
             ratios[over] = ratio.facts()
         elif over == name and its == NONE:
-            ratios[PLAIN + COMPILED if name == COMPILE else PLAIN] = ratio.facts()
+            ratios[plain_like(name)] = ratio.facts()
     rate = batch / contest.timings[key].median
     return contest.times(key) | {"images_per_s": rate, "speedup": ratios}
 
