@@ -1,6 +1,7 @@
 """`python -m fastattn info`: versions, the state of the extension, and who serves what.
 `python -m fastattn bench TABLE`: one of the papers' throughput tables, measured on this machine.
 `python -m fastattn report RESULT.json [OTHER.json ...] -o DIR`: results as tables, plots and a page.
+`python -m fastattn explain-model BACKBONE --attention NAME -o DIR`: what a stage of a network looks at.
 `python -m fastattn build-ops [-o DIR]`: the operators as a library for C++."""
 
 import os
@@ -13,7 +14,10 @@ import torch
 from . import __version__, available_backends, get_backend
 from .core import backends, native
 
-USAGE = "usage: python -m fastattn info | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR | build-ops [-o DIR]"
+USAGE = (
+    "usage: python -m fastattn info | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR | "
+    "explain-model BACKBONE --attention NAME -o DIR | build-ops [-o DIR]"
+)
 
 
 def info() -> str:
@@ -59,6 +63,10 @@ def main(argv: list[str]) -> int:
         from .report import main as report
 
         return report(argv[1:])
+    if argv[:1] == ["explain-model"]:
+        from .explain_model import main as explain_model
+
+        return explain_model(argv[1:])
     if argv[:1] == ["build-ops"]:
         from .build_ops import main as build_ops
 
