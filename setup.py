@@ -81,6 +81,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",  # which is not looked for in cross compilation
             f"-DFASTATTN_STABLE_ABI={'ON' if STABLE_ABI else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import fastattn
-from tests.helpers import run
+from tests.helpers import ISAS, run
 from tests.interaction.test_module import check
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
-isas = pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
 
 
 @isas
