@@ -4,6 +4,7 @@ sdist     the source archive
 native    this machine's; one for every Python from 3.11 on, or of free-threaded Python for that version alone
 aarch64   for ARM on Linux, where Debian's g++-aarch64-linux-gnu is installed
 pure      without the extension, for every other platform
+kernel    what of the others is there as a repository for Hugging Face's `kernels`, in build/kernel
 
 Two builds of one commit give the same bytes: files get the commit's time, and no path comes into them.
 """
@@ -18,9 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import kernel.build
+
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
-KINDS = ("sdist", "native", "aarch64", "pure")
+KINDS = ("sdist", "native", "aarch64", "pure", "kernel")
 TOOLCHAIN = ROOT / "wheels" / "aarch64.cmake"
 OPENMP = "libgomp.so.1"  # torch brings it under this name, and one process must have one
 
@@ -78,6 +81,8 @@ def main(argv: Sequence[str]) -> None:
                 shutil.copy(build("sdist", output), DIST)
             elif kind == "pure":
                 shutil.copy(build("wheel", output, FASTATTN_PURE_PYTHON="1"), DIST)
+            elif kind == "kernel":
+                kernel.build.build(sorted(DIST.glob("*.whl")), ROOT / "build" / "kernel")
             elif kind == "native":
                 build_native(output, sysconfig.get_platform().split("-")[-1])
             else:

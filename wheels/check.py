@@ -6,6 +6,7 @@ is missing. From the source archive alone, without network and git, the wheel is
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
+REPOSITORY = ROOT / "build" / "kernel"
 LARGEST = 5e6  # bytes
 LONGEST = 5.0  # seconds
 TESTS = ("tests/core/test_goldens.py", "tests/core/test_threads.py", "tests/interaction/test_native.py")
@@ -88,6 +90,14 @@ def check_pure(folder: Path, wheel: Path) -> None:
     environment.python("-c", "import torch, fastattn; fastattn.SCSA(8)(torch.ones(1, 8, 7, 7)).sum().backward()")
 
 
+def check_kernel(folder: Path, repository: Path) -> None:
+    """Load the kernel repository where fastattn is not installed, and put its layers on modules."""
+    environment = Environment(folder)
+    for variant in sorted((repository / "build").iterdir()):
+        if "linux" not in variant.name or f"-{platform.machine()}-" in variant.name:
+            print(environment.python(ROOT / "wheels" / "kernel" / "use.py", variant))
+
+
 def check_rebuild(folder: Path, archive: Path, wheel: Path) -> None:
     """Build the wheel from the source archive alone and compare it with the one that there is."""
     with tarfile.open(archive) as packed:
@@ -111,6 +121,8 @@ def main(argv: Sequence[str]) -> None:
     native = [wheel for wheel in wheels if f"_{platform.machine()}." in wheel.name]
     pure = [wheel for wheel in wheels if "none-any" in wheel.name]
     checks = [*((check_wheel, wheel) for wheel in native), *((check_pure, wheel) for wheel in pure)]
+    if REPOSITORY.exists() and importlib.util.find_spec("kernels"):
+        checks.append((check_kernel, REPOSITORY))
     if not only_wheels:
         checks += [(check_rebuild, archive, wheel) for archive in DIST.glob("*.tar.gz") for wheel in native]
     for check, *files in checks:
