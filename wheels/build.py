@@ -50,14 +50,13 @@ def build(what: str, output: Path, **environment: str) -> Path:
     return made
 
 
-def build_native(output: Path, machine: str, **environment: str) -> None:
-    """Build the wheel of a machine; on Linux give it the tag of the oldest system that it serves."""
+def build_native(output: Path, **environment: str) -> None:
+    """Build a wheel with the extension; on Linux give it the tag of the oldest system that it serves."""
     wheel = build("wheel", output, FASTATTN_REQUIRE_NATIVE="1", **environment)
     if not sys.platform.startswith("linux"):
         shutil.copy(wheel, DIST)
         return
-    tag = f"manylinux_2_28_{machine}"
-    run(sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--exclude", OPENMP, "--wheel-dir", DIST, wheel)
+    run(sys.executable, "-m", "auditwheel", "repair", "--exclude", OPENMP, "--wheel-dir", DIST, wheel)
 
 
 def buildable() -> list[str]:
@@ -84,10 +83,10 @@ def main(argv: Sequence[str]) -> None:
             elif kind == "kernel":
                 kernel.build.build(sorted(DIST.glob("*.whl")), ROOT / "build" / "kernel")
             elif kind == "native":
-                build_native(output, sysconfig.get_platform().split("-")[-1])
+                build_native(output)
             else:
                 arguments = f"{os.environ.get('CMAKE_ARGS', '')} --toolchain {TOOLCHAIN}"
-                build_native(output, "aarch64", CMAKE_ARGS=arguments, _PYTHON_HOST_PLATFORM="linux-aarch64")
+                build_native(output, CMAKE_ARGS=arguments, _PYTHON_HOST_PLATFORM="linux-aarch64")
     for made in sorted(DIST.iterdir()):
         print(f"{made.stat().st_size / 1e6:6.2f} MB  {made.relative_to(ROOT)}")
 

@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ DIST = ROOT / "dist"
 REPOSITORY = ROOT / "build" / "kernel"
 LARGEST = 5e6  # bytes
 LONGEST = 5.0  # seconds
+OLDEST_GLIBC = 28  # 2.28, that every wheel serves
 TESTS = ("tests/core/test_goldens.py", "tests/core/test_threads.py", "tests/interaction/test_native.py")
 
 
@@ -35,6 +37,8 @@ def examine(wheel: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     libraries = [name for name in names if ".so" in Path(name).suffixes or ".libs/" in name]
     assert len(libraries) == (0 if "none-any" in wheel.name else 1), libraries
+    if glibc := re.search(r"manylinux_2_(\d+)_", wheel.name):
+        assert int(glibc[1]) <= OLDEST_GLIBC, wheel.name
 
 
 class Environment:
