@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 import time
@@ -48,7 +47,7 @@ class Environment:
         self.folder = folder
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         (site,) = (folder / "venv").glob("[Ll]ib/**/site-packages")
-        (site / "base.pth").write_text(sysconfig.get_path("purelib"))
+        (site / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
         self.bin = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
 
     def python(self, *arguments: str | Path, **environment: str) -> str:
