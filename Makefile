@@ -3,6 +3,7 @@
 #   BENCH_JSON=FILE         where make bench writes its result
 #   ARGS="-k mobilenet"     further arguments for pytest
 #   JOBS=2                  the processes that the tests share
+#   KINDS="sdist native"    what make dist builds, instead of everything that it can build here
 #   CELLS="oldest newest"   the rows of noxfile.py's table that make test-matrix takes, instead of all
 #   RUN_PYTHON=python3      what make gpu runs, instead of $(VENV): an interpreter that has torch and this package
 #   GPU_DIR=DIR             where make gpu keeps its parts
@@ -27,13 +28,15 @@ GPU_BENCHES := gpu-bench-32 gpu-bench-256 gpu-bench-models gpu-bench-cfsam gpu-b
                gpu-bench-interaction gpu-bench-32-tuned gpu-bench-256-tuned
 TEN_MINUTES := timeout --foreground --signal=INT --kill-after=20 575
 
-.PHONY: help setup test test-full test-matrix bench bench-full gpu gpu-first gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
+.PHONY: help setup test test-full test-matrix dist dist-test bench bench-full gpu gpu-first gpu-test $(GPU_BENCHES) gpu-report kernels lint sanitize clean
 
 help:
 	@echo "make setup        create $(VENV): torch, this package (editable), everything the other targets need"
 	@echo "make test         run the tests that an install is trusted on: minutes"
 	@echo "make test-full    run all tests"
 	@echo "make test-matrix  run some on several versions of Python and torch: see noxfile.py"
+	@echo "make dist         build the source archive and the wheels into dist/: KINDS=\"sdist native\" those alone"
+	@echo "make dist-test    install the wheels into fresh environments and test them there, and what the archive builds"
 	@echo "make bench        run the default benchmarks, write $(BENCH_JSON)"
 	@echo "make bench-full   run every benchmark"
 	@echo "make gpu          on a GPU: the tests and the benchmarks, in parts of at most ten minutes, which are"
@@ -84,6 +87,12 @@ test-full: SELECTION := --full
 
 test-matrix: setup
 	$(BIN)/python -m nox $(if $(CELLS),--session $(CELLS)) $(if $(ARGS),-- $(ARGS))
+
+dist: setup
+	$(BIN)/python wheels/build.py $(KINDS)
+
+dist-test: setup
+	$(BIN)/python wheels/check.py $(ARGS)
 
 bench: setup
 	$(BENCH) $(ARGS)

@@ -1,10 +1,12 @@
 """The test matrix: a part of the tests on other versions of Python and torch, instruction sets and numbers of threads.
 
 make test-matrix runs every cell whose Python is there, make test-matrix CELLS=oldest one; nox --list lists them. Each
-has an environment of its own in .nox, with its own torch: 3 GB and more where that is a build for CUDA.
+has an environment of its own in .nox, with its own torch: 3 GB and more where that is a build for CUDA. After make dist
+the wheels are tested in each as well, in a fresh environment.
 """
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import nox
@@ -43,6 +45,8 @@ def run(session: nox.Session, cell: Cell) -> None:
     pytest = ("python", "-m", "pytest", "--numprocesses", str(processes), "--dist", "loadgroup")
     session.run(*pytest, *NATIVE, *session.posargs, env=env)
     session.run(*pytest, *INTERPRETED, *session.posargs, env=env | {"TRITON_INTERPRET": "1"})
+    if any(Path("dist").glob("*.whl")):  # make dist
+        session.run("python", "wheels/check.py", "--wheels")
 
 
 for name, cell in CELLS.items():

@@ -1,22 +1,31 @@
 """Packages and the compiled extension; everything declarative is in pyproject.toml.
 
-Environment: FASTATTN_REQUIRE_NATIVE=1 makes a failing build an error instead of a warning; CMAKE_ARGS adds
-arguments to CMake's configuration; CMAKE_BUILD_PARALLEL_LEVEL limits the compile jobs.
+Environment: FASTATTN_REQUIRE_NATIVE=1 makes a failing build an error instead of a warning; FASTATTN_PURE_PYTHON=1
+builds no extension; CMAKE_ARGS adds arguments to CMake's configuration; CMAKE_BUILD_PARALLEL_LEVEL limits the compile
+jobs; SOURCE_DATE_EPOCH is the time that files in the archives get.
 """
 
-import importlib.util
+import gzip
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+# One extension serves every Python from 3.11 on, except free-threaded ones, which have no stable ABI before 3.15.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+
+def wanted(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 class NativeBuildError(Exception):
@@ -50,7 +59,7 @@ class CMakeBuild(build_ext):
         try:
             built = self.compile(target.name)
         except NativeBuildError as error:
-            if os.environ.get("FASTATTN_REQUIRE_NATIVE", "0") not in ("", "0"):
+            if wanted("FASTATTN_REQUIRE_NATIVE"):
                 raise SystemExit(f"fastattn: the build failed (FASTATTN_REQUIRE_NATIVE): {error}") from error
             self.warn_pure_python(error, target.name)
             return
@@ -60,13 +69,9 @@ class CMakeBuild(build_ext):
     def compile(self, filename: str) -> Path:
         if not (ROOT / "csrc" / "CMakeLists.txt").is_file():
             raise NativeBuildError("csrc/CMakeLists.txt is missing")
-        if importlib.util.find_spec("pybind11") is None:
-            raise NativeBuildError("pybind11 was not found")
-        import pybind11
-
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
-        # One folder for every kind of install, so that a second build compiles only what changed.
-        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{self.plat_name}"
+        # One folder for every kind of install and Python, so that a second build compiles only what changed.
+        build = ROOT / "build" / f"native-{self.plat_name}"
         output = build / "out"
         # The tools of an isolated build lie in a folder that is gone next time; the cache would remember it.
         (build / "CMakeCache.txt").unlink(missing_ok=True)
@@ -75,10 +80,9 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
-            "-DPYBIND11_FINDPYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DPython3_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",  # which is not looked for in cross compilation
+            f"-DFASTATTN_STABLE_ABI={'ON' if STABLE_ABI else 'OFF'}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         run("CMake's configuration", configure)
@@ -108,6 +112,30 @@ class CMakeBuild(build_ext):
                 partial = place.with_name(place.name + ".partial")
                 shutil.copy2(built, partial)
                 os.replace(partial, place)
+                if STABLE_ABI:  # what was built for one version alone would be found before it
+                    for old in place.parent.glob("_native.cpython-*"):
+                        old.unlink()
+
+
+class Sdist(sdist):
+    """A source archive that depends on nothing but its files: the same bytes whoever makes it, and when."""
+
+    def make_archive(self, base_name: str, format: str, root_dir=None, base_dir=None, owner=None, group=None) -> str:
+        epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))  # as ZIP files begin: 1980
+
+        def same(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = epoch, 0, 0, "", ""
+            entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
+            return entry
+
+        path = f"{base_name}.tar.gz"
+        with (
+            open(path, "wb") as file,
+            gzip.GzipFile("", "wb", mtime=epoch, fileobj=file) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            archive.add(base_dir, filter=same)  # in the order of names
+        return path
 
 
 setup(
@@ -122,6 +150,11 @@ setup(
         "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"],
         "fastattn.report": ["page.html", "page.css", "page.js", "papers.json"],
     },
-    ext_modules=[Extension("fastattn._native", sources=[], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
+    ext_modules=(
+        []
+        if wanted("FASTATTN_PURE_PYTHON")
+        else [Extension("fastattn._native", sources=[], optional=True, py_limited_api=STABLE_ABI)]
+    ),
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
+    cmdclass={"build_ext": CMakeBuild, "sdist": Sdist},
 )

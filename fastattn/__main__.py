@@ -1,4 +1,4 @@
-"""`python -m fastattn info`: versions, the state of the extension, and who serves what.
+"""`python -m fastattn info [--bug-report]`: versions, the state of the extension, and who serves what.
 `python -m fastattn bench TABLE`: one of the papers' throughput tables, measured on this machine.
 `python -m fastattn report RESULT.json [OTHER.json ...] -o DIR`: results as tables, plots and a page.
 `python -m fastattn explain-model BACKBONE --attention NAME -o DIR`: what a stage of a network looks at.
@@ -15,7 +15,7 @@ from . import __version__, available_backends, get_backend
 from .core import backends, native
 
 USAGE = (
-    "usage: python -m fastattn info | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR | "
+    "usage: python -m fastattn info [--bug-report] | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR | "
     "explain-model BACKBONE --attention NAME -o DIR | build-ops [-o DIR]"
 )
 
@@ -54,6 +54,11 @@ def main(argv: list[str]) -> int:
     """Run one command and return its exit status."""
     if argv == ["info"]:
         print(info())
+        return 0
+    if argv == ["info", "--bug-report"]:
+        from .bug_report import report as bug_report
+
+        print(bug_report(info()))
         return 0
     if argv[:1] == ["bench"]:
         from .bench.command import main as bench

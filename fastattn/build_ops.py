@@ -73,7 +73,7 @@ def build_folder(sources: Path) -> AbstractContextManager[Path | str]:
     """Return where to build: in a checkout where setup.py does, which has compiled the same kernels."""
     if sources.parent == PACKAGE:
         return tempfile.TemporaryDirectory()
-    return nullcontext(PACKAGE.parent / "build" / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}")
+    return nullcontext(PACKAGE.parent / "build" / f"native-{sysconfig.get_platform()}")
 
 
 def find_tool(name: str) -> str | None:

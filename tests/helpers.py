@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +22,7 @@ FAST = "triton" if INTERPRETED or DEVICE == "cuda" else "native"  # the fast pat
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ISAS = ("baseline", "neon") if platform.machine() in ("aarch64", "arm64") else ("baseline", "avx2", "avx512")
 MODULES = {"scsa": fastattn.SCSA, "smsa": fastattn.SMSA, "pcsa": fastattn.PCSA}
 
 

@@ -25,7 +25,7 @@ fi
 export PATH=$(dirname "$python"):$PATH
 cmake -S csrc -B "$build/native" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_MODULE_LINKER_FLAGS="$linked" \
     -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1 -fno-sanitize-recover=undefined" -DFASTATTN_SANITIZE=$sanitizers \
-    -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
+    -DPython_EXECUTABLE="$python"
 cmake --build "$build/native"
 
 rm -rf "$tree"

@@ -7,6 +7,8 @@
 // F(level, ...) for every level that is compiled, fastest first
 #if defined(__x86_64__)
 #define FASTATTN_LEVELS(F, ...) F(avx512, __VA_ARGS__) F(avx2, __VA_ARGS__) F(baseline, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define FASTATTN_LEVELS(F, ...) F(neon, __VA_ARGS__) F(baseline, __VA_ARGS__)
 #else
 #define FASTATTN_LEVELS(F, ...) F(baseline, __VA_ARGS__)
 #endif
@@ -28,6 +30,8 @@ bool runs(Level level) {
     if (level == Level::avx512)
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif defined(__aarch64__)
+    if (level == Level::neon) return true;
 #endif
     return level == Level::baseline;
 }

@@ -1,5 +1,6 @@
 // One vector type per instruction-set level, chosen by the compiler flags of the including file:
-// 16 floats with AVX-512, 8 with AVX2 + FMA + F16C, 4 everywhere else (SSE2, NEON).
+// 16 floats with AVX-512, 8 with AVX2 + FMA + F16C, 4 everywhere else: with NEON (FASTATTN_NEON), or in the compiler's
+// own vectors alone.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(FASTATTN_NEON)
+#include <arm_neon.h>
 #endif
 
 // On a function whose body is loops over lambdas: all of them are inlined, so that what they capture stays in
@@ -71,6 +74,21 @@ inline V keep(V v, Tail t) { return _mm512_maskz_mov_ps(t.mask, v); }
 inline V load(const float* p, Tail t) { return _mm256_maskload_ps(p, t.mask); }
 inline void store(float* p, V v, Tail t) { _mm256_maskstore_ps(p, t.mask, v); }
 inline V keep(V v, Tail t) { return _mm256_and_ps(v, _mm256_castsi256_ps(t.mask)); }
+#elif defined(FASTATTN_NEON)
+inline V load(const float* p, Tail t) {
+    V v = vld1q_lane_f32(p, V{}, 0);
+    if (t.n > 1) v = vld1q_lane_f32(p + 1, v, 1);
+    if (t.n > 2) v = vld1q_lane_f32(p + 2, v, 2);
+    if (t.n > 3) v = vld1q_lane_f32(p + 3, v, 3);
+    return v;
+}
+inline void store(float* p, V v, Tail t) {
+    vst1q_lane_f32(p, v, 0);
+    if (t.n > 1) vst1q_lane_f32(p + 1, v, 1);
+    if (t.n > 2) vst1q_lane_f32(p + 2, v, 2);
+    if (t.n > 3) vst1q_lane_f32(p + 3, v, 3);
+}
+inline V keep(V v, Tail t) { return I{0, 1, 2, 3} < t.n ? v : V{}; }
 #else
 inline V load(const float* p, Tail t) {
     V v{};
@@ -101,6 +119,8 @@ inline D load_wide(const float* p) {  // L / 2 of them
     return _mm512_cvtps_pd(_mm256_loadu_ps(p));
 #elif defined(__AVX2__)
     return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#elif defined(FASTATTN_NEON)
+    return vcvt_f64_f32(vld1_f32(p));
 #else
     float v __attribute__((vector_size(2 * L)));
     std::memcpy(&v, p, sizeof v);
@@ -153,6 +173,29 @@ inline Half narrow(U v) {
 }
 inline V from_fp16(Half v) { return _mm256_cvtph_ps(v); }
 inline Half to_fp16(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(FASTATTN_NEON)
+typedef uint16_t Half __attribute__((vector_size(2 * L)));
+inline Half load_half(const void* p, Full) { return vld1_u16(static_cast<const uint16_t*>(p)); }
+inline Half load_half(const void* p, Tail t) {
+    const uint16_t* s = static_cast<const uint16_t*>(p);
+    Half v = vld1_lane_u16(s, Half{}, 0);
+    if (t.n > 1) v = vld1_lane_u16(s + 1, v, 1);
+    if (t.n > 2) v = vld1_lane_u16(s + 2, v, 2);
+    if (t.n > 3) v = vld1_lane_u16(s + 3, v, 3);
+    return v;
+}
+inline void store_half(void* p, Half v, Full) { vst1_u16(static_cast<uint16_t*>(p), v); }
+inline void store_half(void* p, Half v, Tail t) {
+    uint16_t* d = static_cast<uint16_t*>(p);
+    vst1_lane_u16(d, v, 0);
+    if (t.n > 1) vst1_lane_u16(d + 1, v, 1);
+    if (t.n > 2) vst1_lane_u16(d + 2, v, 2);
+    if (t.n > 3) vst1_lane_u16(d + 3, v, 3);
+}
+inline U widen(Half v) { return vmovl_u16(v); }
+inline Half narrow(U v) { return vmovn_u32(v); }
+inline V from_fp16(Half v) { return vcvt_f32_f16(vreinterpret_f16_u16(v)); }
+inline Half to_fp16(V v) { return vreinterpret_u16_f16(vcvt_f16_f32(v)); }
 #else
 typedef uint16_t Half __attribute__((vector_size(2 * L)));
 inline Half load_half(const void* p, Full) {
@@ -228,6 +271,8 @@ inline void for_lanes(int begin, int end, F&& f) {
 inline float sum(V v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(v);
+#elif defined(FASTATTN_NEON)
+    return vaddvq_f32(v);
 #else
     float s = 0;
     for (int i = 0; i < L; ++i) s += v[i];
@@ -237,6 +282,8 @@ inline float sum(V v) {
 inline float largest(V v, int count = L) {
 #if defined(__AVX512F__)
     if (count == L) return _mm512_reduce_max_ps(v);
+#elif defined(FASTATTN_NEON)
+    if (count == L) return vmaxvq_f32(v);
 #endif
     float m = v[0];
     for (int i = 1; i < count; ++i) m = m > v[i] ? m : v[i];
@@ -249,8 +296,13 @@ inline V lookup(V table, I index) {
     return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), table);
 #elif defined(__AVX2__)
     return _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(index));
+#elif defined(FASTATTN_NEON)
+    const U bytes = reinterpret_cast<U>(index) * 0x04040404u + 0x03020100u;
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(table), vreinterpretq_u8_u32(bytes)));
 #else
-    return __builtin_shuffle(table, index);
+    V found;
+    for (int i = 0; i < L; ++i) found[i] = table[index[i]];
+    return found;
 #endif
 }
 
@@ -278,6 +330,8 @@ inline V sum_rows(const V* rows) {
     }
     return _mm256_add_ps(_mm256_permute2f128_ps(quad[0], quad[1], 0x20),
                          _mm256_permute2f128_ps(quad[0], quad[1], 0x31));
+#elif defined(FASTATTN_NEON)
+    return vpaddq_f32(vpaddq_f32(rows[0], rows[1]), vpaddq_f32(rows[2], rows[3]));
 #else
     V s;
     for (int i = 0; i < L; ++i) s[i] = sum(rows[i]);
@@ -319,6 +373,13 @@ inline void transpose(V* r) {  // L x L, in place
         r[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
         r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
     }
+#elif defined(FASTATTN_NEON)
+    const D even_01 = reinterpret_cast<D>(vtrn1q_f32(r[0], r[1])), odd_01 = reinterpret_cast<D>(vtrn2q_f32(r[0], r[1]));
+    const D even_23 = reinterpret_cast<D>(vtrn1q_f32(r[2], r[3])), odd_23 = reinterpret_cast<D>(vtrn2q_f32(r[2], r[3]));
+    r[0] = reinterpret_cast<V>(vtrn1q_f64(even_01, even_23));
+    r[1] = reinterpret_cast<V>(vtrn1q_f64(odd_01, odd_23));
+    r[2] = reinterpret_cast<V>(vtrn2q_f64(even_01, even_23));
+    r[3] = reinterpret_cast<V>(vtrn2q_f64(odd_01, odd_23));
 #else
     V t[L];
     for (int i = 0; i < L; ++i)

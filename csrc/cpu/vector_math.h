@@ -15,6 +15,8 @@ inline V round(V x) {
     return _mm512_roundscale_ps(x, 0);
 #elif defined(__AVX2__)
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FASTATTN_NEON)
+    return vrndnq_f32(x);
 #else
     return (x + 0x1.8p23f) - 0x1.8p23f;
 #endif
@@ -34,6 +36,9 @@ inline V exp2_parts(V whole, V f) {
 #elif defined(__AVX2__)
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+#elif defined(FASTATTN_NEON)
+    const I exponent = vshlq_n_s32(vcvtq_s32_f32(whole), 23);  // 0 for NaN
+    return reinterpret_cast<V>(reinterpret_cast<I>(p) + exponent);
 #else
     const V finite = whole == whole ? whole : V{};
     const I exponent = __builtin_convertvector(finite, I) << 23;

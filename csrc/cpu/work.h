@@ -1,7 +1,12 @@
 // How work is divided: element types, ranges, pieces of memory, and the threads of a sample.
 #pragma once
 
+#if defined(_OPENMP)
 #include <omp.h>
+#else  // one thread
+inline int omp_get_thread_num() { return 0; }
+inline int omp_get_num_threads() { return 1; }
+#endif
 
 #include <type_traits>
 

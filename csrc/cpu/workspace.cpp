@@ -1,6 +1,5 @@
 #include "workspace.h"
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -9,8 +8,10 @@ namespace {
 
 constexpr int64_t kKept = 1 << 24;  // floats
 
+constexpr std::align_val_t kLine{64};
+
 struct Free {
-    void operator()(float* p) const { std::free(p); }
+    void operator()(float* p) const { ::operator delete(p, kLine); }
 };
 struct Memory {
     std::unique_ptr<float, Free> floats;
@@ -23,9 +24,7 @@ thread_local Memory memory;
 float* workspace(int64_t floats) {
     if (floats > memory.size) {
         memory = {};
-        const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-        memory.floats.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-        if (!memory.floats) throw std::bad_alloc();
+        memory.floats.reset(static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float), kLine)));
         memory.size = floats;
     }
     return memory.floats.get();

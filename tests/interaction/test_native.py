@@ -5,14 +5,14 @@ import torch
 
 import fastattn
 from fastattn.interaction import operation as interaction
-from tests.helpers import DTYPES, FORMATS, draw, few, named, run
+from tests.helpers import DTYPES, FORMATS, ISAS, draw, few, named, run
 from tests.interaction.test_module import ACP, BOTH, CAT, make_acp, make_both, make_cat
 from tests.interaction.test_module import check as check_interaction
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("case", ["default", "odd height and width", "windows of 3, overhanging", "larger"])
 def test_acp_on_every_instruction_set(case, dtype, isa):
@@ -20,7 +20,7 @@ def test_acp_on_every_instruction_set(case, dtype, isa):
         check_interaction(*make_acp(case, dtype, memory_format))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("case", CAT)
 def test_cat_on_every_instruction_set(case, dtype, isa):

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import fastattn
-from tests.helpers import FORMATS, draw, few, named, randomize, run
+from tests.helpers import FORMATS, ISAS, draw, few, named, randomize, run
 from tests.lga.test_module import check_draws
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 @pytest.mark.parametrize(
     ("case", "dtype"),

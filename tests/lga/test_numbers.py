@@ -6,12 +6,12 @@ from torch.backends import mkldnn
 
 import fastattn
 from fastattn.bench.accuracy import assert_accurate
-from tests.helpers import check, draw, few, measure, named, randomize
+from tests.helpers import ISAS, check, draw, few, measure, named, randomize
 
 CPU = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 class TestLargeScores:
     """A row's scores are large against what they differ by, and its softmax is one-hot."""
 

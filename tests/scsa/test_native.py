@@ -5,12 +5,12 @@ import torch
 
 from fastattn.scsa import native as scsa
 from tests.cases import OPERATIONS, make_case
-from tests.helpers import DTYPES, FORMATS, check, draw, few, make, named
+from tests.helpers import DTYPES, FORMATS, ISAS, check, draw, few, make, named
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
 @pytest.mark.parametrize("name", OPERATIONS)

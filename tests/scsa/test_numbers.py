@@ -5,10 +5,10 @@ import torch
 
 import fastattn
 from fastattn.bench.accuracy import assert_accurate
-from tests.helpers import draw, few, measure, named, randomize, run
+from tests.helpers import ISAS, draw, few, measure, named, randomize, run
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
-isas = pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+isas = pytest.mark.parametrize("isa", ISAS, indirect=True)
 CASES = {
     "one pooled pixel": (512, 7, {}),
     "one head": (128, 7, {"head_num": 1}),

@@ -19,7 +19,7 @@ struct AcpPlan {
     bool channels_last;
 
     // std::invalid_argument where sizes or options do not fit; dtypes by their codes
-    static AcpPlan make(int batch, int channels, int height, int width, const std::vector<int>& kernels, int pool_size,
+    static AcpPlan make(int batch, int channels, int height, int width, std::vector<int> kernels, int pool_size,
                         bool sum, int x_dtype, int param_dtype, bool channels_last);
 
     int layers() const { return static_cast<int>(kernels.size()); }

@@ -23,7 +23,7 @@ struct LgaPlan {
 
     // std::invalid_argument where sizes or options do not fit; dtypes by their codes
     static LgaPlan make(int batch, int dim, int height, int width, int num_heads, int num_scales,
-                        const std::vector<std::vector<int>>& branches, int encoding_h, int encoding_w, bool released,
+                        std::vector<std::vector<int>> branches, int encoding_h, int encoding_w, bool released,
                         int x_dtype, int param_dtype, bool channels_last);
 
     int head_dim() const { return dim / num_heads; }
