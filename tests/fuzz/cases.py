@@ -196,7 +196,8 @@ def _spoil(random: Random, case: Case) -> None:
     shape = random.choice(case["shapes"])
     what = random.choice(("axis", "axis", "empty", "dtype", "parameters", "option"))
     if what == "axis":
-        shape[random.randrange(len(shape))] += random.choice((-1, 1))
+        axis = random.randrange(len(shape))
+        shape[axis] = max(0, shape[axis] + random.choice((-1, 1)))
     if what == "empty":
         shape[random.randrange(1, len(shape))] = 0
     if what == "dtype":

@@ -78,3 +78,14 @@ def test_saved_size_is_the_extensions(name, options, shape):
     plan, *_ = scsa._prepare(module.operation, x, module._params(), options)
     operation = module.operation
     assert plan.saved_size == scsa.saved_size(operation.spatial, operation.channel, x.shape, options)
+
+
+def test_rows_of_large_logits_among_small_ones():
+    """Small logits go by moments, the few rows of larger ones directly: each row as exactly as alone."""
+    module, x = make("pcsa", 640), draw(2, 640, 14, 15)
+    with torch.no_grad():
+        module.q.weight.mul_(0.1)
+        module.q.weight[::40] *= 40
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        check(module, x)

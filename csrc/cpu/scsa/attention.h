@@ -170,48 +170,111 @@ inline bool attend_by_expansion(const Projections& p, int first, int size, Range
     return true;
 }
 
-// One head whose logits are all small, linear in its channels; false where they are not, or where direct sums are
-// cheaper.
+// f(logits of R rows, the first of these rows, first channel, lanes) for a block of L rows: sums of R rows stay in
+// registers
+template <class F>
+inline void for_logits(const ScsaPlan& plan, const Projections& p, int first, const float* q_block, F&& f) {
+    constexpr int R = L / 2;
+    for (int r0 = 0; r0 < L; r0 += R)
+        for_lanes(first, first + plan.channels / plan.head_num, [&](int c, auto m) {
+            V s[R];
+            logits(q_block + r0, p.k + c, plan.channels, plan.pooled, m, s);
+            f(s, r0, c, m);
+        });
+}
+
+// Sums over a head's channels for a block of L rows: of weight(logits, row), and of that times v
+template <class F>
+inline void weighted_sums(const ScsaPlan& plan, const Projections& p, int first, const float* q_block, F&& weight,
+                          V& denominator, V& output) {
+    V sums[2][L] = {};
+    for_logits(plan, p, first, q_block, [&](const auto& s, int r0, int c, auto m) {
+        const V v = load(p.v + c, m);
+        for (int r = 0; r < L / 2; ++r) {
+            const V e = keep(weight(s[r], r0 + r), m);
+            sums[0][r0 + r] += e;
+            sums[1][r0 + r] += e * v;
+        }
+    });
+    denominator = sum_rows(sums[0]);
+    output = sum_rows(sums[1]);
+}
+
+// The rows named, at most L, of a head whose logits are all within exp2's range; scratch: N * L floats
+inline void attend_rows(const ScsaPlan& plan, const Projections& p, int first, const int* rows, int count,
+                        const AttentionRows& out, float* scratch) {
+    for (int n = 0; n < plan.pooled; ++n)
+        for (int r = 0; r < L; ++r) scratch[n * L + r] = r < count ? p.q[int64_t{n} * plan.channels + rows[r]] : 0.0f;
+    V denominator, output;
+    weighted_sums(plan, p, first, scratch, [](V s, int) { return exp2_bounded(s); }, denominator, output);
+    const V inverse = 1.0f / denominator;
+    output *= inverse;
+    for (int r = 0; r < count; ++r) {
+        out.inverse[rows[r]] = inverse[r];
+        out.o[rows[r]] = output[r];
+        out.top[rows[r]] = 0.0f;
+    }
+}
+
+// One head by monomials of its small logits, linear in its channels, and directly for the few rows whose logits may be
+// larger; false where all rows directly are cheaper.
 inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows,
                                 const AttentionRows& out, float* scratch) {
     const int64_t C = plan.channels;
     const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
-    V k_norm{}, q_norm{};
-    for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
+    float* squares = scratch + N * L;  // [size], |q_i|^2
+    V largest_k{}, largest_q{};
     for_lanes(first, first + size, [&](int c, auto m) {
         V s{};
         for (int n = 0; n < N; ++n) s += load(p.q + n * C + c, m) * load(p.q + n * C + c, m);
-        q_norm = max(s, q_norm);
+        store(squares + c - first, s, m);
+        largest_q = max(s, largest_q);
+        largest_k = max(load(p.bound + c, m), largest_k);
     });
-    const float bound = kLn2 * __builtin_sqrtf(largest(q_norm) * largest(k_norm));
-    if (!(bound < 1.0f)) return false;
-    const Monomials monomials(N, bound);
-    const int64_t expanded = int64_t{monomials.count} * 9 * size, direct = int64_t{size} * size * (N + 13);
-    if (!monomials.count || 2 * expanded > direct) return false;
+    const float k_square = largest(largest_k) * (kLn2 * kLn2);  // of natural logits
+    const float most = __builtin_sqrtf(largest(largest_q) * k_square);
+    if (!(most < 60.0f)) return false;
+    const auto beyond = [&](int i, float bound) { return squares[i - first] * k_square > bound * bound; };
+    // the bound up to which monomials pay, and the instructions of a channel then
+    float bound = -1.0f;
+    int64_t cost = int64_t{size} * (N + 13) * 3 / 4;  // what saves less does not pay
+    for (const float wanted : {most, 0.7f, 0.4f, 0.2f}) {
+        const int count = wanted <= most ? Monomials::number(N, wanted) : 0;
+        if (!count) continue;
+        int64_t now = 9 * count;
+        for (int i = first; i < first + size; ++i) now += beyond(i, wanted) * (N + 13);
+        if (now < cost) bound = wanted, cost = now;
+    }
+    if (bound < 0.0f) return false;
 
-    V values[kMaxMonomials], sums[2][kMaxMonomials];
-    for (int i = 0; i < monomials.count; ++i) sums[0][i] = sums[1][i] = V{};
+    const Monomials monomials(N, bound);
+    V heads[kMaxMonomials], moments[2][kMaxMonomials];
+    for (int i = 0; i < monomials.count; ++i) moments[0][i] = moments[1][i] = V{};
     for_lanes(first, first + size, [&](int c, auto m) {
         const V v = load(p.v + c, m);
-        monomials.evaluate(p.k + c, C, 1.0f, m, values, [&](int i, V e) {
-            sums[0][i] += keep(e, m);
-            sums[1][i] += keep(e, m) * v;
+        monomials.evaluate(p.k + c, C, m, heads, [&](int i, V e) {
+            moments[0][i] += e;
+            moments[1][i] += e * v;
         });
     });
-    for (int i = 0; i < monomials.count; ++i) {
-        scratch[2 * i] = sum(sums[0][i]) * monomials.weight[i];
-        scratch[2 * i + 1] = sum(sums[1][i]) * monomials.weight[i];
-    }
+    float coefficients[2 * kMaxMonomials];
+    for (int i = 0; i < monomials.count; ++i)
+        for (int k = 0; k < 2; ++k) coefficients[2 * i + k] = sum(moments[k][i]) * monomials.weight[i];
     for_lanes(begin, end, [&](int c, auto m) {
-        V denominator{}, output{};
-        monomials.evaluate(p.q + c, C, kLn2, m, values, [&](int i, V e) {
-            denominator += e * scratch[2 * i];
-            output += e * scratch[2 * i + 1];
-        });
+        V denominator, output;
+        monomials.sums(p.q + c, C, kLn2, m, heads, coefficients, denominator, output);
         store(out.inverse + c, 1.0f / denominator, m);
         store(out.o + c, output / denominator, m);
         store(out.top + c, V{}, m);
     });
+    int larger[L], count = 0;
+    for (int i = begin; i < end; ++i) {
+        if (beyond(i, bound)) larger[count++] = i;
+        if (count == L || (count && i == end - 1)) {
+            attend_rows(plan, p, first, larger, count, out, scratch);
+            count = 0;
+        }
+    }
     return true;
 }
 
@@ -238,44 +301,25 @@ INLINE_BODY inline void attend(const ScsaPlan& plan, Range range, const Projecti
         });
         for_lanes(first, first + size, [&](int c, auto m) { k_norm = max(load(p.bound + c, m), k_norm); });
         const bool bounded = largest(q_norm) * largest(k_norm) <= 60.0f * 60.0f && sum(q_norm) == sum(q_norm);
-        V top[L], denominator[L], output[L];
-        for (int r = 0; r < L; ++r) top[r] = denominator[r] = output[r] = V{};
-        // f(logits of R rows, first of these rows, first channel, lanes): sums of R rows stay in registers
-        constexpr int R = L / 2;
-        const auto for_logits = [&](auto&& f) {
-            for (int r0 = 0; r0 < L; r0 += R)
-                for_lanes(first, first + size, [&](int c, auto m) {
-                    V s[R];
-                    logits(scratch + r0, p.k + c, C, N, m, s);
-                    f(s, r0, c, m);
-                });
-        };
-        const auto reduce = [&](auto weight) {
-            for_logits([&](const V(&s)[R], int r0, int c, auto m) {
-                const V v = load(p.v + c, m);
-                for (int r = 0; r < R; ++r) {
-                    const V e = keep(weight(s[r], r0 + r), m);
-                    denominator[r0 + r] += e;
-                    output[r0 + r] += e * v;
-                }
-            });
-        };
+        V top[L];
+        for (int r = 0; r < L; ++r) top[r] = splat(bounded && !save ? 0.0f : -__builtin_inff());
         if (!bounded || save) {
-            for (int r = 0; r < L; ++r) top[r] = splat(-__builtin_inff());
-            for_logits([&](const V(&s)[R], int r0, int, auto m) {
-                for (int r = 0; r < R; ++r)
+            for_logits(plan, p, first, scratch, [&](const auto& s, int r0, int, auto m) {
+                for (int r = 0; r < L / 2; ++r)
                     top[r0 + r] = max(top[r0 + r], lanes(m) == L ? s[r] : splat(largest(s[r], lanes(m))));
             });
             for (int r = 0; r < L; ++r) top[r] = splat(largest(top[r]));
         }
-        if (bounded) reduce([](V s, int) { return exp2_bounded(s); });
-        else reduce([&](V s, int r) { return exp2(s - top[r]); });
+        V denominator, output;
+        if (bounded)
+            weighted_sums(plan, p, first, scratch, [](V s, int) { return exp2_bounded(s); }, denominator, output);
+        else weighted_sums(plan, p, first, scratch, [&](V s, int r) { return exp2(s - top[r]); }, denominator, output);
         const Tail tail(rows);
         V tops;
         for (int r = 0; r < L; ++r) tops[r] = top[r][0];
-        const V inverse = 1.0f / sum_rows(denominator);
+        const V inverse = 1.0f / denominator;
         store(out.inverse + i, bounded ? inverse * exp2(tops) : inverse, tail);
-        store(out.o + i, sum_rows(output) * inverse, tail);
+        store(out.o + i, output * inverse, tail);
         store(out.top + i, tops, tail);
     });
 }
