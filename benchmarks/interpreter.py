@@ -30,10 +30,42 @@ def members(package: ModuleType | type) -> list[tuple[str, object]]:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Look once for what the interpreter replaces, which it seeks anew in each call of a function of a kernel's."""
+    """Find once what the interpreter seeks anew: what it replaces in each call of a function of a kernel's, and what a
+    type says of a value's shape for each value."""
+    from triton.language import core
     from triton.runtime import interpreter
 
-    with patch.object(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": members})):
+    make_block, make_tensor, in_numpy = core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype
+    blocks: dict[tuple, dict] = {}  # the attributes of a type of blocks, by what it is made of
+    tensors: dict[tuple, dict] = {}  # those of a value, by its type
+    numpys: dict[tuple, np.dtype] = {}  # NumPy's type, by Triton's, of which pointers have no hash
+
+    def block(self, element_ty, shape):
+        key = type(element_ty), element_ty.name, *(core._unwrap_if_constexpr(size) for size in shape)
+        if key not in blocks:
+            make_block(self, element_ty, shape)
+            blocks[key] = dict(vars(self))
+        vars(self).update(blocks[key], element_ty=element_ty)
+
+    def tensor(self, handle, type_):
+        key = type(type_), type_.name
+        if key not in tensors:
+            make_tensor(self, handle, type_)
+            tensors[key] = dict(vars(self))
+        vars(self).update(tensors[key], handle=handle, type=type_, dtype=type_.scalar)
+
+    def numpy(type_):
+        key = type(type_), type_.name
+        if key not in numpys:
+            numpys[key] = in_numpy(type_)
+        return numpys[key]
+
+    with (
+        patch.object(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": members})),
+        patch.object(interpreter, "_get_np_dtype", numpy),
+        patch.object(core.block_type, "__init__", block),
+        patch.object(core.tensor, "__init__", tensor),
+    ):
         yield
 
 

@@ -33,12 +33,11 @@ import fastattn
 from fastattn.bench.scene import outputs
 from fastattn.bench.sizes import ACP_SIZES, CAT_SIZES, CHANNELS_LAST, LGA_SIZES, MEMORY_FORMATS, STAGES, name_of
 from fastattn.cfsam.partition_attention import HEAD_DIMS
-from fastattn.lga.reference import CONTRACTIONS
 from fastattn.report import Table, to_text
 
 from .suites.cfsam import AttentionCase, PyramidCase, attend, gather_tokens, random_maps
 from .suites.interaction import ACP_LAYERS, AcpCase, CatCase
-from .suites.lga import LgaCase
+from .suites.lga import CONTRACTIONS, LgaCase
 from .suites.scsa import Case
 
 BATCH = 32

@@ -38,13 +38,12 @@ from torch import Tensor, nn
 import fastattn
 from fastattn.bench.scene import outputs
 from fastattn.bench.sizes import ACP_SIZES, LGA_SIZES, MEMORY_FORMATS, STAGES, name_of
-from fastattn.lga.reference import CONTRACTIONS
 from fastattn.report import Table, to_text
 
 from . import interpreter
 from .suites.cfsam import AttentionCase, PyramidCase, attend, attention_scene, gather_tokens, random_maps
 from .suites.interaction import ACP_BATCH, ACP_LAYERS, CAT_BATCH, CAT_CONCEPTS, CAT_TOKENS, AcpCase, CatCase, make
-from .suites.lga import LGA_BATCH, PAPER, LgaCase
+from .suites.lga import CONTRACTIONS, LGA_BATCH, PAPER, LgaCase
 from .suites.scsa import Case
 
 BY_ARRAY = ("lga", "acp", "cat")  # what is printed array by array

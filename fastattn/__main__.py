@@ -1,6 +1,7 @@
 """`python -m fastattn info [--bug-report]`: versions, the state of the extension, and who serves what.
 `python -m fastattn bench TABLE`: one of the papers' throughput tables, measured on this machine.
 `python -m fastattn report RESULT.json [OTHER.json ...] -o DIR`: results as tables, plots and a page.
+`python -m fastattn explain-model BACKBONE --attention NAME -o DIR`: what a stage of a network looks at.
 `python -m fastattn build-ops [-o DIR]`: the operators as a library for C++."""
 
 import os
@@ -15,7 +16,7 @@ from .core import backends, native
 
 USAGE = (
     "usage: python -m fastattn info [--bug-report] | bench TABLE | report RESULT.json [OTHER.json ...] -o DIR | "
-    "build-ops [-o DIR]"
+    "explain-model BACKBONE --attention NAME -o DIR | build-ops [-o DIR]"
 )
 
 
@@ -67,6 +68,10 @@ def main(argv: list[str]) -> int:
         from .report import main as report
 
         return report(argv[1:])
+    if argv[:1] == ["explain-model"]:
+        from .explain_model import main as explain_model
+
+        return explain_model(argv[1:])
     if argv[:1] == ["build-ops"]:
         from .build_ops import main as build_ops
 

@@ -27,7 +27,10 @@ TESTS = {
     "onnxruntime": [f"{EXPORT}::test_onnx"],
     "openvino": [f"{EXPORT}::test_openvino"],
     "torchao": ["tests/export/test_quantisation.py"],
-    "grad-cam": ["tests/export/test_counters.py::test_grad_cam_on_a_stage_and_on_a_child"],
+    "grad-cam": [
+        "tests/export/test_counters.py::test_grad_cam_on_a_stage_and_on_a_child",
+        "tests/test_explain_model.py::test_the_command_writes_pictures_of_a_plain_network_and_one_with_attention",
+    ],
 }
 
 

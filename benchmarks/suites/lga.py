@@ -15,7 +15,6 @@ from fastattn.bench.devices import Cpu
 from fastattn.bench.scene import Scene
 from fastattn.bench.sizes import CHANNELS_LAST, CONTIGUOUS, FORWARD, LGA_SIZES, MEMORY_FORMATS, TRAINING, WORKS
 from fastattn.bench.suite import Selection, Suite, Table
-from fastattn.lga.reference import CONTRACTIONS
 
 from ..shapes import GPU_BATCH, GPU_DTYPES, case_facts, marked, paired
 from .figures import (
@@ -37,7 +36,7 @@ CHECKED_IMAGES = 1
 COMPILED_LGA = LGA_SIZES[0], LGA_SIZES[2]
 SMOKE_LGA = (8, 4, 9)
 LGA_BATCH = 8
-PAPER, RELEASED = CONTRACTIONS
+PAPER, RELEASED = CONTRACTIONS = ("paper", "released")  # "spatial" is torch's attention
 
 
 @dataclass(frozen=True)

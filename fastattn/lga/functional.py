@@ -40,8 +40,10 @@ def local_global_attention(
     check_not_empty(x)
     check_heads(weight.shape[0], num_heads, "embed_dim")
     check_scales(len(scales))
+    check_contraction(contraction)
     maps = max(len(scales), sum(len(branch.convs) for branch in branches))
-    name, dtype = serving("lga", x, weight.dtype, backend, weight.shape[0] // num_heads, maps)
+    facts = weight.shape[0] // num_heads, maps, contraction == "spatial"
+    name, dtype = serving("lga", x, weight.dtype, backend, *facts)
     arguments = (x, scales, scale_attention, position_encoding, branches, out_conv)
     if name == "reference" or x.shape[0] == 0:
         return reference.local_global_attention(*arguments, num_heads=num_heads, contraction=contraction)
@@ -80,6 +82,12 @@ def check_scales(count: int) -> None:
         raise ValueError(f"num_scales must be {expected}, got {count}")
 
 
+def check_contraction(contraction: str) -> None:
+    """ValueError unless this is a contraction."""
+    if contraction not in CONTRACTIONS:
+        raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {contraction!r}")
+
+
 def check_options(
     embed_dim: int,
     num_heads: int,
@@ -106,5 +114,4 @@ def check_options(
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be positive, got {height} and {width}")
     check_scales(num_scales)
-    if contraction not in CONTRACTIONS:
-        raise ValueError(f"contraction must be one of {', '.join(CONTRACTIONS)}, got {contraction!r}")
+    check_contraction(contraction)

@@ -19,14 +19,15 @@ _ALPHAS = ("learnable_alpha_local", "learnable_alpha_global")  # (1), since FSDP
 
 
 class LocalGlobalAttention(FastModule):
-    """Channel attention on local and global features of x (B, embed_dim, H, W) (arXiv 2411.09604, eq. 1-15).
+    """Attention on local and global features of x (B, embed_dim, H, W) (arXiv 2411.09604, eq. 1-15).
 
     `contraction="paper"` computes the paper's equation 10, A v, in the layout of the author's published code: A is of a
     head's channels (d x d), though the text around equation 8 speaks of space; `"released"` what that code computes: it
     sums A and v over separate indices, so that every channel of a head gets the sum of the head's values, and the
-    queries and keys have no effect and no gradient. Both have the same parameters: choose "released" for weights that
-    were trained with the published code. `branches` are "both", "local" (the paper's LA) or "global" (GA); what is
-    left out has no parameters. The position encoding (height, width) is resized to any input by nearest neighbour.
+    queries and keys have no effect and no gradient; `"spatial"` what the text says: attention among the pixels of a
+    head (HW x HW, softmax over pixels). All have the same parameters: choose "released" for weights that were trained
+    with the published code. `branches` are "both", "local" (the paper's LA) or "global" (GA); what is left out has no
+    parameters. The position encoding (height, width) is resized to any input by nearest neighbour.
 
     ValueError for options that do not fit one another; in forward, for an input that is not real floating point of
     shape (B, embed_dim, H, W) with at least one pixel.

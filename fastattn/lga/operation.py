@@ -3,6 +3,9 @@
 On the CPU one call of the extension does it all, the registered operators `fastattn::lga_{forward,backward}`, and on
 GPUs it is a composition: 1x1 convolutions are the library's, depthwise convolutions, the mixture of scales and the
 channel attention are Triton's. What is kept for backward is x and z; everything else is formed anew from them.
+
+Attention among pixels (contraction "spatial") is torch's own, which never has the matrix of all pairs: on the CPU the
+rest is torch's too, on GPUs Triton's as above.
 """
 
 from collections.abc import Sequence
@@ -45,8 +48,24 @@ def local_global_attention(
     branches = [Branch([Separable(*map(own, conv)) for conv in convs], alpha) for convs, alpha in branches]
     encoding = position_encoding.to(own_dtype)
     arguments = (x.to(own_dtype), scales, own(scale_attention), encoding, branches, own(out_conv))
-    run = _whole if backend == "native" else _composed
+    run = _composed if backend == "triton" else _in_torch if contraction == "spatial" else _whole
     return run(*arguments, num_heads, contraction).to(dtype)
+
+
+def _in_torch(
+    x: Tensor,
+    scales: Sequence[Separable],
+    scale_attention: Affine,
+    position_encoding: Tensor,
+    branches: Sequence[Branch],
+    out_conv: Affine,
+    num_heads: int,
+    contraction: str,
+) -> Tensor:
+    """Run torch's operators, for attention among pixels."""
+    z = reference.mix_scales(x, scales, scale_attention, position_encoding)
+    features = [reference.depthwise(z, conv.depthwise) for branch in branches for conv in branch.convs]
+    return F.conv2d(_among_pixels(features, branches, x, num_heads), *out_conv)
 
 
 def _whole(
@@ -108,9 +127,31 @@ def _attend(
     """Return out (B, D, H, W)."""
     convs = [conv for branch in branches for conv in branch.convs]
     features = depthwise_convolutions(z, [conv.depthwise for conv in convs], [1] * len(convs))
-    shares = torch.cat([(branch.alpha.float() / len(branch.convs)).expand(len(branch.convs)) for branch in branches])
-    mixed = gram_attention(features, [conv.pointwise for conv in convs], shares, x, num_heads, contraction)
+    if contraction == "spatial":
+        mixed = _among_pixels(features, branches, x, num_heads)
+    else:
+        affines = [conv.pointwise for conv in convs]
+        mixed = gram_attention(features, affines, _shares(branches), x, num_heads, contraction)
     return F.conv2d(mixed, *out_conv)
+
+
+def _shares(branches: Sequence[Branch]) -> Tensor:
+    """Return what each convolution's attention weighs in the sum of all, float32 (K,)."""
+    return torch.cat([(branch.alpha.float() / len(branch.convs)).expand(len(branch.convs)) for branch in branches])
+
+
+def _among_pixels(features: Sequence[Tensor], branches: Sequence[Branch], x: Tensor, num_heads: int) -> Tensor:
+    """Return the weighted sum of attention and residual (B, D, H, W), of depthwise outputs (B, D, H, W) each."""
+    batch, dim, height, width = x.shape
+    shares = _shares(branches)
+    mixed = x * shares.sum().to(x.dtype)
+    affines = (conv.pointwise for branch in branches for conv in branch.convs)
+    for share, maps, affine in zip(shares.to(x.dtype), features, affines, strict=True):
+        tokens = F.conv2d(maps, *affine, groups=num_heads).flatten(2).transpose(1, 2).contiguous()  # [B, HW, 3 D]
+        q, k, v = tokens.view(batch, height * width, 3, num_heads, dim // num_heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).permute(0, 1, 3, 2)  # [B, heads, d, HW]
+        mixed = mixed + share * out.reshape(batch, dim, height, width)
+    return mixed
 
 
 class _Whole(FlatOperation):
@@ -156,18 +197,22 @@ def facts(
     num_heads: int = 1,
     local_kernel_sizes: Sequence[int] = (),
     num_scales: int = 0,
+    contraction: str = "paper",
     **_: Any,
 ) -> tuple:
-    """Return what the limits are about: the channels of a head, and kernels or scales, whichever are more."""
-    return embed_dim // num_heads, max(len(local_kernel_sizes) + 1, num_scales)
+    """Return what the limits are about: the channels of a head; kernels or scales, whichever are more; whether
+    attention is among pixels, which is torch's."""
+    return embed_dim // num_heads, max(len(local_kernel_sizes) + 1, num_scales), contraction == "spatial"
 
 
-def _native_limits(head_dim: int = 1, maps: int = 1) -> list[str]:
+def _native_limits(head_dim: int = 1, maps: int = 1, among_pixels: bool = False) -> list[str]:
+    if among_pixels:
+        return []
     return extension_reasons() + ([f"{maps} kernels or scales; native takes up to 15"] if maps > 15 else [])
 
 
-def _triton_limits(head_dim: int = 1, maps: int = 1) -> list[str]:
-    within = head_dim <= 64 and maps <= 7
+def _triton_limits(head_dim: int = 1, maps: int = 1, among_pixels: bool = False) -> list[str]:
+    within = (head_dim <= 64 or among_pixels) and maps <= 7
     return [] if within else [f"heads of {head_dim} channels, {maps} kernels or scales; it takes up to 64 and 7"]
 
 

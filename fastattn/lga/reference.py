@@ -14,6 +14,7 @@ neighbour, with the integer rule floor(i * in / out).
 The released module contracts A and v over separate indices; the rows of A sum to one, so that each channel of a head
 gets the sum of the head's v, and q and k have no effect: contraction "released". "paper" is equation 10 in the released
 module's layout: its A is d x d, of a head's channels, where the paper's text around equation 8 speaks of space.
+"spatial" is that text: A = softmax(q^T k / sqrt(d)) over pixels, (B, heads, HW, HW), and out_k = v A^T + x.
 
 What the fast paths use, each exact up to rounding:
 
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from ..core.reference import Affine, depthwise, resize_nearest
 
-CONTRACTIONS = ("paper", "released")
+CONTRACTIONS = ("paper", "released", "spatial")
 
 
 class Separable(NamedTuple):
@@ -62,11 +63,16 @@ def mix_scales(x: Tensor, scales: Sequence[Separable], weights: Affine, position
 
 
 def attend(qkv: Tensor, num_heads: int, contraction: str) -> Tensor:
-    """Attend among the channels of each head, of q, k and v side by side (B, 3 D, H, W) (eq. 6-10); (B, D, H, W)."""
+    """Attend among the channels of each head, or for contraction "spatial" among its pixels, of q, k and v side by side
+    (B, 3 D, H, W) (eq. 6-10); (B, D, H, W)."""
     batch, triple, height, width = qkv.shape
     dim = triple // 3
     q, k, v = (t.reshape(batch, num_heads, dim // num_heads, height * width) for t in qkv.chunk(3, dim=1))
-    attention = (q @ k.transpose(2, 3) * (dim // num_heads) ** -0.5).softmax(dim=3)
+    scale = (dim // num_heads) ** -0.5
+    if contraction == "spatial":
+        attention = (q.transpose(2, 3) @ k * scale).softmax(dim=3)  # [B, heads, HW, HW]
+        return (v @ attention.transpose(2, 3)).reshape(batch, dim, height, width)
+    attention = (q @ k.transpose(2, 3) * scale).softmax(dim=3)
     if contraction == "released":  # its rows' sums, which are one, times the sum of the values
         attention, v = attention.sum(dim=3, keepdim=True), v.sum(dim=2, keepdim=True)
     return (attention @ v).reshape(batch, dim, height, width)

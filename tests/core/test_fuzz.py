@@ -11,7 +11,7 @@ from tests.fuzz import cases, runner
 from tests.fuzz.faults import FAULTS
 from tests.helpers import FULL
 
-SECONDS = float(os.environ.get("FASTATTN_FUZZ_SECONDS") or (60 if FULL else 10))
+SECONDS = float(os.environ.get("FASTATTN_FUZZ_SECONDS") or (60 if FULL else 5))
 PLAIN = {"order": [0, 1, 2, 3], "step": [1] * 4, "pad": [0] * 4, "offset": 0, "expand": []}
 CASE = {
     "module": "SCSA",

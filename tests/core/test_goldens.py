@@ -19,7 +19,7 @@ pytestmark = pytest.mark.triton
 FOLDER = Path(os.environ.get("FASTATTN_GOLDENS") or Path(__file__).parents[1] / "goldens")
 MODULES = {"scsa": fastattn.SCSA, "lga": fastattn.LocalGlobalAttention}  # by folder
 FILES = sorted(path for name in MODULES for path in (FOLDER / name).glob("*.safetensors"))
-MOST = [INTERPRETED and i % 3 > 0 for i in range(len(FILES))]  # for a full run alone
+MOST = [INTERPRETED and i % 4 != 2 for i in range(len(FILES))]  # for a full run alone
 STORED = 1e-7  # the files hold float64 results rounded to float32
 
 

@@ -13,8 +13,9 @@ def a_map(channels: int, size: int = 8) -> torch.Tensor:
     return torch.zeros(1, channels, size, size)
 
 
-def lga(channels=8, heads=2, kernels=2, scales=3):
-    return fastattn.LocalGlobalAttention(channels, heads, (3,) * (kernels - 1), 3, num_scales=scales), a_map(channels)
+def lga(channels=8, heads=2, kernels=2, scales=3, **options):
+    local = (3,) * (kernels - 1)
+    return fastattn.LocalGlobalAttention(channels, heads, local, 3, num_scales=scales, **options), a_map(channels)
 
 
 def acp(layers=2, window=2):
@@ -55,6 +56,8 @@ CASES = {
     "lga, 15 kernels": (lga(kernels=15), {"triton": "15 kernels or scales"}),
     "lga, 16 kernels": (lga(kernels=16), dict.fromkeys(("native", "triton"), "16 kernels or scales")),
     "lga, heads of 64": (lga(64, 1), {}),
+    "lga, 16 kernels, spatial": (lga(kernels=16, contraction="spatial"), {"triton": "16 kernels or scales"}),
+    "lga, heads of 65, spatial": (lga(65, 1, contraction="spatial"), {}),
     "lga, heads of 65": (lga(65, 1), {"triton": "heads of 65 channels"}),
     "acp, four layers": (acp(4), {}),
     "acp, five layers": (acp(5), {"triton": "5 layers"}),

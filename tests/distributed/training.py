@@ -169,12 +169,14 @@ def compare(found: dict[str, Any], expected: dict[str, Any], limit: float = LIMI
     assert not wrong, "; ".join(wrong)
 
 
-def check(wrap: Callable[[nn.Module], nn.Module], name: str, *, batch: int = BATCH, shared: bool = True) -> None:
+def check(
+    wrap: Callable[[nn.Module], nn.Module], name: str, *, batch: int = BATCH, steps: int = STEPS, shared: bool = True
+) -> None:
     """Train a wrapped copy of a model on this process's shares, or on the whole batches, and the model on the joint
     batch: equal gradients at every step, and equal parameters at the end."""
     model, images, loss = case(name, batch)
     wrapped = wrap(copy.deepcopy(model))
-    batches = [tuple(t.roll(step, 0) for t in images) for step in range(STEPS)]
+    batches = [tuple(t.roll(step, 0) for t in images) for step in range(steps)]
     several = train(wrapped, map(own, batches), of_mean(loss, batch)) if shared else train(wrapped, batches, loss)
     for _ in zip(train(model, batches, loss), several, strict=True):
         compare(gradients(wrapped), gradients(model))

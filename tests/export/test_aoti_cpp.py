@@ -39,7 +39,7 @@ MODULES = {
 }
 WITHOUT_FASTATTN = "import sys; sys.modules['fastattn'] = None; import torch; torch.ops.load_library(sys.argv[1]); "
 SCSA_CALL = (
-    "torch.ops.fastattn.scsa_forward(torch.randn(1, 16, 7, 7, dtype={dtype}), [torch.randn(12)] * 17, "
+    "torch.ops.fastattn.scsa_forward(torch.randn(1, 16, 7, 7, dtype={dtype}), [{parameter}] * 17, "
     "1, 7, {mode!r}, 'sigmoid', {dtype}, {backend!r}, False)"
 )
 
@@ -106,10 +106,13 @@ for name, args, expected in torch.load(sys.argv[2]):
         ({"dtype": "torch.float64"}, "x is Double; the kernels compute Float, BFloat16 and Half"),
         ({"mode": "recombination"}, "down_sample_mode recombination has no fast path"),
         ({"backend": "triton"}, "exported for the backend triton"),
+        ({"parameter": "torch.randn(12, device='meta')"}, "Meta"),
+        ({"parameter": "torch.randn(12).to_sparse()"}, "SparseCPU"),
     ],
 )
 def test_what_it_does_not_serve_is_refused_in_words(given, message, library):
-    call = SCSA_CALL.format(**{"dtype": "torch.float32", "mode": "avg_pool", "backend": "auto"} | given)
+    plain = {"dtype": "torch.float32", "mode": "avg_pool", "backend": "auto", "parameter": "torch.randn(12)"}
+    call = SCSA_CALL.format(**plain | given)
     done = python(WITHOUT_FASTATTN + call, library)
     assert done.returncode == 1
     assert message in done.stderr

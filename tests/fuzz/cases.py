@@ -144,7 +144,7 @@ def _lga(random: Random, small: bool) -> tuple[dict, list, dict]:
         "height": _size(random, 20),
         "width": _size(random, 20),
         "num_scales": random.randint(1, 4),
-        "contraction": random.choice(("paper", "paper", "released")),
+        "contraction": random.choice(("paper", "paper", "released", "spatial")),
         "branches": random.choice(("both", "both", "local", "global")),
     }
     return options, [_map(random, dim, small)], {}

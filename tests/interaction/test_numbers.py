@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastattn
-from tests.helpers import ISAS, run
+from tests.helpers import ISAS, full, run
 from tests.interaction.test_module import check
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
@@ -22,8 +22,15 @@ def test_output_weights_small_against_the_bias(scale, isa):
     check(module, (torch.randn(4, 196, 64),))
 
 
-@isas
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("threads", "isa"),
+    [
+        *((1, isa) for isa in ISAS),
+        # two threads wait for one another beside the other tests: ten seconds
+        *(pytest.param(2, isa, marks=full(isa != ISAS[1])) for isa in ISAS),
+    ],
+    indirect=["isa"],
+)
 def test_scores_whose_softmax_is_one_hot(threads, isa):
     torch.manual_seed(0)
     module, x = fastattn.ConceptualAttention(64), 1e5 * torch.randn(3, 196, 64)

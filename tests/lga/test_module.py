@@ -1,11 +1,13 @@
 """Local-Global Attention: the fast paths against the float64 reference, and what a user can do wrong."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 import fastattn
+from fastattn.lga.reference import CONTRACTIONS, attend
 from tests.helpers import (
     DEVICE,
     DTYPES,
@@ -31,6 +33,7 @@ FEW = {  # all that is interpreted, where each takes seconds
     "small kernels": (2, 8, 4, 5, 6, SMALL),
     "small kernels, three heads": (1, 6, 3, 4, 5, SMALL),
     "small kernels, released": (2, 8, 4, 5, 6, {**SMALL, "contraction": "released"}),
+    "small kernels, spatial": (2, 8, 4, 5, 6, {**SMALL, "contraction": "spatial"}),
     "small kernels, one pixel, local branch": (1, 4, 2, 1, 1, {**SMALL, "branches": "local"}),
 }
 CASES = FEW | {
@@ -53,6 +56,8 @@ CASES = FEW | {
     "global branch": (2, 12, 4, 9, 9, {"branches": "global"}),
     "released": (2, 24, 6, 9, 10, {"contraction": "released"}),
     "released, one head, local": (1, 8, 1, 9, 10, {"contraction": "released", "branches": "local"}),
+    "spatial": (2, 24, 6, 9, 10, {"contraction": "spatial"}),
+    "spatial, one head, local": (1, 8, 1, 9, 10, {"contraction": "spatial", "branches": "local"}),
 }
 
 
@@ -92,7 +97,7 @@ def test_every_number_of_scales(num_scales, fast):
 
 
 @pytest.mark.parametrize("dtype", few_interpreted(DTYPES[1:]), ids=named)
-@pytest.mark.parametrize("case", thin(["small kernels", "small kernels, released"]))
+@pytest.mark.parametrize("case", thin(["small kernels", "small kernels, released", "small kernels, spatial"]))
 def test_narrow_dtypes(case, dtype, fast):
     if INTERPRETED and (case, dtype) == ("small kernels", torch.bfloat16):
         pytest.skip("of 480 numbers of 8 bits eager's error is chance, and more are interpreted in minutes")
@@ -110,10 +115,42 @@ def test_queries_and_keys_have_no_gradient_under_released(backend):
 
 
 def test_contractions_share_their_parameters(backend):
-    paper, released = (make(24, 6, contraction=name) for name in ("paper", "released"))
-    released.load_state_dict(paper.state_dict())
+    modules = [make(24, 6, contraction=name) for name in CONTRACTIONS]
+    for module in modules[1:]:
+        module.load_state_dict(modules[0].state_dict())
     x = draw(1, 24, 9, 9)
-    assert not torch.allclose(paper(x), released(x))
+    outs = [module(x) for module in modules]
+    for one, other in itertools.combinations(outs, 2):
+        assert not torch.allclose(one, other)
+
+
+def test_spatial_attention_is_among_the_pixels_of_a_head():
+    """Pixel by pixel: the softmax of its query's products with all keys weighs their values."""
+    heads, d, height, width = 2, 3, 4, 5
+    qkv = draw(1, 3 * heads * d, height, width, dtype=torch.float64)
+    q, k, v = qkv[0].flatten(1).view(3, heads, d, height * width)
+    found = attend(qkv, heads, "spatial")[0].flatten(1).view(heads, d, height * width)
+    for head, pixel in itertools.product(range(heads), range(height * width)):
+        weights = torch.stack([q[head, :, pixel] @ k[head, :, j] for j in range(height * width)]) / d**0.5
+        expected = (weights.softmax(0) * v[head]).sum(1)
+        torch.testing.assert_close(found[head, :, pixel], expected)
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE != "cpu", reason="of the CPU's memory")
+def test_spatial_attention_has_no_matrix_of_all_pairs_of_pixels(fast):
+    """Of 64 x 64 pixels and 4 heads it would be 268 MB."""
+    module, x = make(8, 4, contraction="spatial", branches="global"), draw(1, 8, 64, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        module(x)
+    assert max(event.cpu_memory_usage for event in profile.events()) < 32 << 20
+
+
+def test_a_contraction_that_does_not_exist_is_refused_by_the_functional():
+    module = make(8, 2)
+    with pytest.raises(ValueError, match="contraction must be one of paper, released, spatial, got 'fast'"):
+        fastattn.functional.local_global_attention(
+            draw(1, 8, 5, 5), *module.operands(), num_heads=2, contraction="fast"
+        )
 
 
 @pytest.mark.parametrize(("branches", "absent"), [("local", "global"), ("global", "local")])
@@ -224,7 +261,7 @@ BAD_OPTIONS = {
     "even local kernel": ({"local_kernel_sizes": (3, 4)}, r"kernel sizes must be odd, got local_kernel_sizes=\(3, 4\)"),
     "even global kernel": ({"global_kernel_size": 10}, "kernel sizes must be odd, .* global_kernel_size=10"),
     "no kernel": ({"local_kernel_sizes": ()}, "local_kernel_sizes must name at least one kernel"),
-    "contraction": ({"contraction": "fast"}, "contraction must be one of paper, released, got 'fast'"),
+    "contraction": ({"contraction": "fast"}, "contraction must be one of paper, released, spatial, got 'fast'"),
     "branches": ({"branches": "all"}, "branches must be one of both, local, global, got 'all'"),
     "encoding": ({"height": 0}, "height and width must be positive, got 0 and 14"),
     "scales": ({"num_scales": 0}, "num_scales must be at least 1, got 0"),

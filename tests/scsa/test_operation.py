@@ -21,6 +21,7 @@ from tests.helpers import (
     draw,
     few,
     few_interpreted,
+    full,
     make,
     named,
     run,
@@ -54,8 +55,14 @@ INPUTS = {
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("layout", few(INPUTS, 1 if INTERPRETED else 2))
-@pytest.mark.parametrize("name", few_interpreted(OPERATIONS))
+@pytest.mark.parametrize(
+    ("name", "layout"),  # by turns
+    [
+        pytest.param(name, layout, marks=full(j != i or (INTERPRETED and i > 0)))
+        for i, name in enumerate(OPERATIONS)
+        for j, layout in enumerate(INPUTS)
+    ],
+)
 @slow_interpreted
 def test_opcheck(name, layout):
     module, x = make(name, 16), INPUTS[layout]()
