@@ -20,6 +20,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 REPOSITORY = ROOT / "build" / "kernel"
@@ -84,6 +86,20 @@ def check_wheel(folder: Path, wheel: Path) -> None:
     assert seconds < LONGEST
 
 
+def check_pythons(folder: Path, wheel: Path) -> None:
+    """Call the extension from every Python that is on the path: the same bits."""
+    extension = zipfile.ZipFile(wheel).extract("fastattn/_native.abi3.so", folder)
+    env = os.environ | {"LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib")}  # its OpenMP
+    found = {}
+    for python in ("python3.11", "python3.12", "python3.13", "python3.14", "python3.15", sys.executable):
+        starts = [python, "-c", ""]  # a version manager's may not
+        if shutil.which(python) and subprocess.run(starts, capture_output=True).returncode == 0:
+            call = [python, ROOT / "wheels" / "bare.py", extension]
+            found[python] = subprocess.run(call, env=env, check=True, capture_output=True, text=True).stdout
+            print(python, found[python], end="")
+    assert len(set(found.values())) == 1, found
+
+
 def check_pure(folder: Path, wheel: Path) -> None:
     """Install the wheel without the extension: it computes, and says what is missing."""
     environment = Environment(folder)
@@ -124,6 +140,7 @@ def main(argv: Sequence[str]) -> None:
     native = [wheel for wheel in wheels if f"_{platform.machine()}." in wheel.name]
     pure = [wheel for wheel in wheels if "none-any" in wheel.name]
     checks = [*((check_wheel, wheel) for wheel in native), *((check_pure, wheel) for wheel in pure)]
+    checks += [(check_pythons, wheel) for wheel in native if "-abi3-" in wheel.name]
     if REPOSITORY.exists() and importlib.util.find_spec("kernels"):
         checks.append((check_kernel, REPOSITORY))
     if not only_wheels:
