@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 REPOSITORY = ROOT / "build" / "kernel"
 LARGEST = 5e6  # bytes
-LONGEST = 5.0  # seconds
+LONGEST = 5.0  # seconds of the processor
 OLDEST_GLIBC = 28  # 2.28, that every wheel serves
 TESTS = ("tests/core/test_goldens.py", "tests/core/test_threads.py", "tests/interaction/test_native.py")
 
@@ -64,10 +63,12 @@ class Environment:
         return done.stdout
 
     def install(self, what: Path) -> float:
-        start = time.perf_counter()
+        """Install a wheel and return the processor's time: a busy machine does not count."""
+        before = os.times()
         # the environment that is seen may have fastattn itself
         self.python("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--ignore-installed", what)
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def check_wheel(folder: Path, wheel: Path) -> None:
