@@ -3,6 +3,7 @@
 
 #include "cpu/acp/plan.h"
 #include "cpu/cat/plan.h"
+#include "cpu/gates/plan.h"
 #include "cpu/lga/plan.h"
 #include "cpu/scsa/plan.h"
 
@@ -19,6 +20,8 @@ void bind_plans(py::module_& m) {
     bind_plan(m, "AcpPlan", &AcpPlan::make, "batch", "channels", "height", "width", "kernels", "pool_size", "sum",
               "x_dtype", "param_dtype", "channels_last");
     bind_plan(m, "CatPlan", &CatPlan::make, "batch", "tokens", "channels", "concepts", "x_dtype", "param_dtype");
+    bind_plan(m, "GatesPlan", &GatesPlan::make, "batch", "channels", "height", "width", "program", "numbers", "numels",
+              "x_dtype", "param_dtype", "channels_last");
 }
 
 }  // namespace
