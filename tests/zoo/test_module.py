@@ -9,8 +9,10 @@ from torch import nn
 
 import fastattn
 from fastattn import zoo
+from fastattn.core.operation import decompositions
 from fastattn.zoo import simam
 from fastattn.zoo.description import saved_size
+from fastattn.zoo.functional import gate
 from fastattn.zoo.module import Gate
 from fastattn.zoo.operation import GATES
 from tests.helpers import DTYPES, FORMATS, check, draw, few, named, randomize
@@ -290,3 +292,25 @@ def test_gradients_twice_are_refused(case):
     (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward is not supported"):
         grad.sum().backward()
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("case", few(["CBAM", "FCA", "coordinate attention", "shuffle attention"]))
+def test_an_exported_gate_is_one_operator_or_standard_ones(case):
+    module, x = made(case, training=False)
+    with torch.no_grad():
+        program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+        targets = {node.target for node in program.graph.nodes}
+        assert torch.ops.fastattn.gates_forward.default in targets
+        taken_apart = program.run_decompositions(decompositions())
+        assert "fastattn" not in str(taken_apart.graph)
+        more = torch.cat([x, x.flip(0)])
+        for exported in (program, taken_apart):
+            torch.testing.assert_close(exported.module()(more), module(more), rtol=1e-4, atol=1e-5)
+
+
+def test_torch_fx_records_one_call():
+    module, x = made("CBAM", training=False)
+    traced = torch.fx.symbolic_trace(nn.Sequential(module))
+    assert any(node.target is gate for node in traced.graph.nodes)
+    torch.testing.assert_close(traced(x), module(x))
