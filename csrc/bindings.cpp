@@ -3,6 +3,7 @@
 
 #include "cpu/acp/plan.h"
 #include "cpu/cat/plan.h"
+#include "cpu/gates/plan.h"
 #include "cpu/lga/plan.h"
 #include "cpu/scsa/plan.h"
 
@@ -41,6 +42,7 @@ int bind_plans(PyObject* module) {
         PlanType<&LgaPlan::make>::bind(module, "fastattn._native.LgaPlan");
         PlanType<&AcpPlan::make>::bind(module, "fastattn._native.AcpPlan");
         PlanType<&CatPlan::make>::bind(module, "fastattn._native.CatPlan");
+        PlanType<&GatesPlan::make>::bind(module, "fastattn._native.GatesPlan");
         return module;
     });
     return done ? 0 : -1;

@@ -72,6 +72,16 @@ inline void read(PyObject* from, int& to) {
     to = static_cast<int>(value);
 }
 
+inline void read(PyObject* from, int64_t& to) {
+    to = PyLong_AsLongLong(from);
+    if (to == -1 && PyErr_Occurred()) throw PythonError();
+}
+
+inline void read(PyObject* from, double& to) {
+    to = PyFloat_AsDouble(from);
+    if (to == -1.0 && PyErr_Occurred()) throw PythonError();
+}
+
 inline void read(PyObject* from, bool& to) {
     const int truth = PyObject_IsTrue(from);
     if (truth < 0) throw PythonError();

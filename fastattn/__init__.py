@@ -1,6 +1,7 @@
 """Drop-in PyTorch modules for vision attention, with hand-written kernels for CPU and GPU."""
 
 from . import functional as functional
+from . import zoo as zoo
 from ._version import __version__ as __version__
 from .cfsam.module import CFSAM as CFSAM
 from .core.backends import available_backends as available_backends

@@ -109,14 +109,14 @@ def draw(
 def run(module: nn.Module, x: Tensor, grad_out: Tensor, backend: str, *, onednn: bool = True) -> dict[str, Tensor]:
     """Return the output, the input gradient and every parameter gradient of one pass, by name."""
     x = x.detach().requires_grad_()
-    names, parameters = zip(*module.named_parameters(), strict=True)
+    parameters = dict(module.named_parameters())
     # oneDNN never comes back from building some float16 depthwise convolutions (4 groups, kernel 15, length
     # 34)
     usable = mkldnn.flags(enabled=onednn and x.dtype != torch.float16, allow_tf32=None)
     with fastattn.use_backend(backend), usable:
         out = module(x)
-        gradients = torch.autograd.grad(out, [x, *parameters], grad_out)
-    return dict(zip(("out", "grad_x", *names), (out.detach(), *gradients), strict=True))
+        gradients = torch.autograd.grad(out, [x, *parameters.values()], grad_out)
+    return dict(zip(("out", "grad_x", *parameters), (out.detach(), *gradients), strict=True))
 
 
 def run_in_other_orders(module: nn.Module, x: Tensor, grad_out: Tensor) -> list[dict[str, Tensor]]:

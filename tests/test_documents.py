@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ MADE = ("benchmarks/results/latest.json",)  # by a command that the document nam
 ADDED = {"gate", "name"}  # what recipes call a folder that their reader adds
 HOUSES = {"Python": "fastattn", "triton": "kernels", "native": "csrc/cpu", "tests": "tests"}  # by column
 SHARED = {"kernels/common"}
-MODULES = [name for name, known in vars(fastattn).items() if isinstance(known, type)]
+MODULES = [
+    f"{prefix}{name}"
+    for prefix, house in (("", fastattn), ("zoo.", fastattn.zoo))
+    for name, known in vars(house).items()
+    if isinstance(known, type)
+]
 
 
 def plain(page: Path) -> str:
@@ -91,7 +97,7 @@ def test_every_folder_of_the_package_has_its_row() -> None:
 def test_every_module_has_its_row() -> None:
     rows = tables("architecture.md")[0]
     shown = {named(row["module"])[0]: named(row["operation"])[0] for row in rows}
-    assert shown == {name: str(getattr(fastattn, name).operation) for name in MODULES}
+    assert shown == {name: str(attrgetter(name)(fastattn).operation) for name in MODULES}
 
 
 EXAMPLES = {
@@ -99,12 +105,13 @@ EXAMPLES = {
     "LocalGlobalAttention": (lambda: fastattn.LocalGlobalAttention(16, num_heads=2), (1, 16, 8, 8)),
     "ConceptualAttention": (lambda: fastattn.ConceptualAttention(16), (1, 9, 16)),
     "EnhancedInteraction": (lambda: fastattn.EnhancedInteraction(16), (1, 16, 16)),
+    "zoo.FcaLayer": (lambda: fastattn.zoo.FcaLayer(16, 8, 8), (1, 16, 8, 8)),
 }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_is_served_by_the_backends_of_its_row(name: str, native) -> None:
-    make, shape = EXAMPLES.get(name, (lambda: getattr(fastattn, name)(16), (1, 16, 8, 8)))
+    make, shape = EXAMPLES.get(name, (lambda: attrgetter(name)(fastattn)(16), (1, 16, 8, 8)))
     x = torch.empty(shape)
     lines = fastattn.explain(make(), [x] if name == "CFSAM" else x).splitlines()
     found = dict(line.strip().split(": ", 1) for line in lines[1:])

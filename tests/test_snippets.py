@@ -59,6 +59,7 @@ READERS: dict[str, tuple[Callable[[], Names], tuple[str, ...]]] = {
     "docs/modules.md, 1": (dict, ("timm", "torchvision")),
     "docs/modules.md, 2": (lambda: {"models": models}, ("timm", "torchvision")),
     "docs/modules.md, 3": (dict, ("timm",)),
+    "docs/zoo.md, 1": (dict, ()),
 }
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from fastattn.bench.suite import Suite
 
-from . import cfsam, convergence, interaction, lga, models, scsa, tools
+from . import cfsam, convergence, interaction, lga, models, scsa, tools, zoo
 from .figures import Record
 
-FAMILIES = (scsa, cfsam, lga, interaction, models)  # in the order of the report
-ASKED = (scsa, cfsam, lga, interaction, convergence, tools)
+FAMILIES = (scsa, cfsam, lga, interaction, zoo, models)  # in the order of the report
+ASKED = (scsa, cfsam, lga, interaction, zoo, convergence, tools)
 
 SUITES: dict[str, Suite] = {suite.name: suite for family in FAMILIES for suite in family.SUITES}
 # What a GPU runs, in parts that take minutes each; last what its compiler tunes for minutes.

@@ -77,7 +77,7 @@ def tf32() -> str:
 
 def implementations(row: Row, protocol: Protocol) -> list[str]:
     """Who computes a row: eager, torch.compile, the fast backend of the device, and of a network both of these."""
-    fast = fast_backends(row.attention, protocol.setting.device)[:1] if row.fast else []
+    fast = fast_backends(row.operation, protocol.setting.device)[:1] if row.fast else []
     both = [name + COMPILED for name in fast] if protocol.compiled and row.model else []
     return [EAGER, *([COMPILE] if protocol.compiled else []), *fast, *both]
 
@@ -90,10 +90,10 @@ def wanted(row: Row, protocol: Protocol) -> list[Record]:
 def without_fast(row: Row, protocol: Protocol) -> Record | None:
     """What a record says where no fast backend serves a row that one should."""
     device_type = protocol.setting.device
-    if not row.fast or fast_backends(row.attention, device_type):
+    if not row.fast or row.operation == "gates" or fast_backends(row.operation, device_type):
         return None
     name = FAST[device_type]
-    reasons = unsupported_reasons(name, Call(row.attention, device_type))
+    reasons = unsupported_reasons(name, Call(row.operation, device_type))
     return {"rival": name, "failed": "; ".join(reasons)}
 
 

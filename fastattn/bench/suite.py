@@ -203,7 +203,8 @@ class SceneContest(SuiteContest):
         with self.rivals[key].context():
             peak = peak_bytes(self.rivals[key].call)
             if scene.work != FORWARD:
-                saved = saved_bytes(partial(forward, *inputs), scene.module.parameters())
+                own = [*scene.module.parameters(), *scene.module.buffers()]
+                saved = saved_bytes(partial(forward, *inputs), own)
         return {
             "backend": backend,
             "bytes_of_x": sum(x.numel() * x.element_size() for x in inputs),

@@ -23,6 +23,7 @@ CLASSES = 21  # of SSD300 on VOC, the background included
 QUICK_BACKBONES = ("resnet50", "mobilenetv2_100")
 QUICK_ATTENTIONS = (NONE, "se", "eca", "cbam", "ca", "scsa")
 COMPARED = tuple(name for name in RIVALS if name != "mhsa")  # which attends over 112 x 112 pixels in some
+GATES = "se", "eca", "cbam", "fca", "sa", "ela", "ca"  # rivals that one operation serves
 SSD = "ssd300_vgg16"
 ENOUGH = 8  # images for the statistics of normalisations
 
@@ -59,7 +60,7 @@ class Subject:
 class Row:
     """One row of a table: what tells it from the others, and how its subject is made.
 
-    `fast` says whether fastattn's kernels serve it: rivals and plain networks are eager and compiled alone.
+    `fast` says whether fastattn's kernels serve it: plain networks and some rivals are eager and compiled alone.
     """
 
     table: str
@@ -70,6 +71,11 @@ class Row:
     variant: str | None = None
     fast: bool = False
     note: str | None = None
+
+    @property
+    def operation(self) -> str:
+        """Which operation the kernels serve."""
+        return "gates" if self.attention in GATES else self.attention
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def own(attention: str, name: str | None = None, **arguments: Any) -> Variant:
 
 def rival(attention: str) -> Variant:
     """A rival, or no attention."""
-    return Variant(attention, None, {"attention": None if attention == NONE else attention})
+    return Variant(attention, None, {"attention": None if attention == NONE else attention}, attention in GATES)
 
 
 def images(batch: int, size: int) -> Tensor:

@@ -40,6 +40,7 @@ class Holder(nn.Module):
 
 
 HOLDERS = (nn.Sequential, nn.ModuleList, Holder)
+FOREIGN_HOLDERS: set[type] = set()  # the same of other authors, where `accelerate` met them
 
 
 class _Seen(NamedTuple):
@@ -122,7 +123,7 @@ def state_of_children(module: FastModule) -> str:
 
 def _look(module: FastModule) -> _Seen:
     children = [*_descendants(module)]
-    holders = [module, *(child for child in children if isinstance(child, HOLDERS))]
+    holders = [module, *filter(_holds, children)]
     attributes = sorted(map(vars, children), key=_SETTINGS.isdisjoint)  # first of those with settings
     readers = [itemgetter(*_SETTINGS & own.keys()) for own in attributes if not _SETTINGS.isdisjoint(own)]
     return _Seen(
@@ -144,8 +145,12 @@ def _descendants(module: nn.Module) -> Iterator[nn.Module]:
     modules: dict[str, Any] = module._modules
     for child in modules.values():
         yield child
-        if isinstance(child, HOLDERS):
+        if _holds(child):
             yield from _descendants(child)
+
+
+def _holds(child: nn.Module) -> bool:
+    return isinstance(child, HOLDERS) or type(child) in FOREIGN_HOLDERS
 
 
 def _facts(child: nn.Module) -> tuple:

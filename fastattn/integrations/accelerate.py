@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.backends import mkldnn
 
 from ..core.checks import LIMITS
-from ..core.module import HOLDERS, FastModule
+from ..core.module import FOREIGN_HOLDERS, HOLDERS, FastModule
 from ..lga.module import LocalGlobalAttention, arguments_told_by
 from ..lga.reference import CONTRACTIONS
 from ..scsa.module import PCSA, SCSA, SMSA
+from ..zoo import CBAM, ECA, EffectiveSEModule, SEModule
+from ..zoo.module import Gate, step_of
 
 STATE = tuple(vars(nn.Module()))  # what every module keeps about itself: children, parameters, hooks, training
 OWN = "backend", "operation", "_slots"  # attributes of our classes, whatever a module calls so
-NAMES = "SCSA", "SMSA", "PCSA", "LocalGlobalAttention"
+GATES = "SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CbamModule"  # timm's
+NAMES = "SCSA", "SMSA", "PCSA", "LocalGlobalAttention", *GATES
 
 
 class Finding(NamedTuple):
@@ -79,6 +82,30 @@ class AcceleratedLGA(Accelerated, LocalGlobalAttention):
     """LGA on another LGA's state."""
 
 
+class AcceleratedSE(Accelerated, SEModule):
+    """SE on another SE's state, whatever its two layers are called."""
+
+    _slots: tuple[tuple[str, str], ...] = ()
+
+    def _params(self) -> list[Tensor]:
+        return [getattr(getattr(self, name), kind) for name, kind in self._slots] or super().parameters_in_order()
+
+    def parameters_in_order(self) -> list[Tensor]:
+        return self._params()
+
+
+class AcceleratedEffectiveSE(Accelerated, EffectiveSEModule):
+    """Effective SE on another's state."""
+
+
+class AcceleratedECA(Accelerated, ECA):
+    """ECA on another ECA's state."""
+
+
+class AcceleratedCBAM(Accelerated, CBAM):
+    """CBAM on another CBAM's state."""
+
+
 class Candidate(NamedTuple):
     """What a module may be: one of this package's, by its arguments, and the slots of its parameters in order."""
 
@@ -94,10 +121,11 @@ class Unfit(Exception):
 def accelerate(model: nn.Module) -> Report:
     """Replace, in place, modules of other authors that this package has by its own, on the same parameters.
 
-    Found by their layers are SCSA, SMSA and PCSA, whatever their children are called, and by its state dict LGA, as
-    published ("released") or as in its paper. Each is compared with its replacement on random inputs and parameters:
-    output and gradients, evaluating and training. Names in the state dict, parameters, hooks, dtype, device and
-    training mode stay. Returns what was replaced, what was not and why; `restore` undoes it.
+    Found by their layers are SCSA, SMSA and PCSA, whatever their children are called, by its state dict LGA, as
+    published ("released") or as in its paper, and by their classes timm's SE, effective SE, ECA and CBAM. Each is
+    compared with its replacement on random inputs and parameters: output and gradients, evaluating and training. Names
+    in the state dict, parameters, hooks, dtype, device and training mode stay. Returns what was replaced, what was not
+    and why; `restore` undoes it.
     """
     report = Report()
     made: dict[int, Accelerated] = {}
@@ -150,8 +178,58 @@ def _put(model: nn.Module, others: dict[int, Any]) -> None:
 
 def _candidates(module: nn.Module) -> Iterator[Candidate]:
     """What a module may be by its layers; Unfit where it has them and more."""
+    if type(module).__name__ in GATES:
+        yield from _as_gate(module)
+        return
     yield from _as_scsa(module)
     yield from _as_lga(module)
+
+
+def _as_gate(module: Any) -> Iterator[Candidate]:
+    kind = type(module).__name__
+    layers = {name: layer for name, layer in module.named_children() if not isinstance(layer, nn.Identity)}
+    if kind == "CbamModule":
+        yield from _as_cbam(module)
+        return
+    acts = [layer for layer in layers.values() if step_of(layer)]
+    convs = [name for name, layer in layers.items() if isinstance(layer, nn.Conv1d | nn.Conv2d)]
+    if len(acts) + len(convs) < len(layers) or len(acts) != len(convs) or getattr(module, "add_maxpool", False):
+        return
+    if kind == "EcaModule":
+        if len(convs) == 1 and module.conv.bias is None and step_of(acts[0]) == "sigmoid":
+            yield Candidate(AcceleratedECA, {"kernel_size": module.conv.kernel_size[0]})
+    elif kind == "EffectiveSEModule":
+        if len(convs) == 1:
+            yield Candidate(
+                AcceleratedEffectiveSE, {"channels": module.fc.in_channels, "gate_layer": lambda: copy.copy(acts[0])}
+            )
+    elif len(convs) == 2:
+        first, second = (layers[name] for name in convs)
+        arguments = {
+            "channels": first.in_channels,
+            "rd_channels": first.out_channels,
+            "bias": first.bias is not None,
+            "act_layer": lambda: copy.copy(acts[0]),
+            "gate_layer": lambda: copy.copy(acts[1]),
+        }
+        kinds = ("weight", "bias") if first.bias is not None else ("weight",)
+        if (first.bias is None) == (second.bias is None):
+            yield Candidate(AcceleratedSE, arguments, tuple((name, kind) for name in convs for kind in kinds))
+
+
+def _as_cbam(module: Any) -> Iterator[Candidate]:
+    channel, conv = module.channel, module.spatial.conv
+    steps = [step_of(layer) for layer in (channel.act, channel.gate, module.spatial.gate)]
+    if steps != ["relu", "sigmoid", "sigmoid"] or not isinstance(conv.bn, nn.BatchNorm2d):
+        return
+    FOREIGN_HOLDERS.update(map(type, (channel, module.spatial, conv, conv.bn)))
+    arguments = {
+        "channels": channel.fc1.in_channels,
+        "rd_channels": channel.fc1.out_channels,
+        "spatial_kernel_size": conv.conv.kernel_size[0],
+        "mlp_bias": channel.fc1.bias is not None,
+    }
+    yield Candidate(AcceleratedCBAM, arguments)
 
 
 def _as_lga(module: nn.Module) -> Iterator[Candidate]:
@@ -313,9 +391,10 @@ def _compare(module: nn.Module, ours: Accelerated) -> None:
     like = next(ours.parameters())
     window = getattr(ours, "window_size", 0)
     sides = (2 * window + 1, 3 * window + 2) if window > 0 else (16, 32)  # a remainder; what resizes alike by any rule
-    channels: Any = ours.embed_dim if isinstance(ours, LocalGlobalAttention) else ours.dim
     generator = torch.Generator("cpu").manual_seed(1)
-    x, grad_out = (torch.randn(2, channels, *sides, generator=generator, device="cpu").to(like) for _ in range(2))
+    x, grad_out = (
+        torch.randn(2, _channels(ours), *sides, generator=generator, device="cpu").to(like) for _ in range(2)
+    )
     # oneDNN may not come back from float16 convolutions in one dimension
     onednn = like.dtype != torch.float16
     random = bool(getattr(ours, "attn_drop_ratio", 0.0))  # where it is trained
@@ -330,6 +409,12 @@ def _compare(module: nn.Module, ours: Accelerated) -> None:
         if not worst <= LIMITS[like.dtype]:
             mode = "training" if training else "evaluating"
             raise Unfit(f"{mode}, it differs from {ours.stands_for()} by {worst:.1e} of what it computes")
+
+
+def _channels(ours: Any) -> int:
+    if isinstance(ours, Gate):
+        return ours.channels or 32
+    return ours.embed_dim if isinstance(ours, LocalGlobalAttention) else ours.dim
 
 
 def _less(ones: list[Tensor], others: list[Tensor]) -> list[Tensor]:

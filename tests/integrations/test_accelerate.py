@@ -329,3 +329,61 @@ def test_the_random_state_of_the_caller_stays() -> None:
     torch.manual_seed(3)
     fastattn.accelerate(model)
     assert torch.equal(torch.rand(1), expected)
+
+
+def timms(name: str, *arguments, **options) -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    blocks = pytest.importorskip("timm.models._efficientnet_blocks")
+    where = {"CbamModule": layers.cbam, "SqueezeExcite": blocks}.get(name, layers)
+    return getattr(where, name)(*arguments, **options)
+
+
+GATES = {
+    "SE": (lambda: timms("SEModule", C), "SEModule"),
+    "SE, no bias": (lambda: timms("SEModule", C, 1 / 4, rd_divisor=1, bias=False), "SEModule"),
+    "SE of an EfficientNet": (lambda: timms("SqueezeExcite", C, act_layer=nn.SiLU), "SEModule"),
+    "effective SE": (lambda: timms("EffectiveSEModule", C), "EffectiveSEModule"),
+    "ECA": (lambda: timms("EcaModule", C), "ECA"),
+    "CBAM": (lambda: timms("CbamModule", C), "CBAM"),
+}
+
+
+@pytest.mark.parametrize("which", GATES)
+def test_timms_gates_are_replaced_and_compute_the_same(which: str) -> None:
+    make, replacement = GATES[which]
+    torch.manual_seed(0)
+    model = Net(make)
+    names, twin = [*model.state_dict()], copy.deepcopy(model)
+    found = fastattn.accelerate(model)
+    assert [finding.replacement for finding in found] == [replacement] * 2
+    assert [*model.state_dict()] == names
+    for training in (False, True):
+        outs = [part.train(training)(image()) for part in (model, twin)]
+        torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()), rtol=1e-4, atol=1e-5)
+    assert fastattn.restore(model) == ["blocks.0", "blocks.2"]
+    assert type(model.blocks[0]) is type(twin.blocks[0])
+
+
+def test_a_hook_inside_of_timms_cbam_is_called() -> None:
+    model, seen = Net(GATES["CBAM"][0]), []
+    fastattn.accelerate(model)
+    model.blocks[0].channel.fc1.register_forward_hook(lambda *arguments: seen.append(1))
+    model(image())
+    assert seen
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timms("SEModule", C, add_maxpool=True),
+        lambda: timms("SEModule", C, norm_layer=nn.BatchNorm2d),
+        lambda: timms("EcaModule", C, use_mlp=True),
+        lambda: timms("EcaModule", C, gate_layer="hard_sigmoid"),
+        lambda: timms("SEModule", C, act_layer=nn.GELU),
+    ],
+)
+def test_gates_of_timm_with_more_are_left(make: Callable[[], nn.Module]) -> None:
+    (first, second) = fastattn.accelerate(Net(make))
+    assert (first.replacement, second.replacement) == (None, None)
+    assert first.reason == "it has not the layers of its name"

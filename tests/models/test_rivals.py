@@ -1,7 +1,6 @@
 """The rivals: each computes its paper's equations, stands where its count says, and fits every backbone."""
 
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("timm")
 
-from fastattn import models
-from fastattn.models.rivals import RIVALS, fca
+from fastattn import models, zoo
+from fastattn.models.rivals import RIVALS
+from fastattn.zoo.channel_gates import FREQUENCIES
 from tests.helpers import few
 from tests.models.helpers import SWIN, VIT, parameters_in_millions
 
@@ -78,6 +78,9 @@ def shaken(make: Callable[..., nn.Module], channels: int, **options) -> nn.Modul
     return module
 
 
+KINDS = {"fca": zoo.FcaLayer, "sa": zoo.ShuffleAttention, "ela": zoo.ELA, "ema": zoo.EMA}
+
+
 @EVERY
 @pytest.mark.parametrize("channels", [64, 48, 144])
 def test_the_shape_stays_and_gradients_reach_everything(name: str, channels: int) -> None:
@@ -103,7 +106,7 @@ def test_it_runs_in_every_backbone_in_its_dtype(backbone: str, name: str) -> Non
     shallow = {SWIN: {"img_size": 64, "depths": (1, 1, 1, 1)}, VIT: {"img_size": 64, "depth": 1}}
     options = shallow.get(backbone, {})
     model = models.create(backbone, name, dtype=torch.bfloat16, num_classes=10, **options).eval()
-    tensors = (*model.parameters(), *(part for key, part in model.named_buffers() if key.endswith("filters")))
+    tensors = (*model.parameters(), *(part for key, part in model.named_buffers() if key.endswith("dct_layer.weight")))
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64, dtype=torch.bfloat16)).shape == (1, 10)
@@ -130,7 +133,7 @@ def standing(model: nn.Module, kind: type[nn.Module]) -> list[str]:
 def test_where_it_stands(name: str, slot: str, backbone: str, first: str, count: int) -> None:
     with torch.device("meta"):
         model = models.create(backbone, name)
-    found = standing(model, RIVALS[name].make)
+    found = standing(model, KINDS[name])
     assert len(found) == count
     assert found[0] == first.format(slot)
 
@@ -153,9 +156,9 @@ def test_fcas_filters_have_the_sizes_of_a_resnets_maps() -> None:
         bottlenecks, basic = (models.create(backbone, "fca") for backbone in ("resnet50", "resnet18"))
         other = models.create("mobilenetv2_100", "fca")
     for model in (bottlenecks, basic):
-        sides = [part.side for part in model.modules() if isinstance(part, fca.FCA)]
+        sides = [part.size[0] for part in model.modules() if isinstance(part, zoo.FcaLayer)]
         assert sorted(set(sides), reverse=True) == [56, 28, 14, 7]
-    assert {part.side for part in other.modules() if isinstance(part, fca.FCA)} == {7}
+    assert {part.size for part in other.modules() if isinstance(part, zoo.FcaLayer)} == {(7, 7)}
 
 
 def test_attention_kwargs_reach_it() -> None:
@@ -163,7 +166,7 @@ def test_attention_kwargs_reach_it() -> None:
         model = models.create("resnet50", "se", attention_kwargs={"rd_ratio": 1 / 4})
         pyramid = models.create("ssd300_vgg16", "ca", attention_kwargs={"reduction": 64})
     assert model.layer1[0].se.fc1.out_channels == 64
-    assert pyramid.head.neck.attention[1].rows.in_channels == 16
+    assert pyramid.head.neck.attention[1].conv_h.in_channels == 16
 
 
 @pytest.mark.parametrize(("name", "note"), [("se", "no biases"), ("cpca", "27.40"), ("scsa", "3x3 convolution.")])
@@ -209,12 +212,6 @@ def test_gradients_reach_it_in_a_vit(name: str) -> None:
     for key, parameter in model.blocks[0].attention.named_parameters():
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
-
-
-def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm.layers", None)
-    with pytest.raises(ImportError, match=r"needs timm: pip install 'fastattn\[models\]'"):
-        RIVALS["se"].make(16)
 
 
 # What the papers' equations say, computed from the parameters one by one, in float64.
@@ -267,15 +264,15 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, depthwise
 
 
 def ca_directly(m: nn.Module, x: Tensor) -> Tensor:
-    conv, norm, _ = m.squeeze
+    conv, norm = m.conv1, m.bn1
     strips = torch.cat((x.sum(3) / x.shape[3], x.sum(2) / x.shape[2]), dim=2)
     f = torch.einsum("rc,bcl->brl", conv.weight[:, :, 0, 0], strips) + conv.bias[:, None]
     mean, var = f.mean(dim=(0, 2), keepdim=True), f.var(dim=(0, 2), correction=0, keepdim=True)
     f = (f - mean) / (var + norm.eps) ** 0.5 * norm.weight[:, None] + norm.bias[:, None]
     f = f * (f + 3).clamp(0, 6) / 6
     h, w = f[:, :, : x.shape[2]], f[:, :, x.shape[2] :]
-    g_h = (torch.einsum("cr,brl->bcl", m.rows.weight[:, :, 0, 0], h) + m.rows.bias[:, None]).sigmoid()
-    g_w = (torch.einsum("cr,brl->bcl", m.columns.weight[:, :, 0, 0], w) + m.columns.bias[:, None]).sigmoid()
+    g_h = (torch.einsum("cr,brl->bcl", m.conv_h.weight[:, :, 0, 0], h) + m.conv_h.bias[:, None]).sigmoid()
+    g_w = (torch.einsum("cr,brl->bcl", m.conv_w.weight[:, :, 0, 0], w) + m.conv_w.bias[:, None]).sigmoid()
     return torch.einsum("bchw,bch,bcw->bchw", x, g_h, g_w)
 
 
@@ -290,7 +287,7 @@ def normalize(x: Tensor, groups: int, norm: nn.Module) -> Tensor:
 def ela_directly(m: nn.Module, x: Tensor) -> Tensor:
     def gate(mean: Tensor) -> Tensor:
         out = convolve(mean[:, :, None], m.conv.weight[:, :, None], depthwise=True)[:, :, 0]
-        return normalize(out, 16, m.norm).sigmoid()
+        return normalize(out, 16, m.gn).sigmoid()
 
     return torch.einsum("bchw,bch,bcw->bchw", x, gate(x.mean(3)), gate(x.mean(2)))
 
@@ -298,13 +295,13 @@ def ela_directly(m: nn.Module, x: Tensor) -> Tensor:
 def ema_directly(m: nn.Module, x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     width = x.shape[1] // 32
-    mix = m.conv1.weight[:, :, 0, 0]
+    mix = m.conv1x1.weight[:, :, 0, 0]
     for group in range(32):
         part = x[:, group * width : (group + 1) * width]
-        rows = (torch.einsum("oc,bch->boh", mix, part.mean(3)) + m.conv1.bias[:, None]).sigmoid()
-        columns = (torch.einsum("oc,bcw->bow", mix, part.mean(2)) + m.conv1.bias[:, None]).sigmoid()
-        wide = normalize(torch.einsum("bchw,bch,bcw->bchw", part, rows, columns), width, m.norm)
-        near = convolve(part, m.conv3.weight, m.conv3.bias)
+        rows = (torch.einsum("oc,bch->boh", mix, part.mean(3)) + m.conv1x1.bias[:, None]).sigmoid()
+        columns = (torch.einsum("oc,bcw->bow", mix, part.mean(2)) + m.conv1x1.bias[:, None]).sigmoid()
+        wide = normalize(torch.einsum("bchw,bch,bcw->bchw", part, rows, columns), width, m.gn)
+        near = convolve(part, m.conv3x3.weight, m.conv3x3.bias)
         logits = torch.einsum("bc,bchw->bhw", wide.mean(dim=(2, 3)).softmax(1), near)
         logits += torch.einsum("bc,bchw->bhw", near.mean(dim=(2, 3)).softmax(1), wide)
         out[:, group * width : (group + 1) * width] = part * logits.sigmoid()[:, None]
@@ -319,12 +316,12 @@ def sa_directly(m: nn.Module, x: Tensor) -> Tensor:
         for i in range(half):
             one, other = group * width + i, group * width + half + i
             mean = x[:, one].mean(dim=(1, 2), keepdim=True)
-            gated[:, one] = x[:, one] * (m.channel_weight[i] * mean + m.channel_bias[i]).sigmoid()
+            gated[:, one] = x[:, one] * (m.cweight[0, i] * mean + m.cbias[0, i]).sigmoid()
             part = x[:, other]
             mean = part.mean(dim=(1, 2), keepdim=True)
             var = part.var(dim=(1, 2), correction=0, keepdim=True)
-            normal = (part - mean) / (var + m.norm.eps) ** 0.5 * m.norm.weight[i] + m.norm.bias[i]
-            gated[:, other] = part * (m.pixel_weight[i] * normal + m.pixel_bias[i]).sigmoid()
+            normal = (part - mean) / (var + m.gn.eps) ** 0.5 * m.gn.weight[i] + m.gn.bias[i]
+            gated[:, other] = part * (m.sweight[0, i] * normal + m.sbias[0, i]).sigmoid()
     order = [half_ * channels // 2 + i for i in range(channels // 2) for half_ in range(2)]
     return gated[:, order]
 
@@ -333,31 +330,32 @@ def fca_directly(m: nn.Module, x: Tensor) -> Tensor:
     side, share = x.shape[2], x.shape[1] // 16
     components = torch.zeros(x.shape[:2])
     for c in range(x.shape[1]):
-        u, v = (frequency * (side // 7) for frequency in fca.TOP16[c // share])
+        u, v = (frequency * (side // 7) for frequency in FREQUENCIES[c // share])
         scale = (2 if u else 1) ** 0.5 * (2 if v else 1) ** 0.5 / side
         for h in range(side):
             for w in range(side):
                 cosines = math.cos(math.pi * u * (h + 0.5) / side) * math.cos(math.pi * v * (w + 0.5) / side)
                 components[:, c] += scale * cosines * x[:, c, h, w]
-    hidden = torch.einsum("rc,bc->br", m.squeeze.weight, components).clamp(min=0)
-    return x * torch.einsum("cr,br->bc", m.excite.weight, hidden).sigmoid()[:, :, None, None]
+    hidden = torch.einsum("rc,bc->br", m.fc[0].weight, components).clamp(min=0)
+    return x * torch.einsum("cr,br->bc", m.fc[2].weight, hidden).sigmoid()[:, :, None, None]
 
 
 def cpca_directly(m: nn.Module, x: Tensor) -> Tensor:
     def mix(x: Tensor) -> Tensor:
-        return convolve(x, m.mix.weight, m.mix.bias)
+        return convolve(x, m.conv.weight, m.conv.bias)
 
     def gate(z: Tensor) -> Tensor:
-        first, _, last = m.bottleneck
+        first, last = m.ca.fc1, m.ca.fc2
         hidden = (torch.einsum("rc,bc->br", first.weight[:, :, 0, 0], z) + first.bias).clamp(min=0)
         return (torch.einsum("cr,br->bc", last.weight[:, :, 0, 0], hidden) + last.bias).sigmoid()
 
     x = mix(x)
     x = x * (1 + torch.erf(x / 2**0.5)) / 2
     x = x * (gate(x.mean(dim=(2, 3))) + gate(x.flatten(2).max(2).values))[:, :, None, None]
-    near = convolve(x, m.near.weight, m.near.bias, depthwise=True)
+    near = convolve(x, m.dconv5_5.weight, m.dconv5_5.bias, depthwise=True)
     total = near
-    for across, down in m.strips:
+    for size in (7, 11, 21):
+        across, down = (m.get_submodule(name) for name in (f"dconv1_{size}", f"dconv{size}_1"))
         strip = convolve(near, across.weight, across.bias, depthwise=True)
         total = total + convolve(strip, down.weight, down.bias, depthwise=True)
     return mix(mix(total) * x)

@@ -1,26 +1,20 @@
-"""The attentions that the papers compare with, in plain PyTorch: what they are for is to be measured against.
+"""The attentions that the papers compare with: those of `fastattn.zoo` and multi-head self-attention, as released.
 
-Settings are the released ones. SCSA's paper (arXiv 2407.05128, Table 2) gives a ResNet-50 with each of them its number
-of parameters, which tells where in a bottleneck it stood: counts in the notes are those, in millions.
+SCSA's paper (arXiv 2407.05128, Table 2) gives a ResNet-50 with each of them its number of parameters, which tells where
+in a bottleneck it stood: counts in the notes are those, in millions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from .ca import CA
-from .cbam import cbam
-from .cpca import CPCA
-from .eca import eca
-from .ela import ELA
-from .ema import EMA
-from .fca import FCA
+from ... import zoo
 from .mhsa import MHSA
-from .sa import SA
-from .se import se
 
 MIDDLE, OUTPUT = "middle", "output"
+GRID = 7  # the least side of FCA's filters
 
 
 @dataclass(frozen=True)
@@ -33,21 +27,38 @@ class Rival:
     note: str
 
 
+def se(channels: int, **options: Any) -> zoo.SEModule:
+    """SE whose C / 16 hidden channels are not rounded to a multiple of 8, without biases: a ResNet-50 has the 28.07 M
+    parameters of SCSA's table then, with biases 28.09."""
+    return zoo.SEModule(channels, **{"rd_divisor": 1, "bias": False} | options)
+
+
+def fca(channels: int, reduction: int = 16, sides: Mapping[int, int] | None = None) -> zoo.FcaLayer:
+    """FCA with filters side x side; `sides` gives the side by the number of channels, 7 where it does not."""
+    side = (sides or {}).get(channels, GRID)
+    return zoo.FcaLayer(channels, side, side, reduction)
+
+
+def cpca(channels: int, reduction: int = 16) -> zoo.CPCA:
+    """CPCA with the reduction of SCSA's authors."""
+    return zoo.CPCA(channels, channelAttention_reduce=reduction)
+
+
 RIVALS = {
     "se": Rival(se, OUTPUT, "reduction 16, no biases"),
-    "eca": Rival(eca, OUTPUT, "kernel by the number of channels"),
-    "cbam": Rival(cbam, OUTPUT, "reduction 16, a 7x7 convolution with batch normalisation"),
-    "fca": Rival(FCA, OUTPUT, "the 16 best frequencies, reduction 16"),
+    "eca": Rival(zoo.ECA, OUTPUT, "kernel by the number of channels"),
+    "cbam": Rival(zoo.CBAM, OUTPUT, "reduction 16, a 7x7 convolution with batch normalisation"),
+    "fca": Rival(fca, OUTPUT, "the 16 best frequencies, reduction 16"),
     "cpca": Rival(
-        CPCA,
+        cpca,
         MIDDLE,
         "reduction 16, as in the code of SCSA's authors (CPCA's own has 4: a ResNet-50 of 27.87 M); a ResNet-50 has "
         "27.395 M, in SCSA's table 27.40",
     ),
-    "sa": Rival(SA, OUTPUT, "64 groups, or as many as divide half the channels evenly"),
-    "ela": Rival(ELA, MIDDLE, "ELA-B: kernel 7, depthwise, 16 groups of normalisation, shared by rows and columns"),
-    "ca": Rival(CA, MIDDLE, "reduction 32, at least 8 hidden channels"),
-    "ema": Rival(EMA, MIDDLE, "32 groups, or as many as divide the channels evenly"),
+    "sa": Rival(zoo.ShuffleAttention, OUTPUT, "64 groups, or as many as divide half the channels evenly"),
+    "ela": Rival(zoo.ELA, MIDDLE, "ELA-B: kernel 7, depthwise, 16 groups of normalisation, shared by rows and columns"),
+    "ca": Rival(zoo.CoordAtt, MIDDLE, "reduction 32, at least 8 hidden channels"),
+    "ema": Rival(zoo.EMA, MIDDLE, "32 groups, or as many as divide the channels evenly"),
     "mhsa": Rival(
         MHSA,
         MIDDLE,
