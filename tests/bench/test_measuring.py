@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.conftest import report
-from benchmarks.suites import SUITES, cfsam, convergence, interaction, lga, summary
+from benchmarks.suites import SUITES, cfsam, convergence, interaction, lga, summary, zoo
 from benchmarks.suites import models as whole
 from benchmarks.suites.cfsam import ABLATIONS, LONG, AttentionCase, PyramidCase, attention_cases, pyramid_cases
 from benchmarks.suites.interaction import TRANSFORMERS, AcpCase, CatCase, acp_cases, cat_cases
@@ -413,7 +413,8 @@ def all_records() -> list[dict]:
             found.append({"suite": "traffic", "operation": "scsa", "shape": [1, *stage], "format": layout, **moved})
     for stage, work in itertools.product(STAGES, ("inference", "training")):
         found.append({"suite": "python", "shape": [2, *stage], "work": work, "least_us": 20.0, "median_us": 30.0})
-    return found + cfsam_records() + lga_records() + interaction_records() + trainings() + measured_tools()
+    modules = cfsam_records() + lga_records() + interaction_records() + zoo_records()
+    return found + modules + trainings() + measured_tools()
 
 
 def cfsam_records() -> list[dict]:
@@ -441,6 +442,15 @@ def lga_records() -> list[dict]:
         over = {"eager": both(6.0), "compile": both(3.0 if case.work == FORWARD else 1.25)}
         sizes = {"saved_for_backward_bytes": 2 * case.dim + case.side, "bytes_of_x": case.dim}
         found.append(record(**case.facts(), suite="lga", speedup=over, **sizes))
+    return found
+
+
+def zoo_records() -> list[dict]:
+    found = []
+    for case in zoo.cases("default"):
+        over = {"eager": both(4.0)} | ({"compile": both(2.0)} if case.compiled else {})
+        sizes = {"saved_for_backward_bytes": 105, "bytes_of_x": 100}
+        found.append(record(**case.facts(), suite="zoo", speedup=over, **sizes))
     return found
 
 
@@ -518,6 +528,14 @@ def test_cfsams_part_of_the_summary() -> None:
     assert measured("(1, 20000, 256), memory") == [(exactly(1), True), (exactly(3), False)]
     assert measured("token gather") == [(exactly(1.05), True), (exactly(1.2), False)]
     assert measured("traffic of attention") == [(exactly(6), None)]
+
+
+def test_the_zoos_part_of_the_summary() -> None:
+    rows = {(row["what"].partition(",")[0], row["unit"]): row for row in summary(all_records())}
+    for gate, forward, training in (("SE", True, True), ("CBAM", False, True)):
+        assert rows[f"{gate} forward", "times eager's speed"]["met"] is forward
+        assert rows[f"{gate} forward + backward", "times compile's speed"]["met"] is training
+    assert rows["The zoo", "times the size of x"]["measured"] == 1.05
 
 
 def test_lgas_part_of_the_summary() -> None:
