@@ -77,11 +77,17 @@ def test_auto_is_fixed_too() -> None:
         assert model(torch.randn(1, 3, 224, 224)).isfinite().all()
 
 
-@pytest.mark.parametrize("attention", [None, "se"])
-def test_a_backend_means_nothing_to_others(attention: str | None) -> None:
+@pytest.mark.parametrize("attention", [None, lambda channels: nn.Hardsigmoid()], ids=["plain", "another's"])
+def test_a_backend_means_nothing_to_others(attention: Callable[[int], nn.Module] | None) -> None:
     model = models.create("resnet18", attention, "triton").eval()
     with torch.no_grad():
         assert model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_a_rival_of_the_zoo_says_that_it_has_no_kernel() -> None:
+    model = models.create("resnet18", "se", "triton").eval()
+    with pytest.raises(RuntimeError, match=r"'triton' cannot serve this gates call: .*there is no kernel yet"):
+        model(torch.randn(1, 3, 64, 64))
 
 
 def test_an_unknown_backend_names_the_known_ones() -> None:
