@@ -148,6 +148,25 @@ def test_what_computes_something_else_is_refused():
         export._verify(lambda x: module(x) * 1.01, module, (x,), ())
 
 
+class Cancelling(torch.nn.Module):
+    """Rounds, in float32, to 1e-3."""
+
+    def forward(self, x):
+        return (x + 1e4) - 1e4
+
+
+def test_what_is_nearer_to_float64_than_the_model_is_taken():
+    x = torch.randn(1000)
+    export._verify(lambda x: x.clone(), Cancelling(), (x,), ())
+    with pytest.raises(ArithmeticError, match="off the model's"):
+        export._verify(lambda x: x + 0.01, Cancelling(), (x,), ())
+
+
+def test_an_output_of_another_shape_is_refused():
+    with pytest.raises(ArithmeticError, match=r"has shape \(1, 3\), not \(3,\)"):
+        export._verify(lambda x: x[None], Cancelling(), (torch.randn(3),), ())
+
+
 @pytest.mark.parametrize("name", ["scsa", "lga", "acp", "cat"])
 def test_the_backend_of_an_exported_program_is_chosen_where_it_runs(name, native, monkeypatch):
     """Without the extension its operators compute by the definition, forward and backward."""
