@@ -73,9 +73,13 @@ class FastModule(Holder):
         """Note what the children are made as: the end of every constructor."""
         self._made = [_facts(child) for child in _descendants(self)]
 
+    def _is_as_made(self) -> bool:
+        """Return whether what no child shows is as it was made, too."""
+        return True
+
     def _runs_through_children(self) -> bool:
         """Return whether a child is not what it was made as; RuntimeError where a fast backend is named."""
-        state = self._state_of_children()
+        state = self._state_of_children() if self._is_as_made() else CHANGED
         if state == RECOMPUTED and not torch.compiler.is_compiling():
             for child in self._seen.calls:
                 for hook in child._forward_pre_hooks.values():

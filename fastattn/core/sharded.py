@@ -31,7 +31,7 @@ def by_shards(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             if type(x) in PLAIN:
                 return function(*arguments, **options)
             first = x[0] if isinstance(x, list | tuple) and x else x
-            if not _is_distributed(first):
+            if not is_distributed(first):
                 return function(*arguments, **options)
             bound = signature.bind(*arguments, **options)
             own, joint = _shares(bound.arguments, names, first)
@@ -43,7 +43,7 @@ def by_shards(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return decorate
 
 
-def _is_distributed(x: Any) -> bool:
+def is_distributed(x: Any) -> bool:
     loaded = sys.modules.get("torch.distributed.tensor")  # importing it takes long
     return loaded is not None and isinstance(x, loaded.DTensor)
 

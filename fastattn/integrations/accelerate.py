@@ -6,6 +6,7 @@ state dicts, tensors, optimizers and averages stay what they are, and what is ad
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -179,7 +180,8 @@ def _put(model: nn.Module, others: dict[int, Any]) -> None:
 def _candidates(module: nn.Module) -> Iterator[Candidate]:
     """What a module may be by its layers; Unfit where it has them and more."""
     if type(module).__name__ in GATES:
-        yield from _as_gate(module)
+        with suppress(AttributeError):  # of the same name, and another's
+            yield from _as_gate(module)
         return
     yield from _as_scsa(module)
     yield from _as_lga(module)

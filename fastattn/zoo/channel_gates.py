@@ -171,6 +171,9 @@ class FcaLayer(Gate):
         self.description = Description("weighted", steps, "channels")
         self._note_children()
 
+    def _is_as_made(self) -> bool:
+        return not self.dct_layer.weight.requires_grad and super()._is_as_made()
+
     def parameters_in_order(self) -> list[Tensor]:
         return [self.dct_layer.weight, *with_biases(self.fc[0], self.fc[2])]
 

@@ -42,10 +42,14 @@ def gate_of_batch(
     program: Sequence[int],
     numbers: Sequence[float],
     *,
+    count: int,
     channels: int | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Do the same by a program that normalises by the batch's means and variances, and return these, too."""
+    """Do the same by a program that normalises by the batch's means and variances, of `count` numbers each, and return
+    these, too; ValueError for one number, as nn.BatchNorm2d has it."""
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     fast, params = _prepare(x, params, program, channels, backend)
     if not fast:
         return reference.gate(x, params, program, numbers)
@@ -67,7 +71,8 @@ def _prepare(
     """Return whether a fast path serves, and the parameters, weights of pixels for maps of x's size."""
     check_tensor(x, "x")
     check_map(x, x.shape[1] if channels is None and x.dim() == 4 else channels or 0)
-    name, _ = serving("gates", x, params[-1].dtype if params else x.dtype, backend)
+    other = next((p.dtype for p in params if p.dtype is not x.dtype), x.dtype)
+    name, _ = serving("gates", x, other, backend)
     if POOLS[program[0]] == "weighted" and not known_equal(params[0].shape[1:], x.shape[2:]):
         rows, columns = (_shares(*sides, params[0]) for sides in zip(params[0].shape[1:], x.shape[2:], strict=True))
         params = [rows.mT @ params[0] @ columns, *params[1:]]

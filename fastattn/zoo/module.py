@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.module import FastModule
+from ..core.sharded import is_distributed
 from .description import Description
 from .functional import gate, gate_of_batch, served_by_layers
 
@@ -24,8 +25,9 @@ _ACTIVATIONS = {
 
 
 def step_of(activation: nn.Module) -> str | None:
-    """Return the step that an activation is, or None."""
-    return _ACTIVATIONS.get(type(activation).__name__.lower())
+    """Return the step that an activation of PyTorch or timm is, or None."""
+    known = type(activation).__module__.partition(".")[0] in ("torch", "timm")
+    return _ACTIVATIONS.get(type(activation).__name__.lower()) if known else None
 
 
 class Gate(FastModule):
@@ -46,22 +48,39 @@ class Gate(FastModule):
     def _through_children(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _note_children(self) -> None:
+        """Note the parameters' shapes as well, which the description takes for given."""
+        super()._note_children()
+        self._described = self._shapes()
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return sorted(tuple(p.shape) for p in self.parameters())
+
+    def _is_as_made(self) -> bool:
+        norm = self.norm()
+        kept = norm is not None and norm.running_mean is not None
+        tracked = not kept or (norm.track_running_stats and norm.num_batches_tracked is not None)
+        return tracked and self._shapes() == self._described
+
     def forward(self, x: Tensor) -> Tensor:
-        if self._runs_through_children():
+        norm = self.norm()
+        by_batch = norm is not None and (norm.training or norm.running_mean is None)
+        # neither a program of standard operators nor shards of a batch hand the batch's statistics on
+        if self._runs_through_children() or (by_batch and (torch.compiler.is_exporting() or is_distributed(x))):
             return self._through_children(x)
-        params, described, norm = self.parameters_in_order(), self.description, self.norm()
+        params, described = self.parameters_in_order(), self.description
         options = {"channels": self.channels, "backend": self.backend}
         if norm is None:
             return gate(x, params, described.program, described.numbers, **options)
-        if not norm.training and norm.running_mean is not None:
+        if not by_batch:
             at = len(params) - self.behind_norm
             params[at:at] = [norm.running_mean, norm.running_var]
             return gate(x, params, described.program, described.numbers, **options)
-        out, found = gate_of_batch(x, params, described.program_of_batch, described.numbers, **options)
-        if norm.running_mean is not None:
-            mean, variance = found.chunk(2)
-            self._track(norm, mean, variance, self.normalised(x))
-        return out
+        count = self.normalised(x)
+        out, found = gate_of_batch(x, params, described.program_of_batch, described.numbers, count=count, **options)
+        if norm.running_mean is None:
+            return out
+        return track(out, found, count, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum)
 
     behind_norm = 0  # parameters behind those of the normalisation
 
@@ -69,14 +88,22 @@ class Gate(FastModule):
         """Return how many numbers of a channel are normalised together."""
         raise NotImplementedError
 
-    @staticmethod
-    def _track(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Update running statistics, as nn.BatchNorm2d does."""
-        with torch.no_grad():
-            norm.num_batches_tracked.add_(1)
-            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-            norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-            norm.running_var.lerp_(variance.to(norm.running_var) * (count / max(count - 1, 1)), share)
+
+def track(
+    out: Tensor, found: Tensor, count: int, mean: Tensor, variance: Tensor, batches: Tensor, momentum: float | None
+) -> Tensor:
+    """Update running statistics by those found in a batch, as nn.BatchNorm2d does, and return out."""
+    with torch.no_grad():
+        batches.add_(1)
+        if count:
+            share = 1 / float(batches) if momentum is None else momentum
+            own_mean, own_variance = found.chunk(2)
+            mean.lerp_(own_mean.to(mean), share)
+            variance.lerp_(own_variance.to(variance) * (count / max(count - 1, 1)), share)
+    return out
+
+
+torch.fx.wrap("track")
 
 
 class Layers(FastModule):

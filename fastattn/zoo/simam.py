@@ -17,6 +17,9 @@ class SimAM(Gate):
         self.description = Description("mean_var", (Step("energy", number=e_lambda),), "pixels")
         self._note_children()
 
+    def _is_as_made(self) -> bool:
+        return self.e_lambda == self.description.numbers[1] and super()._is_as_made()
+
     def parameters_in_order(self) -> list[Tensor]:
         return []
 

@@ -12,7 +12,7 @@ from fastattn import zoo
 from fastattn.core.operation import decompositions
 from fastattn.zoo import simam
 from fastattn.zoo.description import saved_size
-from fastattn.zoo.functional import gate
+from fastattn.zoo.functional import gate, gate_of_batch
 from fastattn.zoo.module import Gate
 from fastattn.zoo.operation import GATES
 from tests.helpers import DTYPES, FORMATS, check, draw, few, named, randomize
@@ -309,8 +309,11 @@ def test_an_exported_gate_is_one_operator_or_standard_ones(case):
             torch.testing.assert_close(exported.module()(more), module(more), rtol=1e-4, atol=1e-5)
 
 
-def test_torch_fx_records_one_call():
-    module, x = made("CBAM", training=False)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_torch_fx_records_one_call(case, training):
+    module, x = made(case, training=training)
     traced = torch.fx.symbolic_trace(nn.Sequential(module))
-    assert any(node.target is gate for node in traced.graph.nodes)
-    torch.testing.assert_close(traced(x), module(x))
+    wanted = gate_of_batch if training and case in NORMALISED else gate
+    assert [node.target for node in traced.graph.nodes].count(wanted) == 1
+    torch.testing.assert_close(traced(x), copy.deepcopy(module)(x))
