@@ -77,7 +77,7 @@ def build_folder(sources: Path) -> AbstractContextManager[Path | str]:
 
 
 def find_tool(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
 def run(what: str, command: Sequence[str]) -> None:
