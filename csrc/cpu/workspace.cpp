@@ -35,3 +35,10 @@ void trim_workspace() {
 }
 
 }  // namespace fastattn
+
+#if defined(__GLIBCXX__)
+// Containers call it, and libstdc++ has it from GCC 11 on: here, wheels need no newer one than manylinux_2_28 has.
+namespace std {
+__attribute__((visibility("hidden"))) void __throw_bad_array_new_length() { throw bad_array_new_length(); }
+}  // namespace std
+#endif
