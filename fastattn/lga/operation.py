@@ -48,7 +48,9 @@ def local_global_attention(
     branches = [Branch([Separable(*map(own, conv)) for conv in convs], alpha) for convs, alpha in branches]
     encoding = position_encoding.to(own_dtype)
     arguments = (x.to(own_dtype), scales, own(scale_attention), encoding, branches, own(out_conv))
-    run = _composed if backend == "triton" else _in_torch if contraction == "spatial" else _whole
+    if backend == "native" and contraction == "spatial":
+        return _in_torch(*arguments, num_heads).to(dtype)
+    run = _whole if backend == "native" else _composed
     return run(*arguments, num_heads, contraction).to(dtype)
 
 
@@ -60,7 +62,6 @@ def _in_torch(
     branches: Sequence[Branch],
     out_conv: Affine,
     num_heads: int,
-    contraction: str,
 ) -> Tensor:
     """Run torch's operators, for attention among pixels."""
     z = reference.mix_scales(x, scales, scale_attention, position_encoding)
