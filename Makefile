@@ -17,6 +17,9 @@ RUN_PYTHON ?= $(BIN)/python
 GPU_DIR ?= build/gpu
 OUT ?= build/gpu-first
 
+# Docker images forbid it, and every process of a run would compile every test anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -27,8 +27,10 @@ from tests.helpers import (
     by_turns,
     draw,
     few,
+    few_interpreted,
     named,
     randomize,
+    slow_interpreted,
     thin,
 )
 
@@ -439,6 +441,7 @@ def test_compile_dynamic_shapes(backend, request):
             torch.testing.assert_close(out, other)
 
 
+@slow_interpreted
 @pytest.mark.usefixtures("fresh_dynamo")
 @by_fast_first
 def test_compile_the_functional(backend):
@@ -449,7 +452,7 @@ def test_compile_the_functional(backend):
         torch.testing.assert_close(compiled(*qkv), partition_attention(*qkv, 2, 2))
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize("strict", few_interpreted([False, True]), ids=["not strict", "strict"])
 def test_export(strict, backend):
     module, maps = make(SIZES, num_parts=4)
     program = torch.export.export(module.eval(), (maps,), strict=strict)
@@ -460,6 +463,7 @@ def test_export(strict, backend):
         torch.testing.assert_close(out, other)
 
 
+@slow_interpreted
 def test_export_with_a_dynamic_batch(backend):
     module, maps = make(SIZES, batch=3, num_parts=4)
     batch = {0: torch.export.Dim("batch", min=2, max=64)}
@@ -495,6 +499,7 @@ def test_inputs_are_left_alone(backend):
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
+@slow_interpreted
 def test_export_asks_no_batch_whether_to_fold(backend):
     """Folding pays from some number of images on, which must not become a condition on the batch."""
     module = fastattn.CFSAM((64,), dim=32, num_heads=1).eval()

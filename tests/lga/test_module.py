@@ -227,7 +227,7 @@ def test_compile_fullgraph(backend):
         torch.testing.assert_close(got.get(name, got.get(f"_orig_mod.{name}")), tensor, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize("strict", few_interpreted([False, True]), ids=["not strict", "strict"])
 def test_export(strict, backend):
     module, x = make_case("small kernels")
     with torch.no_grad():
@@ -243,6 +243,7 @@ def test_copies_and_repr(backend):
     assert f"{backend}: can serve" in fastattn.explain(module, x)
 
 
+@slow_interpreted
 def test_double_backward_raises(fast):
     module, x = make_case("small kernels")
     x.requires_grad_()

@@ -191,6 +191,7 @@ def test_without_torchvision_the_error_says_what_to_install(monkeypatch: pytest.
         models.create("ssd300_vgg16", "cfsam")
 
 
+@pytest.mark.full
 def test_copies_and_checkpoints_are_whole(detector: nn.Module, pyramid: list[Tensor]) -> None:
     loaded = on_meta("cfsam")
     loaded.load_state_dict(copy.deepcopy(detector).state_dict(), assign=True)

@@ -21,8 +21,7 @@ from tests.report.cases import bench_result, benchmark, failed, long_result, res
 NASTY = 'a_b & 100% #1 $x$ {y} ~z ^2 \\frac <t> | "q" [o] *s* `c` -- ± × ≥ µ é 漢'
 
 
-@pytest.fixture
-def result() -> dict:
+def make_result() -> dict:
     training = {"suite": "convergence", "operation": "lga", "shape": [48, 1, 8, 8], "accuracy": 0.98}
     trainings = [training | {"backend": name, "losses": [2.0, 1.0, 0.25]} for name in ("reference", "native")]
     facts = {"table": "modules", "model": None, "shape": [8, 64, 56, 56], "bytes_moved_at_least": 12_845_056}
@@ -40,10 +39,16 @@ def result() -> dict:
 
 
 @pytest.fixture
-def written(result: dict, tmp_path: Path) -> Path:
+def result() -> dict:
+    return make_result()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("matplotlib")
-    write_report({"one": result}, tmp_path / "out")
-    return tmp_path / "out"
+    out = tmp_path_factory.mktemp("written")
+    write_report({"one": make_result()}, out)
+    return out
 
 
 def test_every_format_is_written_and_named(result: dict, tmp_path: Path) -> None:
