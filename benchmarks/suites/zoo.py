@@ -16,12 +16,12 @@ from fastattn.bench.sizes import CONTIGUOUS, FORWARD, MEMORY_FORMATS, STAGES, TR
 from fastattn.bench.suite import Selection, Suite, Table
 
 from ..shapes import case_facts, marked
-from .figures import FAST, Record, of_cases, row, saved, speedup_row
+from .figures import FAST, Record, of_cases, row, saved, select, speedup_row
 
 CPU = Cpu()
 BATCH = 8
 SMOKE = (64, 7, 7)
-COMPILED = STAGES[1]
+STAGE = STAGES[1]
 GATES: dict[str, Callable[[int, int], nn.Module]] = {
     "SE": lambda channels, side: zoo.SEModule(channels),
     "ECA": lambda channels, side: zoo.ECA(channels),
@@ -82,12 +82,14 @@ def rivals(case: ZooCase, device: Cpu = CPU) -> list[str]:
 
 
 def cases(selection: Selection) -> list[ZooCase]:
-    """Every gate at the stages of a ResNet-50, in both formats, forward and training."""
+    """Every gate, forward and training, in both formats at one stage of a ResNet-50, of which torch.compile takes one;
+    in a full run at all stages, each compiled."""
     if selection == "smoke":
         return [ZooCase(gate, (2, *SMOKE), work) for gate in GATES for work in WORKS]
+    full = selection == "full"
     return [
-        ZooCase(gate, (BATCH, *stage), work, layout, compiled=selection == "full" or stage == COMPILED)
-        for gate, work, layout, stage in product(GATES, WORKS, MEMORY_FORMATS, STAGES)
+        ZooCase(gate, (BATCH, *stage), work, layout, compiled=full or layout == CONTIGUOUS)
+        for gate, work, layout, stage in product(GATES, WORKS, MEMORY_FORMATS, STAGES if full else [STAGE])
     ]
 
 
@@ -127,19 +129,26 @@ def summary(records: Sequence[Record]) -> list[dict[str, Any]]:
     return [*(gate_row(records, gate, *asked) for asked in SPEEDUPS for gate in GATES), saved_row(records)]
 
 
+def measured(records: Sequence[Record]) -> list[tuple[int, int, int]]:
+    """The stages in a result: one, or all of a full run."""
+    shapes = [record["shape"] for record in select(records, suite="zoo")]
+    return [stage for stage in STAGES if [BATCH, *stage] in shapes] or [STAGE]
+
+
 def gate_row(
     records: Sequence[Record], gate: str, work: str, over: str, asked_of_small: float, asked: float
 ) -> dict[str, Any]:
-    stages = [COMPILED] if over == "compile" else STAGES
-    found = [ZooCase(gate, (BATCH, *stage), work, layout) for layout in MEMORY_FORMATS for stage in stages]
-    where = "one stage" if over == "compile" else "four stages"
-    what = f"{gate} {work}, batch {BATCH}, {where} in both formats, geometric mean"
+    stages = measured(records)
+    layouts = [CONTIGUOUS] if over == "compile" and len(stages) == 1 else [*MEMORY_FORMATS]
+    found = [ZooCase(gate, (BATCH, *stage), work, layout) for layout in layouts for stage in stages]
+    where = f"{'one stage' if len(stages) == 1 else 'four stages'}, {' and '.join(layouts)}"
+    what = f"{gate} {work}, batch {BATCH}, {where}, geometric mean"
     return speedup_row(records, found, over, asked_of_small if gate in SMALL else asked, what)
 
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
     """The case that saves most, compared with its x."""
-    found = [ZooCase(gate, (BATCH, *stage), TRAINING) for gate in GATES for stage in STAGES]
+    found = [ZooCase(gate, (BATCH, *stage), TRAINING) for gate in GATES for stage in measured(records)]
     samples = saved(of_cases(records, found, rival=FAST))
     most = sorted(samples, key=lambda sample: sample.least)[-1:] if len(samples) == len(found) else []
     what = f"The zoo, saved for backward, the most of all gates, batch {BATCH}, parameters left out"

@@ -445,9 +445,9 @@ def lga_records() -> list[dict]:
     return found
 
 
-def zoo_records() -> list[dict]:
+def zoo_records(selection: str = "default") -> list[dict]:
     found = []
-    for case in zoo.cases("default"):
+    for case in zoo.cases(selection):
         over = {"eager": both(4.0)} | ({"compile": both(2.0)} if case.compiled else {})
         sizes = {"saved_for_backward_bytes": 105, "bytes_of_x": 100}
         found.append(record(**case.facts(), suite="zoo", speedup=over, **sizes))
@@ -536,6 +536,13 @@ def test_the_zoos_part_of_the_summary() -> None:
         assert rows[f"{gate} forward", "times eager's speed"]["met"] is forward
         assert rows[f"{gate} forward + backward", "times compile's speed"]["met"] is training
     assert rows["The zoo", "times the size of x"]["measured"] == 1.05
+
+
+@pytest.mark.parametrize(("selection", "where"), [("default", "one stage"), ("full", "four stages")])
+def test_the_zoos_rows_are_about_the_stages_that_were_measured(selection: str, where: str) -> None:
+    rows = zoo.summary(zoo_records(selection))
+    assert all(row["measured"] for row in rows)
+    assert all(where in row["what"] for row in rows[:-1])
 
 
 def test_lgas_part_of_the_summary() -> None:
