@@ -113,7 +113,13 @@ inline void for_row_blocks(const ScsaPlan& plan, Range range, F&& f) {
     }
 }
 
-// q [N][C], columns [i, i + rows) -> block [N][L], zeros behind the last row
+// q [N][C], these rows' columns -> block [N][L], zeros behind the last row
+inline void fetch_rows(const ScsaPlan& plan, const float* q, const int* rows, int count, float* block) {
+    for (int n = 0; n < plan.pooled; ++n)
+        for (int r = 0; r < L; ++r) block[n * L + r] = r < count ? q[int64_t{n} * plan.channels + rows[r]] : 0.0f;
+}
+
+// The same of columns [i, i + rows)
 inline void fetch_rows(const ScsaPlan& plan, const float* q, int i, int rows, float* block) {
     const Tail tail(rows);
     for (int n = 0; n < plan.pooled; ++n) store(block + n * L, load(q + int64_t{n} * plan.channels + i, tail));
@@ -203,8 +209,7 @@ inline void weighted_sums(const ScsaPlan& plan, const Projections& p, int first,
 // The rows named, at most L, of a head whose logits are all within exp2's range; scratch: N * L floats
 inline void attend_rows(const ScsaPlan& plan, const Projections& p, int first, const int* rows, int count,
                         const AttentionRows& out, float* scratch) {
-    for (int n = 0; n < plan.pooled; ++n)
-        for (int r = 0; r < L; ++r) scratch[n * L + r] = r < count ? p.q[int64_t{n} * plan.channels + rows[r]] : 0.0f;
+    fetch_rows(plan, p.q, rows, count, scratch);
     V denominator, output;
     weighted_sums(plan, p, first, scratch, [](V s, int) { return exp2_bounded(s); }, denominator, output);
     const V inverse = 1.0f / denominator;
@@ -216,65 +221,93 @@ inline void attend_rows(const ScsaPlan& plan, const Projections& p, int first, c
     }
 }
 
+// One head's rows by how large their logits can be: |q_i| times the largest |k_j|
+struct SmallLogits {
+    int first, size, pixels;
+    const float* squares;  // [size], |q_i|^2 in base 2
+    float k_square, most;  // of natural logits: the largest |k_j|^2, and logit
+
+    SmallLogits(const ScsaPlan& plan, const Projections& p, int first, int size, float* scratch)
+        : first(first),
+          size(size),
+          pixels(plan.pooled),
+          squares(scratch) {
+        const int64_t C = plan.channels;
+        V largest_k{}, largest_q{};
+        for_lanes(0, size, [&](int i, auto m) {
+            V s{};
+            for (int n = 0; n < pixels; ++n) {
+                const V q = load(p.q + n * C + first + i, m);
+                s += q * q;
+            }
+            store(scratch + i, s, m);
+            largest_q = max(s, largest_q);
+            largest_k = max(load(p.bound + first + i, m), largest_k);
+        });
+        k_square = largest(largest_k) * (kLn2 * kLn2);
+        most = __builtin_sqrtf(largest(largest_q) * k_square);
+    }
+
+    bool beyond(int i, float bound) const { return squares[i] * k_square > bound * bound; }
+
+    // The bound up to which monomials pay, where these and a pair of channels take so many instructions of a channel;
+    // -1 where all rows directly are cheaper. With `slopes` a share of a row must not come near to 1.
+    float bound_that_pays(int of_monomial, int of_pair, bool slopes) const {
+        if (!(most < 60.0f)) return -1.0f;
+        float bound = -1.0f;
+        int64_t cost = int64_t{size} * of_pair * 3 / 4;  // what saves less does not pay
+        for (const float wanted : {most, 0.7f, 0.4f, 0.2f}) {
+            if (!(wanted <= most) || (slopes && 2.0f * wanted > __builtin_logf(static_cast<float>(size)))) continue;
+            const int count = Monomials::number(pixels, wanted, slopes);
+            if (!count) continue;
+            int64_t now = int64_t{of_monomial} * count;
+            for (int i = 0; i < size; ++i) now += beyond(i, wanted) * of_pair;
+            if (now < cost) bound = wanted, cost = now;
+        }
+        return bound;
+    }
+
+    // f(rows, how many) for those of `range` beyond the bound, at most L at a time
+    template <class F>
+    void for_larger(Range range, float bound, F&& f) const {
+        int rows[L], count = 0;
+        for (int i = range.begin; i < range.end; ++i) {
+            if (beyond(i - first, bound)) rows[count++] = i;
+            if (count == L || (count && i == range.end - 1)) {
+                f(rows, count);
+                count = 0;
+            }
+        }
+    }
+};
+
 // One head by monomials of its small logits, linear in its channels, and directly for the few rows whose logits may be
 // larger; false where all rows directly are cheaper.
 inline bool attend_by_monomials(const ScsaPlan& plan, const Projections& p, int first, int size, Range rows,
                                 const AttentionRows& out, float* scratch) {
     const int64_t C = plan.channels;
-    const int N = plan.pooled, begin = std::max(rows.begin, first), end = std::min(rows.end, first + size);
-    float* squares = scratch + N * L;  // [size], |q_i|^2
-    V largest_k{}, largest_q{};
-    for_lanes(first, first + size, [&](int c, auto m) {
-        V s{};
-        for (int n = 0; n < N; ++n) s += load(p.q + n * C + c, m) * load(p.q + n * C + c, m);
-        store(squares + c - first, s, m);
-        largest_q = max(s, largest_q);
-        largest_k = max(load(p.bound + c, m), largest_k);
-    });
-    const float k_square = largest(largest_k) * (kLn2 * kLn2);  // of natural logits
-    const float most = __builtin_sqrtf(largest(largest_q) * k_square);
-    if (!(most < 60.0f)) return false;
-    const auto beyond = [&](int i, float bound) { return squares[i - first] * k_square > bound * bound; };
-    // the bound up to which monomials pay, and the instructions of a channel then
-    float bound = -1.0f;
-    int64_t cost = int64_t{size} * (N + 13) * 3 / 4;  // what saves less does not pay
-    for (const float wanted : {most, 0.7f, 0.4f, 0.2f}) {
-        const int count = wanted <= most ? Monomials::number(N, wanted) : 0;
-        if (!count) continue;
-        int64_t now = 9 * count;
-        for (int i = first; i < first + size; ++i) now += beyond(i, wanted) * (N + 13);
-        if (now < cost) bound = wanted, cost = now;
-    }
+    const int N = plan.pooled;
+    const Range own{std::max(rows.begin, first), std::min(rows.end, first + size)};
+    const SmallLogits small(plan, p, first, size, scratch + N * L);
+    const float bound = small.bound_that_pays(9, N + 13, false);
     if (bound < 0.0f) return false;
 
-    const Monomials monomials(N, bound);
-    V heads[kMaxMonomials], moments[2][kMaxMonomials];
-    for (int i = 0; i < monomials.count; ++i) moments[0][i] = moments[1][i] = V{};
-    for_lanes(first, first + size, [&](int c, auto m) {
-        const V v = load(p.v + c, m);
-        monomials.evaluate(p.k + c, C, m, heads, [&](int i, V e) {
-            moments[0][i] += e;
-            moments[1][i] += e * v;
-        });
-    });
+    const Monomials monomials(N, ExpPolynomial(bound, kRemainder));
     float coefficients[2 * kMaxMonomials];
-    for (int i = 0; i < monomials.count; ++i)
-        for (int k = 0; k < 2; ++k) coefficients[2 * i + k] = sum(moments[k][i]) * monomials.weight[i];
-    for_lanes(begin, end, [&](int c, auto m) {
-        V denominator, output;
-        monomials.sums(p.q + c, C, kLn2, m, heads, coefficients, denominator, output);
-        store(out.inverse + c, 1.0f / denominator, m);
-        store(out.o + c, output / denominator, m);
-        store(out.top + c, V{}, m);
+    monomials.moments(p.k + first, C, 1.0f, size, coefficients, [&](int j, auto m, auto& one, auto& v) {
+        v = load(p.v + first + j, m);
+        one = Lanes<decltype(m)>{} + 1.0f;
     });
-    int larger[L], count = 0;
-    for (int i = begin; i < end; ++i) {
-        if (beyond(i, bound)) larger[count++] = i;
-        if (count == L || (count && i == end - 1)) {
-            attend_rows(plan, p, first, larger, count, out, scratch);
-            count = 0;
-        }
-    }
+    for_twins(own.begin, own.end, [&](int c, auto m) {
+        Lanes<decltype(m)> denominator, output;
+        monomials.sums(p.q + c, C, kLn2, m, coefficients, denominator, output);
+        const auto inverse = reciprocal_of(denominator);
+        store(out.inverse + c, inverse, m);
+        store(out.o + c, output * inverse, m);
+        store(out.top + c, Lanes<decltype(m)>{}, m);
+    });
+    small.for_larger(own, bound,
+                     [&](const int* larger, int count) { attend_rows(plan, p, first, larger, count, out, scratch); });
     return true;
 }
 

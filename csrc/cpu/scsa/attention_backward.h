@@ -46,7 +46,7 @@ struct HeadPartials {
 
 // Floats of scratch for attend and attend_backward
 inline int64_t attention_scratch(const ScsaPlan& plan) {
-    return std::max<int64_t>(2 * int64_t{plan.pooled} * L, 14 * round_up(plan.channels, 16)) + 2 * kMaxMonomials;
+    return 2 * int64_t{plan.pooled} * L + 14 * round_up(plan.channels, 16);
 }
 
 // Whether one head with one pixel can be expanded, and how
@@ -116,68 +116,136 @@ inline void attend_backward_by_expansion(const ScsaPlan& plan, const Projections
     });
 }
 
-// dq [N][C] of one chunk's rows, and what they add to all channels of their head
-INLINE_BODY inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk, const Projections& p,
-                                              const AttentionRows& saved, const float* d_o, float* dq,
-                                              const AttentionPartials& out, float* scratch) {
+// Rows of one head, at most L, and what they add to all its channels: sums that start with them, or go on
+struct RowBlock {
+    const int* rows;
+    int count, first;
+    bool starts;
+};
+
+// dq [N][C] of these rows; scratch: 2 * N * L floats
+INLINE_BODY inline void attend_rows_backward(const ScsaPlan& plan, const RowBlock& block, const Projections& p,
+                                             const AttentionRows& saved, const float* d_o, float* dq,
+                                             const AttentionPartials& out, float* scratch) {
     const int64_t C = plan.channels;
-    const int N = plan.pooled, size = plan.channels / plan.head_num;
-    const V scale = splat(logit_scale(plan));
-    for_row_blocks(plan, chunk, [&](Range block, int first) {
-        const int i = block.begin, rows = block.end - i;
-        const bool starts = i == chunk.begin;  // the sums
-        float* q = scratch;                    // [N][L]
-        float* dq_block = scratch + N * L;     // [N][L]
-        fetch_rows(plan, p.q, i, rows, q);
-        std::fill(dq_block, dq_block + N * L, 0.0f);
-        float top[L], weight[L], o[L], o_rest[L] = {};  // o + o_rest is the attention output to more than fp32
-        const Tail tail(rows);
-        const V inverse = load(saved.inverse + i, tail);
-        store(top, load(saved.top + i, tail));
-        store(weight, inverse * load(d_o + i, tail));
-        store(o, load(saved.o + i, tail));
-        if (!(largest(inverse) <= 0.5f)) {  // a row is nearly one-hot: v - o cancels there
-            V denominator[L] = {}, rest[L] = {};
-            for_lanes(first, first + size, [&](int c, auto m) {
-                V s[L];
-                logits(q, p.k + c, C, N, m, s);
-                const V v = load(p.v + c, m);
-                for (int r = 0; r < L; ++r) {
-                    const V e = keep(exp2(s[r] - top[r]), m);
-                    denominator[r] += e;
-                    rest[r] += e * (v - o[r]);
-                }
-            });
-            store(o_rest, sum_rows(rest) / sum_rows(denominator));
-        }
-        for_lanes(first, first + size, [&](int c, auto m) {
-            V t[L];
-            logits(q, p.k + c, C, N, m, t);
+    const int N = plan.pooled, first = block.first, end = first + plan.channels / plan.head_num;
+    float* q = scratch;                 // [N][L]
+    float* dq_block = scratch + N * L;  // [N][L]
+    fetch_rows(plan, p.q, block.rows, block.count, q);
+    std::fill(dq_block, dq_block + N * L, 0.0f);
+    // zero behind the last row; o + o_rest is the attention output to more than fp32
+    float top[L] = {}, inverse[L] = {}, weight[L] = {}, o[L] = {}, o_rest[L] = {};
+    for (int r = 0; r < block.count; ++r) {
+        const int i = block.rows[r];
+        top[r] = saved.top[i], inverse[r] = saved.inverse[i], o[r] = saved.o[i];
+        weight[r] = inverse[r] * d_o[i];
+    }
+    if (!(largest(load(inverse)) <= 0.5f)) {  // a row is nearly one-hot: v - o cancels there
+        V denominator[L] = {}, rest[L] = {};
+        for_lanes(first, end, [&](int c, auto m) {
+            V s[L];
+            logits(q, p.k + c, C, N, m, s);
             const V v = load(p.v + c, m);
-            V dv = starts ? V{} : load(out.v + c, m);
             for (int r = 0; r < L; ++r) {
-                const V e = exp2(t[r] - top[r]) * weight[r];
-                dv += e;
-                t[r] = keep(e * (v - o[r] - o_rest[r]), m);
-            }
-            store(out.v + c, dv, m);
-            for (int n = 0; n < N; ++n) {
-                V dk = starts ? V{} : load(out.k + n * C + c, m);
-                for (int r = 0; r < L; ++r) dk += t[r] * q[n * L + r];
-                store(out.k + n * C + c, dk, m);
-            }
-            transpose(t);
-            for (int n = 0; n < N; ++n) {
-                V s = load(dq_block + n * L);
-                const float* k = p.k + n * C + c;
-                if (lanes(m) == L)
-                    for (int j = 0; j < L; ++j) s += t[j] * k[j];
-                else
-                    for (int j = 0; j < lanes(m); ++j) s += t[j] * k[j];
-                store(dq_block + n * L, s);
+                const V e = keep(exp2(s[r] - top[r]), m);
+                denominator[r] += e;
+                rest[r] += e * (v - o[r]);
             }
         });
-        for (int n = 0; n < N; ++n) store(dq + n * C + i, load(dq_block + n * L) * scale, tail);
+        store(o_rest, sum_rows(rest) / sum_rows(denominator));
+    }
+    for_lanes(first, end, [&](int c, auto m) {
+        V t[L];
+        logits(q, p.k + c, C, N, m, t);
+        const V v = load(p.v + c, m);
+        V dv = block.starts ? V{} : load(out.v + c, m);
+        for (int r = 0; r < L; ++r) {
+            const V e = exp2(t[r] - top[r]) * weight[r];
+            dv += e;
+            t[r] = keep(e * (v - o[r] - o_rest[r]), m);
+        }
+        store(out.v + c, dv, m);
+        for (int n = 0; n < N; ++n) {
+            V dk = block.starts ? V{} : load(out.k + n * C + c, m);
+            for (int r = 0; r < L; ++r) dk += t[r] * q[n * L + r];
+            store(out.k + n * C + c, dk, m);
+        }
+        transpose(t);
+        for (int n = 0; n < N; ++n) {
+            V s = load(dq_block + n * L);
+            const float* k = p.k + n * C + c;
+            if (lanes(m) == L)
+                for (int j = 0; j < L; ++j) s += t[j] * k[j];
+            else
+                for (int j = 0; j < lanes(m); ++j) s += t[j] * k[j];
+            store(dq_block + n * L, s);
+        }
+    });
+    const float scale = logit_scale(plan);
+    for (int n = 0; n < N; ++n)
+        for (int r = 0; r < block.count; ++r) dq[n * C + block.rows[r]] = dq_block[n * L + r] * scale;
+}
+
+// The same of one chunk's rows
+inline void attend_chunk_backward(const ScsaPlan& plan, Range chunk, const Projections& p, const AttentionRows& saved,
+                                  const float* d_o, float* dq, const AttentionPartials& out, float* scratch) {
+    for_row_blocks(plan, chunk, [&](Range block, int first) {
+        int rows[L];
+        for (int i = block.begin; i < block.end; ++i) rows[i - block.begin] = i;
+        const RowBlock these{rows, block.end - block.begin, first, block.begin == chunk.begin};
+        attend_rows_backward(plan, these, p, saved, d_o, dq, out, scratch);
+    });
+}
+
+// One head by monomials of its small logits, and directly for the few rows whose logits may be larger. With u_i =
+// d_o_i / sum_j exp(q_i k_j), dq_i is the slope at q_i of u_i sum_j exp(q k_j) (v_j - o_i), dk_j that at k_j of
+// sum_i u_i exp(q_i k) (v_j - o_i), and dv_j = sum_i u_i exp(q_i k_j). scratch: 2 * N * L and 2 * C + 32 floats
+inline void attend_backward_by_monomials(const ScsaPlan& plan, const Projections& p, const SmallLogits& small,
+                                         float bound, const AttentionRows& saved, const float* d_o, float* dq,
+                                         const AttentionPartials& out, float* scratch) {
+    const int64_t C = plan.channels;
+    const int N = plan.pooled, first = small.first, size = small.size;
+    const Monomials monomials(N, ExpPolynomial(bound, kSlopeRemainder).integral());
+    const float middle = span(p.v + first, size).middle();
+    float coefficients[2 * kMaxMonomials];
+    Bump bump(scratch);
+    float *u = bump.take(size), *o = bump.take(size);  // zero for rows that are done directly; o - middle
+
+    monomials.moments(p.k + first, C, 1.0f, size, coefficients, [&](int j, auto m, auto& v, auto& one) {
+        v = load(p.v + first + j, m) - middle;
+        one = Lanes<decltype(m)>{} + 1.0f;
+    });
+    const float scale = logit_scale(plan);
+    for_twins(0, size, [&](int i, auto m) {
+        const int row = first + i;
+        Lanes<decltype(m)> slopes[kMaxMonomials];
+        const auto mine = load(saved.o + row, m) - middle;
+        const auto share = load(saved.inverse + row, m) * exp2(load(saved.top + row, m) * -1.0f) * load(d_o + row, m);
+        monomials.slopes(
+            p.q + row, C, kLn2, m, coefficients, [&](auto weighted, auto plain) { return weighted - mine * plain; },
+            slopes);
+        for (int n = 0; n < N; ++n) store(dq + n * C + row, slopes[n] * share * scale, m);
+        store(u + i, share, m);
+        store(o + i, mine, m);
+    });
+    for (int i = 0; i < size; ++i)
+        if (small.beyond(i, bound)) u[i] = 0.0f;
+
+    monomials.moments(p.q + first, C, kLn2, size, coefficients, [&](int i, auto m, auto& share, auto& by_o) {
+        share = load(u + i, m);
+        by_o = share * load(o + i, m);
+    });
+    for_twins(first, first + size, [&](int c, auto m) {
+        Lanes<decltype(m)> slopes[kMaxMonomials];
+        const auto v = load(p.v + c, m) - middle;
+        const auto dv = monomials.slopes(
+            p.k + c, C, 1.0f, m, coefficients, [&](auto plain, auto by_o) { return v * plain - by_o; }, slopes);
+        store(out.v + c, dv, m);
+        for (int n = 0; n < N; ++n) store(out.k + n * C + c, slopes[n] * kLog2e, m);
+    });
+    float* block = bump.take(2 * N * L);
+    small.for_larger({first, first + size}, bound, [&](const int* rows, int count) {
+        attend_rows_backward(plan, {rows, count, first, false}, p, saved, d_o, dq, out, block);
     });
 }
 
@@ -191,14 +259,31 @@ inline void attend_backward(const ScsaPlan& plan, Range range, const Projections
         const auto each = [&](auto&& f) {
             for (int i = begin; i < end; ++i) f(i, partials.of(plan, i % chunks.per_head));
         };
+        const auto first_for_all = [&](auto&& f) {  // the head's first chunk stands for all
+            each([&](int i, const AttentionPartials& out) {
+                if (i % chunks.per_head == 0) return f(out);
+                for (int n = 0; n <= plan.pooled; ++n) {  // of k, and of v behind it
+                    float* sums = out.k + int64_t{n} * plan.channels + first;
+                    std::fill(sums, sums + chunks.size, 0.0f);
+                }
+            });
+        };
         if (plan.pooled == 1) {
             const BackwardExpansion expansion(p, first, chunks.size);
-            if (expansion.holds) {  // the head's first chunk stands for all
-                each([&](int i, const AttentionPartials& out) {
-                    if (i % chunks.per_head == 0)
-                        return attend_backward_by_expansion(plan, p, first, chunks.size, expansion, saved, d_o, dq, out,
-                                                            scratch);
-                    for (float* sums : {out.k, out.v}) std::fill(sums + first, sums + first + chunks.size, 0.0f);
+            if (expansion.holds) {
+                first_for_all([&](const AttentionPartials& out) {
+                    attend_backward_by_expansion(plan, p, first, chunks.size, expansion, saved, d_o, dq, out, scratch);
+                });
+                continue;
+            }
+        } else {
+            const SmallLogits small(plan, p, first, chunks.size, scratch);
+            // instructions of a channel: for a monomial, for a pair
+            const float bound = small.bound_that_pays(22, 3 * plan.pooled + 18, true);
+            if (bound >= 0.0f) {
+                first_for_all([&](const AttentionPartials& out) {
+                    attend_backward_by_monomials(plan, p, small, bound, saved, d_o, dq, out,
+                                                 scratch + round_up(chunks.size, 16));
                 });
                 continue;
             }

@@ -9,7 +9,8 @@ namespace fastattn::FASTATTN_ISA {
 
 constexpr int kMaxMonomials = 512;
 constexpr int kMaxDegree = 16;
-constexpr float kRemainder = 3e-8f;  // of exp, relative
+constexpr float kRemainder = 3e-8f;       // of exp, relative
+constexpr float kSlopeRemainder = 2e-7f;  // where gradients are sought
 
 // e^s = sum over p of coefficient[p] s^p / p! for |s| <= bound: its Chebyshev series, cut where the rest vanishes.
 struct ExpPolynomial {
@@ -17,15 +18,15 @@ struct ExpPolynomial {
     double coefficient[kMaxDegree + 1];
 
     // The series is I_0(b) + 2 sum over k of I_k(b) T_k(s / b), and I_k(b) <= (b / 2)^k / k! exp(b^2 / 4 / (k + 1)).
-    static int degree_of(float bound) {
+    static int degree_of(float bound, float remainder) {
         const float most = 2.0f * __builtin_expf(bound + 0.125f * bound * bound);  // and e^-b is the least of e^s
         float power = 1.0f;
         for (int p = 0; p < kMaxDegree; ++p)
-            if (most * (power *= 0.5f * bound / (p + 1)) <= kRemainder) return p;
+            if (most * (power *= 0.5f * bound / (p + 1)) <= remainder) return p;
         return -1;
     }
 
-    explicit ExpPolynomial(float bound) : degree(degree_of(bound)) {
+    ExpPolynomial(float bound, float remainder) : degree(degree_of(bound, remainder)) {
         if (degree < 0) return;
         double before[kMaxDegree + 2] = {}, now[kMaxDegree + 2] = {}, next[kMaxDegree + 2];
         before[0] = now[1] = 1.0;  // T_0, T_1; T_k = 2 (s / b) T_(k-1) - T_(k-2)
@@ -42,6 +43,16 @@ struct ExpPolynomial {
         for (int p = 1; p <= degree; ++p) coefficient[p] *= scale *= p / bound;
     }
 
+    // What has this as its derivative: as exact, and so a sum of e^s and its slopes are one polynomial's.
+    ExpPolynomial integral() const {
+        ExpPolynomial found = *this;
+        if (degree < 0) return found;
+        std::copy(coefficient, coefficient + degree + 1, found.coefficient + 1);
+        found.coefficient[0] = 1.0;
+        ++found.degree;
+        return found;
+    }
+
 private:
     static double bessel(int k, double bound) {  // I_k
         const double square = 0.25 * bound * bound;
@@ -52,6 +63,37 @@ private:
     }
 };
 
+// Two vectors: while one waits for its last product, the other goes on
+struct Twin {
+    V a, b;
+};
+struct Both {};  // the lanes of both
+
+inline Twin operator+(Twin s, Twin t) { return {s.a + t.a, s.b + t.b}; }
+inline Twin operator-(Twin s, Twin t) { return {s.a - t.a, s.b - t.b}; }
+inline Twin operator*(Twin s, Twin t) { return {s.a * t.a, s.b * t.b}; }
+inline Twin operator+(Twin s, float t) { return {s.a + t, s.b + t}; }
+inline Twin operator-(Twin s, float t) { return {s.a - t, s.b - t}; }
+inline Twin operator*(Twin s, float t) { return {s.a * t, s.b * t}; }
+inline Twin load(const float* p, Both) { return {load(p), load(p + L)}; }
+inline void store(float* p, Twin t, Both) { store(p, t.a), store(p + L, t.b); }
+inline Twin keep(Twin t, Both) { return t; }
+inline Twin exp2(Twin t) { return {exp2(t.a), exp2(t.b)}; }
+inline Twin reciprocal_of(Twin t) { return {1.0f / t.a, 1.0f / t.b}; }
+inline V reciprocal_of(V v) { return 1.0f / v; }
+inline V add_product(V sum, Twin s, Twin t) { return sum + s.a * t.a + s.b * t.b; }
+inline V add_product(V sum, V s, V t) { return sum + s * t; }
+
+template <class M>
+using Lanes = decltype(load(static_cast<const float*>(nullptr), std::declval<M>()));
+
+// f(c, lanes) for vectors, by twos as far as they go
+template <class F>
+inline void for_twins(int begin, int end, F&& f) {
+    for (; begin + 2 * L <= end; begin += 2 * L) f(begin, Both{});
+    for_lanes(begin, end, f);
+}
+
 // All monomials of a vector's components up to a degree, in runs: a head, of all components but the last, and its
 // products with the powers of the last. Each head but the first, 1, is an earlier one times one of the components.
 struct Monomials {
@@ -61,9 +103,8 @@ struct Monomials {
     int16_t length[kMaxMonomials];
     float weight[kMaxMonomials];  // w_a
 
-    // All that `size` components and |q . k| <= bound ask for; none where they are too many or bound is NaN.
-    Monomials(int size, float bound) : size(size) {
-        const ExpPolynomial exp(bound);
+    // All that `size` components ask for; none where they are too many.
+    Monomials(int size, const ExpPolynomial& exp) : size(size) {
         if (exp.degree < 0) return;
         int16_t power[kMaxMonomials];   // of a head's last component
         double inverse[kMaxMonomials];  // 1 / a! of a head
@@ -79,47 +120,92 @@ struct Monomials {
         }
     }
 
-    // How many they are, 0 where that is too many
-    static int number(int size, float bound) {
-        const int degree = ExpPolynomial::degree_of(bound);
+    // How many they are, of exp's integral with `slopes`; 0 where that is too many
+    static int number(int size, float bound, bool slopes = false) {
+        const int found = ExpPolynomial::degree_of(bound, slopes ? kSlopeRemainder : kRemainder);
+        const int degree = found < 0 ? found : found + slopes;
         int64_t number = degree >= 0;
         for (int p = 1; p <= degree && number <= kMaxMonomials; ++p) number = number * (size + p) / p;
         return number <= kMaxMonomials ? static_cast<int>(number) : 0;
     }
 
-    // f(index, value) for the monomials of the vectors whose component n lies at components + n * stride; zero in lanes
-    // that are none
-    template <class M, class F>
-    void evaluate(const float* components, int64_t stride, M m, V* heads, F&& f) const {
-        const V last = load(components + (size - 1) * stride, m);
-        for (int run = 0, i = 0; run < runs; ++run) {
-            V value = heads[run] = head(run, components, stride, 1.0f, m, heads);
-            f(i++, value);
-            for (int p = 1; p < length[run]; ++p) f(i++, value *= last);
+    // The coefficients [count][2] of two sums over vectors, each with weights(i, lanes, first, second); component n of
+    // the vectors lies at components + n * stride, and counts `scale` times
+    template <class F>
+    void moments(const float* components, int64_t stride, float scale, int vectors, float* coefficients,
+                 F&& weights) const {
+        V first[kMaxMonomials], second[kMaxMonomials];
+        std::fill(first, first + count, V{});
+        std::fill(second, second + count, V{});
+        for_twins(0, vectors, [&](int i, auto m) {
+            Lanes<decltype(m)> heads[kMaxMonomials], one, other;
+            const auto last = load(components + (size - 1) * stride + i, m) * scale;
+            weights(i, m, one, other);
+            for (int run = 0, a = 0; run < runs; ++run) {
+                auto value = heads[run] = head(run, components + i, stride, scale, m, heads);
+                for (int p = 0; p < length[run]; ++p, ++a, value = value * last) {
+                    first[a] = add_product(first[a], value, one);
+                    second[a] = add_product(second[a], value, other);
+                }
+            }
+        });
+        for (int a = 0; a < count; ++a) {
+            coefficients[2 * a] = sum(first[a]) * weight[a];
+            coefficients[2 * a + 1] = sum(second[a]) * weight[a];
         }
     }
 
-    // Two sums over all monomials of such vectors, times `scale`, each with a coefficient: [count][2]
-    template <class M>
-    void sums(const float* components, int64_t stride, float scale, M m, V* heads, const float* coefficients, V& first,
-              V& second) const {
-        const V last = load(components + (size - 1) * stride, m) * scale;
-        first = second = V{};
+    // The two sums for such vectors
+    template <class M, class T = Lanes<M>>
+    void sums(const float* components, int64_t stride, float scale, M m, const float* coefficients, T& first,
+              T& second) const {
+        const T last = load(components + (size - 1) * stride, m) * scale;
+        T heads[kMaxMonomials];
+        first = second = T{};
         const float* c = coefficients;
         for (int run = 0; run < runs; ++run, c += 2 * length[run - 1]) {
             heads[run] = head(run, components, stride, scale, m, heads);
             const float* from = c + 2 * (length[run] - 1);
-            V a = splat(from[0]), b = splat(from[1]);
+            T a = T{} + from[0], b = T{} + from[1];
             for (from -= 2; from >= c; from -= 2) a = a * last + from[0], b = b * last + from[1];
-            first += heads[run] * a;
-            second += heads[run] * b;
+            first = first + heads[run] * a;
+            second = second + heads[run] * b;
         }
     }
 
+    // The slopes [size] in the components of the sum whose coefficients are combine(first, second); returns the first
+    // sum
+    template <class M, class F, class T = Lanes<M>>
+    T slopes(const float* components, int64_t stride, float scale, M m, const float* coefficients, F&& combine,
+             T* slopes) const {
+        const T last = load(components + (size - 1) * stride, m) * scale;
+        T heads[kMaxMonomials], adjoints[kMaxMonomials], sum{};
+        std::fill(slopes, slopes + size, T{});
+        const float* c = coefficients;
+        for (int run = 0; run < runs; ++run, c += 2 * length[run - 1]) {
+            heads[run] = head(run, components, stride, scale, m, heads);
+            const float* from = c + 2 * (length[run] - 1);
+            T a = T{} + from[0], b = T{} + from[1], slope_a{}, slope_b{};
+            for (from -= 2; from >= c; from -= 2) {
+                slope_a = slope_a * last + a, slope_b = slope_b * last + b;
+                a = a * last + from[0], b = b * last + from[1];
+            }
+            sum = sum + heads[run] * a;
+            slopes[size - 1] = slopes[size - 1] + heads[run] * combine(slope_a, slope_b);
+            adjoints[run] = combine(a, b);
+        }
+        for (int run = runs - 1; run > 0; --run) {
+            const T component = load(components + axis[run] * stride, m) * scale;
+            adjoints[parent[run]] = adjoints[parent[run]] + adjoints[run] * component;
+            slopes[axis[run]] = slopes[axis[run]] + adjoints[run] * heads[parent[run]];
+        }
+        return sum;
+    }
+
 private:
-    template <class M>
-    V head(int run, const float* components, int64_t stride, float scale, M m, const V* heads) const {
-        if (run == 0) return keep(splat(1.0f), m);
+    template <class M, class T>
+    T head(int run, const float* components, int64_t stride, float scale, M m, const T* heads) const {
+        if (run == 0) return keep(T{} + 1.0f, m);
         return heads[parent[run]] * (load(components + axis[run] * stride, m) * scale);
     }
 
