@@ -56,6 +56,7 @@ class _Seen(NamedTuple):
     numbers: list[int]  # of attributes: a `forward` of an instance's own is one more
     readers: Sequence[Callable[[Any], Any]]  # of the settings in the first attributes
     settings: list[Any]
+    parameters: list[dict[str, nn.Parameter | None]]  # of the module and its children, by name
 
 
 class FastModule(Holder):
@@ -74,12 +75,14 @@ class FastModule(Holder):
         self._made = [_facts(child) for child in _descendants(self)]
 
     def _is_as_made(self) -> bool:
-        """Return whether what no child shows is as it was made, too."""
+        """Return whether what children do not show by themselves is as it was made, too: asked after a look at them."""
         return True
 
     def _runs_through_children(self) -> bool:
         """Return whether a child is not what it was made as; RuntimeError where a fast backend is named."""
-        state = self._state_of_children() if self._is_as_made() else CHANGED
+        state = self._state_of_children()
+        if state != CHANGED and not self._is_as_made():
+            state = CHANGED
         if state == RECOMPUTED and not torch.compiler.is_compiling():
             for child in self._seen.calls:
                 for hook in child._forward_pre_hooks.values():
@@ -114,7 +117,7 @@ def state_of_children(module: FastModule) -> str:
         or [*map(call, seen.readers, seen.attributes)] != seen.settings
         or [*map(len, seen.attributes)] != seen.numbers
     ):
-        seen = module.__dict__["_seen"] = _look(module)
+        seen = module.__dict__["_seen"] = look(module)
     if not seen.as_made:
         return CHANGED
     if not any(seen.hooks):
@@ -125,7 +128,7 @@ def state_of_children(module: FastModule) -> str:
     return CHANGED if others or not recompute else RECOMPUTED
 
 
-def _look(module: FastModule) -> _Seen:
+def look(module: FastModule) -> _Seen:
     children = [*_descendants(module)]
     holders = [module, *filter(_holds, children)]
     attributes = sorted(map(vars, children), key=_SETTINGS.isdisjoint)  # first of those with settings
@@ -141,6 +144,7 @@ def _look(module: FastModule) -> _Seen:
         [*map(len, attributes)],
         readers,
         [*map(call, readers, attributes)],
+        [vars(held)["_parameters"] for held in (module, *children)],
     )
 
 

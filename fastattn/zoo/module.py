@@ -1,12 +1,14 @@
 """What the zoo's modules share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.module import FastModule
+from ..core.module import FastModule, look
 from ..core.sharded import is_distributed
+from ..core.torch_state import compile_time_constant
 from .description import Description
 from .functional import gate, gate_of_batch, served_by_layers
 
@@ -30,6 +32,11 @@ def step_of(activation: nn.Module) -> str | None:
     return _ACTIVATIONS.get(type(activation).__name__.lower()) if known else None
 
 
+def shapes(parameters: Iterable[dict[str, nn.Parameter | None]]) -> list[torch.Size]:
+    """Return the shapes of several modules' parameters."""
+    return [p.shape for own in parameters for p in own.values() if p is not None]
+
+
 class Gate(FastModule):
     """A module that a description says all about; `_through_children` is what its paper says."""
 
@@ -51,16 +58,18 @@ class Gate(FastModule):
     def _note_children(self) -> None:
         """Note the parameters' shapes as well, which the description takes for given."""
         super()._note_children()
-        self._described = self._shapes()
-
-    def _shapes(self) -> list[tuple[int, ...]]:
-        return sorted(tuple(p.shape) for p in self.parameters())
+        self._described = shapes(look(self).parameters)
 
     def _is_as_made(self) -> bool:
         norm = self.norm()
         kept = norm is not None and norm.running_mean is not None
         tracked = not kept or (norm.track_running_stats and norm.num_batches_tracked is not None)
-        return tracked and self._shapes() == self._described
+        return tracked and self._is_as_described()
+
+    @compile_time_constant
+    def _is_as_described(self) -> bool:
+        found = shapes(self._seen.parameters)
+        return found == self._described or sorted(found) == sorted(self._described)  # pruning changes their order
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm()
