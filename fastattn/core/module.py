@@ -129,6 +129,7 @@ def state_of_children(module: FastModule) -> str:
 
 
 def look(module: FastModule) -> _Seen:
+    """Look at the children of a module, whatever was seen before."""
     children = [*_descendants(module)]
     holders = [module, *filter(_holds, children)]
     attributes = sorted(map(vars, children), key=_SETTINGS.isdisjoint)  # first of those with settings
