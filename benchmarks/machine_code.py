@@ -67,7 +67,14 @@ class Limits:
     shared: int
 
 
-ARCHITECTURES = {80: Limits(64, 32, 164), 89: Limits(48, 24, 100), 90: Limits(64, 32, 228), 100: Limits(64, 32, 228)}
+LIMITS = {
+    80: Limits(64, 32, 164),
+    89: Limits(48, 24, 100),
+    90: Limits(64, 32, 228),
+    100: Limits(64, 32, 228),
+    120: Limits(48, 24, 100),
+}
+ARCHITECTURES = {arch: LIMITS[arch] for arch in (80, 89, 90, 100)}  # that Triton's kernels are compiled for
 
 
 @dataclass(frozen=True)
@@ -304,7 +311,7 @@ def intermediates(compilations: Iterable[Compilation], jobs: int | None = None) 
     return by_compilation(intermediate, compilations, jobs)
 
 
-def by_compilation(work: Callable[[Compilation], Any], compilations: Iterable[Compilation], jobs: int | None) -> dict:
+def by_compilation(work: Callable[[Any], Any], compilations: Iterable[Any], jobs: int | None) -> dict:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")
     distinct = list(dict.fromkeys(compilations))
@@ -353,7 +360,7 @@ def compile_one(compilation: Compilation) -> Code:
     """Compile one kernel and read its machine code; what goes wrong is said in the result."""
     try:
         kernel = compiled(compilation)
-        return read(kernel.asm["cubin"], kernel.metadata.shared, compilation)
+        return read(kernel.asm["cubin"], kernel.metadata.shared, compilation.arch, compilation.warps)
     except Exception as error:  # reported with the others
         return Code(error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
@@ -394,14 +401,15 @@ def half_arithmetic(ir: str) -> list[str]:
     return found
 
 
-def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
-    """Read the machine code of one kernel, which takes this many bytes of shared memory."""
+def read(cubin: bytes, dynamic: int, arch: int, warps: int) -> Code:
+    """Read the machine code of one kernel, which is launched with this much dynamic shared memory."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
-    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage)}
+    shared = dynamic + resources["SHARED"] - (SHARED_RESERVED if arch >= 90 else 0)  # which it counts from there on
     assembly = assembly_of(cubin)
     counts = instructions(assembly)
     return Code(
@@ -410,7 +418,7 @@ def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
         spilled=sum(bits // 8 * number for bits, number in (counts["LDL"] + counts["STL"]).items()),
         spills_in_loops=spills_in_loops(assembly),
         shared=shared,
-        occupancy=occupancy(ARCHITECTURES[compilation.arch], resources["REG"], shared, compilation.warps),
+        occupancy=occupancy(LIMITS[arch], resources["REG"], shared, warps),
         loads=counts["LDG"] + counts["LDGSTS"],
         stores=counts["STG"],
         atomics=sum(map(Counter.total, (counts["ATOM"], counts["ATOMG"], counts["RED"], counts["REDG"]))),
