@@ -76,14 +76,15 @@ def compiled(source: str, definitions: Definitions, arch: str) -> bytes:
     """Return what NVRTC makes of a source; RuntimeError with its words."""
     from cuda.bindings import nvrtc
 
+    file = sources() / source
     options = [
         f"--gpu-architecture={arch}",
         "--std=c++17",
+        f"--include-path={file.parent}",
         f"--include-path={sources()}",
         *(f"--define-macro={name}={value}" for name, value in definitions),
     ]
-    text = (sources() / source).read_bytes()
-    program = _done(nvrtc.nvrtcCreateProgram(text, source.encode(), 0, [], []))
+    program = _done(nvrtc.nvrtcCreateProgram(file.read_bytes(), source.encode(), 0, [], []))
     try:
         code, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         if code != 0:
@@ -121,7 +122,6 @@ def _key(source: str, definitions: Definitions, arch: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
-@functools.cache
 def _digest_of_sources() -> str:
     """Return a digest of all sources: whichever includes which."""
     found = hashlib.sha256()

@@ -35,15 +35,15 @@ extern "C" __global__ void twice_kernel(const __grid_constant__ Arguments a) {
     if (i < a.count) a.out[i] = scaled(a.x[i]) + OFFSET;
 }
 """
-SCALE = "__device__ float scaled(float value) { return 2.0f * value; }\n"
-KERNEL = Kernel("twice.cu", "twice_kernel", (("OFFSET", "0.0f"),))
+SCALE = '#include "factor.cuh"\n__device__ float scaled(float value) { return FACTOR * value; }\n'
+FACTOR = "#define FACTOR 2.0f\n"
+KERNEL = Kernel("family/twice.cu", "twice_kernel", (("OFFSET", "0.0f"),))
 HOPPER = Device(capability=90, processors=132, shared_bytes=232448, l2_bytes=50 << 20)
 
 
 def forget():
     """Let nothing be remembered of sources, machine code and functions."""
-    known = [nvrtc.missing, nvrtc.sources, nvrtc.version, nvrtc.cubin, nvrtc._digest_of_sources]
-    known += [cuda._primary_context, backends._choose]
+    known = [nvrtc.missing, nvrtc.sources, nvrtc.version, nvrtc.cubin, cuda._primary_context, backends._choose]
     for function in known:
         if hasattr(function, "cache_clear"):
             function.cache_clear()
@@ -55,8 +55,10 @@ def sources(tmp_path, monkeypatch):
     """A folder of sources, and an empty one for machine code."""
     folder = tmp_path / "cuda"
     folder.mkdir()
-    (folder / "twice.cu").write_text(TWICE)
-    (folder / "scale.cuh").write_text(SCALE)
+    (folder / "family").mkdir()
+    (folder / "family" / "twice.cu").write_text(TWICE)
+    (folder / "family" / "scale.cuh").write_text(SCALE)
+    (folder / "factor.cuh").write_text(FACTOR)
     forget()
     monkeypatch.setattr(nvrtc, "sources", lambda: folder)
     monkeypatch.setenv("FASTATTN_CACHE_DIR", str(tmp_path / "cache"))
@@ -80,8 +82,7 @@ def compilations(monkeypatch):
 
 def again(kernel=KERNEL, capability=90):
     """Return the machine code as another process would find it."""
-    for function in (nvrtc.cubin, nvrtc._digest_of_sources):
-        function.cache_clear()
+    nvrtc.cubin.cache_clear()
     return kernel.cubin(capability)
 
 
@@ -102,7 +103,7 @@ def test_from_9_0_on_what_one_architecture_alone_has_is_used():
 
 def test_what_does_not_compile_says_where(sources):
     with pytest.raises(RuntimeError, match=r'(?s)twice.cu for sm_90a:.*identifier "OFFSET" is undefined'):
-        Kernel("twice.cu", "twice_kernel").cubin(90)
+        Kernel("family/twice.cu", "twice_kernel").cubin(90)
     assert not (sources.parent / "cache").exists()
 
 
@@ -126,21 +127,21 @@ def test_whatever_decides_on_the_code_is_part_of_its_name(sources, compilations,
 
     assert differs()
     assert not differs()
-    for name in ("twice.cu", "scale.cuh"):
+    for name in ("family/twice.cu", "family/scale.cuh", "factor.cuh"):
         (sources / name).write_text((sources / name).read_text() + "\n")
         assert differs()
     (sources / "more").mkdir()
     (sources / "more" / "new.cuh").write_text("")
     assert differs()
-    again(Kernel("twice.cu", "twice_kernel", (("OFFSET", "1.0f"),)))
+    again(Kernel("family/twice.cu", "twice_kernel", (("OFFSET", "1.0f"),)))
     again(capability=80)
-    assert len(compilations) == 6
+    assert len(compilations) == 7
     monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
     assert differs()
 
 
 def test_kernels_of_one_source_share_its_code(sources, compilations):
-    assert Kernel("twice.cu", "another_kernel", KERNEL.definitions).cubin(90) == KERNEL.cubin(90)
+    assert Kernel("family/twice.cu", "another_kernel", KERNEL.definitions).cubin(90) == KERNEL.cubin(90)
     assert len(compilations) == 1
 
 
