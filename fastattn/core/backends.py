@@ -52,7 +52,7 @@ def declare(
     *,
     triton: Limits,
     native: Limits = lambda *facts: [],
-    cuda: Limits = lambda *facts: ["the operation has no CUDA kernel"],
+    cuda: Limits = lambda *facts: ["there is no kernel yet"],
 ) -> None:
     """Declare an operation: its facts, from x and its functional's options by name, and each fast backend's limits.
 
