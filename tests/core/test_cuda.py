@@ -364,10 +364,7 @@ def test_the_facts_of_a_device_are_torchs(monkeypatch):
 
 @pytest.fixture
 def served(sources, monkeypatch):
-    """A Hopper for which SCSA has a CUDA kernel."""
-    declared = backends._operations["scsa"]
-    limits = declared.limits | {"cuda": operation.limits}
-    monkeypatch.setitem(backends._operations, "scsa", declared._replace(limits=limits))
+    """A Hopper."""
     monkeypatch.setattr(cuda, "capabilities", lambda: [90])
     backends._choose.cache_clear()
 
