@@ -183,7 +183,7 @@ def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward:
 
 @functools.lru_cache(maxsize=512)
 def plan(known: Signature, facts: Device, backward: bool = False) -> Plan:
-    """Return the plan that is predicted to be the fastest, of those that hold the maps if there are any; RuntimeError."""
+    """Return the plan predicted to be the fastest, of those that hold the maps if there are any; RuntimeError."""
     found = [*_candidates(known, facts, backward)]
     if not found:
         raise RuntimeError(too_large(known, facts, backward)[0])
