@@ -46,7 +46,7 @@ help:
 	@echo "                  gpu-test $(GPU_BENCHES),"
 	@echo "                  and gpu-report: write benchmarks/results/<gpu>.json, print the tables for docs/results.md"
 	@echo "make gpu-first    on a GPU: what must be known, in eight minutes (docs/gpu.md)"
-	@echo "make kernels      compile the Triton kernels for four architectures, no GPU needed: registers, spills, widths"
+	@echo "make kernels      compile the GPUs' kernels for their architectures, no GPU needed: registers, spills, widths"
 	@echo "make lint         ruff, its format, mypy, and clang-format"
 	@echo "make sanitize     run the native tests and the fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer,"
 	@echo "                  and what threads do together under ThreadSanitizer"

@@ -142,12 +142,12 @@ setup(
     packages=[
         *find_packages(include=["fastattn", "fastattn.*"]),
         *("fastattn.kernels" + f".{name}".rstrip(".") for name in ["", *find_packages("kernels")]),
-        "fastattn.csrc",  # for `python -m fastattn build-ops`
+        "fastattn.csrc",  # for `python -m fastattn build-ops`, and what NVRTC compiles
     ],
     package_dir={"fastattn.kernels": "kernels", "fastattn.csrc": "csrc"},
     package_data={
         "fastattn": ["py.typed"],
-        "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc"],
+        "fastattn.csrc": ["CMakeLists.txt", "**/*.h", "**/*.cpp", "**/*.inc", "**/*.cu", "**/*.cuh"],
         "fastattn.report": ["page.html", "page.css", "page.js", "papers.json"],
     },
     ext_modules=(

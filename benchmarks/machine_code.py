@@ -1,10 +1,10 @@
-"""What the compiler makes of the Triton kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
+"""What the compilers make of the kernels, for GPUs that need not be here: `python -m benchmarks.machine_code`.
 
 Every launch of the default plans at batch 32, of SCSA in the shapes of ResNet-50's four stages, of CFSAM's attention
 and token gather at SSD300's levels, of the own kernels of LGA, ACP and CAT at the maps and tokens of their backbones,
 in three dtypes, both memory formats and for four architectures: registers, spills, shared memory, occupancy, and how
 wide the loads and stores of global memory are, counted in the machine code that ptxas emits and nvdisasm prints. Triton
-brings both tools.
+brings both tools. The CUDA kernels, which NVRTC compiles, are in `cubins`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from .suites.scsa import Case
 BATCH = 32
 DTYPES = {name_of(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 WORKS = ("forward", "backward")
-OPERATIONS = ("scsa", "attention", "gather", "lga", "acp", "cat")
+OPERATIONS = ("scsa", "attention", "gather", "lga", "acp", "cat", "cuda")
 TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8"}
 
 ComposedCase = AttentionCase | PyramidCase | LgaCase | AcpCase | CatCase
@@ -67,7 +67,14 @@ class Limits:
     shared: int
 
 
-ARCHITECTURES = {80: Limits(64, 32, 164), 89: Limits(48, 24, 100), 90: Limits(64, 32, 228), 100: Limits(64, 32, 228)}
+LIMITS = {
+    80: Limits(64, 32, 164),
+    89: Limits(48, 24, 100),
+    90: Limits(64, 32, 228),
+    100: Limits(64, 32, 228),
+    120: Limits(48, 24, 100),
+}
+ARCHITECTURES = {arch: LIMITS[arch] for arch in (80, 89, 90, 100)}  # that Triton's kernels are compiled for
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Code:
     occupancy: float = 0.0
     loads: Counter[int] = field(default_factory=Counter)
     stores: Counter[int] = field(default_factory=Counter)
+    generic: int = 0  # of either kind of memory, shared or global: the compiler could not tell
     atomics: int = 0
     error: str = ""
 
@@ -304,7 +312,7 @@ def intermediates(compilations: Iterable[Compilation], jobs: int | None = None) 
     return by_compilation(intermediate, compilations, jobs)
 
 
-def by_compilation(work: Callable[[Compilation], Any], compilations: Iterable[Compilation], jobs: int | None) -> dict:
+def by_compilation(work: Callable[[Any], Any], compilations: Iterable[Any], jobs: int | None) -> dict:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("under TRITON_INTERPRET=1 nothing is compiled")
     distinct = list(dict.fromkeys(compilations))
@@ -353,7 +361,9 @@ def compile_one(compilation: Compilation) -> Code:
     """Compile one kernel and read its machine code; what goes wrong is said in the result."""
     try:
         kernel = compiled(compilation)
-        return read(kernel.asm["cubin"], kernel.metadata.shared, compilation)
+        return read(
+            kernel.asm["cubin"], compilation.kernel, kernel.metadata.shared, compilation.arch, compilation.warps
+        )
     except Exception as error:  # reported with the others
         return Code(error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
@@ -394,15 +404,17 @@ def half_arithmetic(ir: str) -> list[str]:
     return found
 
 
-def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
-    """Read the machine code of one kernel, which takes this many bytes of shared memory."""
+def read(cubin: bytes, kernel: str, dynamic: int, arch: int, warps: int) -> Code:
+    """Read the machine code of one kernel, which is launched with this much dynamic shared memory."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
-    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-    assembly = assembly_of(cubin)
+    usage = part_of(usage, r"\bFunction ", kernel)
+    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage)}
+    shared = dynamic + resources["SHARED"] - (SHARED_RESERVED if arch >= 90 else 0)  # which it counts from there on
+    assembly = part_of(assembly_of(cubin), r"\.section\s+\.text\.", kernel)
     counts = instructions(assembly)
     return Code(
         registers=resources["REG"],
@@ -410,11 +422,18 @@ def read(cubin: bytes, shared: int, compilation: Compilation) -> Code:
         spilled=sum(bits // 8 * number for bits, number in (counts["LDL"] + counts["STL"]).items()),
         spills_in_loops=spills_in_loops(assembly),
         shared=shared,
-        occupancy=occupancy(ARCHITECTURES[compilation.arch], resources["REG"], shared, compilation.warps),
+        occupancy=occupancy(LIMITS[arch], resources["REG"], shared, warps),
         loads=counts["LDG"] + counts["LDGSTS"],
         stores=counts["STG"],
+        generic=counts["LD"].total() + counts["ST"].total(),
         atomics=sum(map(Counter.total, (counts["ATOM"], counts["ATOMG"], counts["RED"], counts["REDG"]))),
     )
+
+
+def part_of(said: str, heading: str, kernel: str) -> str:
+    """Return what a tool says of one kernel: from its heading on to the next one's."""
+    _, *parts = re.split(heading, said)
+    return next(part for part in parts if re.match(rf"{kernel}\b", part))
 
 
 def assembly_of(cubin: bytes) -> str:
@@ -432,7 +451,8 @@ def said(command: Sequence[str]) -> str:
 
 def instructions(assembly: str) -> dict[str, Counter[int]]:
     """Memory instructions by mnemonic and width in bits: `@!P0 LDG.E.128.CONSTANT R4, ...` is one LDG of 128."""
-    found = {name: Counter[int]() for name in ("LDG", "LDGSTS", "STG", "LDL", "STL", "ATOM", "ATOMG", "RED", "REDG")}
+    names = "LD", "LDG", "LDGSTS", "LDL", "ST", "STG", "STL", "ATOM", "ATOMG", "RED", "REDG"
+    found = {name: Counter[int]() for name in names}
     for name, suffixes in re.findall(r"\b([A-Z]+)((?:\.\w+)*) ", assembly):
         if name in found:
             widths = [int(bits) for bits in re.findall(r"\.[US]?(8|16|64|128|256)\b", suffixes)]
@@ -513,10 +533,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     acp_maps = {f"{dim}x{side}x{side}": (dim, side) for dim, side in ACP_SIZES}
     tokens = {"x".join(map(str, size)): size for size in CAT_SIZES}
     choice("--operation", OPERATIONS, help=f"of {', '.join(OPERATIONS)}")
-    choice("--arch", ARCHITECTURES, type=int, help=f"compute capabilities, of {list(ARCHITECTURES)}")
+    choice("--arch", LIMITS, type=int, help=f"compute capabilities, of {list(LIMITS)}, the last for cuda alone")
     choice("--dtype", DTYPES, help=f"of {', '.join(DTYPES)}")
     choice("--format", MEMORY_FORMATS, help=f"of maps, of {', '.join(MEMORY_FORMATS)}")
-    choice("--stage", stages, help=f"of scsa, channels x height x width, of {', '.join(stages)}")
+    choice("--stage", stages, help=f"of scsa and cuda, channels x height x width, of {', '.join(stages)}")
     choice("--head-dim", HEAD_DIMS, type=int, help=f"of attention, of {list(HEAD_DIMS)}")
     choice("--map", maps, help=f"of lga, channels x height x width, of {', '.join(maps)}")
     choice("--contraction", CONTRACTIONS, help=f"of lga, of {', '.join(CONTRACTIONS)}")
@@ -544,14 +564,24 @@ def main(arguments: Sequence[str]) -> int:
         "acp": acp_cases(options.acp_map, options.dtype, options.format),
         "cat": cat_cases(options.tokens, options.dtype),
     }
-    chosen = rows((case for name in options.operation for case in known[name]), options.arch, options.works)
+    cases = [case for name in options.operation if name in known for case in known[name]]
+    chosen = rows(cases, [arch for arch in options.arch if arch in ARCHITECTURES], options.works)
     compilations = {row.compilation for row in chosen}
     print(f"compiling {len(compilations)} kernels for {len(chosen)} launches", file=sys.stderr)
-    codes = compile_all((row.compilation for row in chosen), options.jobs)
-    for table in tables(chosen, codes):
+    codes: dict[Any, Code] = compile_all((row.compilation for row in chosen), options.jobs)
+    found = [*tables(chosen, codes)]
+    if "cuda" in options.operation:
+        from . import cubins
+
+        scsa = scsa_cases(options.stage, options.dtype, options.format)
+        made = cubins.launches(scsa, options.arch, options.works)
+        codes |= (built := cubins.build_all(made, options.jobs))
+        found += cubins.tables(made, built)
+    for table in found:
         print(to_text(table), end="\n\n")
     print("registers: per thread. spilled: bytes of local memory. shared: bytes per block. occupancy: the share of a")
     print("multiprocessor's warps that fit. loads, stores: instructions on global memory, bits of each:how many.")
+    print("generic: those of which the compiler could not tell whether the memory is global or shared.")
     return int(any(code.error for code in codes.values()))
 
 

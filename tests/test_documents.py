@@ -16,8 +16,10 @@ PAGES = sorted({*ROOT.glob("*.md"), *(page for folder in FOLDERS[:-1] for page i
 PAGES.append(ROOT / "reports" / "example" / "report.md")  # the others there are everybody's own
 MADE = ("benchmarks/results/latest.json",)  # by a command that the document names
 ADDED = {"gate", "name"}  # what recipes call a folder that their reader adds
-HOUSES = {"Python": "fastattn", "triton": "kernels", "native": "csrc/cpu", "tests": "tests"}  # by column
-SHARED = {"kernels/common"}
+# by column
+HOUSES = {"Python": "fastattn", "native": "csrc/cpu", "triton": "kernels", "cuda": "csrc/cuda", "tests": "tests"}
+FAST = {"native", "triton", "cuda"}
+SHARED = {"kernels/common", "csrc/cuda/host"}
 MODULES = [
     f"{prefix}{name}"
     for prefix, house in (("", fastattn), ("zoo.", fastattn.zoo))
@@ -80,7 +82,7 @@ def test_every_family_has_its_row(house: str) -> None:
     folder = HOUSES[house]
     shown = {path for row in tables("architecture.md")[0] for path in named(row[house])}
     known = {path.parent.name for path in (ROOT / "fastattn").glob("*/module.py")} - {"core"}
-    if house in ("triton", "native"):  # whose folders are one for each operation
+    if house in FAST:  # whose folders are one for each operation
         known = {path.name for path in (ROOT / folder).iterdir() if path.is_dir() and path.name[0] not in "._"}
     assert shown == {f"{folder}/{name}" for name in known} - SHARED
 
@@ -115,10 +117,11 @@ def test_a_module_is_served_by_the_backends_of_its_row(name: str, native) -> Non
     x = torch.empty(shape)
     lines = fastattn.explain(make(), [x] if name == "CFSAM" else x).splitlines()
     found = dict(line.strip().split(": ", 1) for line in lines[1:])
-    only_here = "x is on cpu; triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests"
-    serving = {backend for backend, said in found.items() if said in ("can serve", only_here)}
+    not_here = "triton serves GPUs, and under TRITON_INTERPRET=1 the CPU for tests", "cuda serves NVIDIA GPUs"
+    can = {"can serve", *(f"x is on cpu; {why}" for why in not_here)}
+    serving = {backend for backend, said in found.items() if said in can}
     row = next(row for row in tables("architecture.md")[0] if named(row["module"]) == [name])
-    assert serving == {column for column, cell in row.items() if cell != "-"} & {"native", "triton"} | {"reference"}
+    assert serving == {column for column, cell in row.items() if cell != "-"} & FAST | {"reference"}
 
 
 def test_every_backend_has_its_row() -> None:

@@ -1,4 +1,4 @@
-"""Every operation by Triton's kernels, output and each gradient by name, against the float64 reference on the same
+"""Every operation by its kernels, output and each gradient by name, against the float64 reference on the same
 device; three times, for what differs from call to call is a race."""
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +69,8 @@ TINY = {  # to rehearse with
 }
 # in float16 too
 NARROW = "scsa-56", "scsa-7", "scsa-odd", "smsa", "pcsa", "lga-128", "cfsam-heads", "acp-56", "cat-197"
+# which have CUDA kernels beside Triton's
+CUDA = tuple(name for name in MODULES if name.startswith(("scsa", "smsa", "pcsa")))
 # every kernel, in little: under the sanitizer
 SMALL = "scsa-7", "scsa-odd", "scsa-max", "pcsa", "smsa", "lga-24", "cfsam", "acp-odd", "cat-odd"
 
@@ -131,11 +133,11 @@ def outputs(found: Mapping[str, Tensor]) -> list[Tensor]:
     return [value for name, value in found.items() if is_output(name)]
 
 
-def right(module: str, dtype: str, layout: str) -> dict[str, Any]:
+def right(module: str, dtype: str, layout: str, backend: str = "triton") -> dict[str, Any]:
     """How near to the truth one module is, and whether it is the same thrice."""
     built, inputs = build(module, DTYPES[dtype], layout)
     outs = [out / 64 for out in outputs(run(built, inputs, "reference"))]  # whose sums float16 can hold
-    runs = [run(built, inputs, "triton", outs) for _ in range(REPEATS)]
+    runs = [run(built, inputs, backend, outs) for _ in range(REPEATS)]
     truth = run(deepcopy(built).double(), [x.double() for x in inputs], "reference", [out.double() for out in outs])
     others = [[laid(x, other) for x in inputs] for other in FORMATS]  # where eager sums in another order
     eager = [run(built, other, "reference", outs) for other in others]

@@ -76,13 +76,13 @@ def right(phase: str) -> Iterator[Row]:
     """Every operation, then what surrounds a call, then what `fast` will have compiled, which takes its time."""
     from . import right, special
 
-    for dtype, layout in product(DTYPES, FORMATS):
-        for name in right.MODULES:
+    for names, more in ((right.MODULES, {}), (right.CUDA, {"backend": "cuda"})):
+        for dtype, layout, name in product(DTYPES, FORMATS, names):
             maps = len(right.MODULES[name].shapes[0]) == 4
             main = dtype != "float16" or name in right.NARROW
             if main and (maps or layout == CONTIGUOUS):
-                arguments = {"module": name, "dtype": dtype, "layout": layout}
-                yield Row(phase, "right", f"{name} {dtype} {layout}", arguments, 90)
+                arguments = {"module": name, "dtype": dtype, "layout": layout} | more
+                yield Row(phase, "right", " ".join([*more.values(), name, dtype, layout]), arguments, 90)
     for name in special.CHECKS:
         yield Row(phase, "special", name, {"check": name}, 90)
     yield Row(phase, "same_bits", "overlapping launches", seconds=120)
@@ -96,15 +96,21 @@ def fast(phase: str) -> Iterator[Row]:
     timed = [Row(phase, "fast", name, {"contest": name}) for name in contests()]
     stages = [*contests()][: len(WORKS) * len(STAGES)]
     early = [Row(phase, "overlapped", f"overlapped {name}", {"contest": name}) for name in stages]
-    counted = [Row(phase, "counters", f"counters {stage}", {"shape": [GPU_BATCH, *stage]}) for stage in STAGES]
+    counted = [
+        Row(phase, "counters", f"counters {backend} {stage}", {"shape": [GPU_BATCH, *stage], "backend": backend})
+        for backend, stage in product(("triton", "cuda"), STAGES)
+    ]
     yield from [*timed[:MOST], *early, *counted, *timed[MOST:]]
 
 
 def why(phase: str) -> Iterator[Row]:
     from . import right
 
-    for tool, name in product(("memcheck", "racecheck"), right.SMALL):
-        yield Row(phase, "sanitize", f"{tool} {name}", {"tool": tool, "module": name}, 100)
+    cuda = [name for name in right.SMALL if name in right.CUDA]
+    for tool, (backend, names) in product(("memcheck", "racecheck"), {"triton": right.SMALL, "cuda": cuda}.items()):
+        for name in names:
+            arguments = {"tool": tool, "module": name, "backend": backend}
+            yield Row(phase, "sanitize", f"{tool} {backend} {name}", arguments, 100)
 
 
 TINY: dict[str, Any] = {  # contests to rehearse with

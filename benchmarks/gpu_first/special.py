@@ -23,20 +23,20 @@ def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Any]:
     return {"ok": not wrong, **({"differ": wrong} if wrong else {})}
 
 
-def graph(name: str) -> dict[str, Any]:
+def graph(name: str, backend: str = "triton") -> dict[str, Any]:
     """Forward and backward in a CUDA graph, replayed on another input."""
     module, inputs = build(name, HALF, CONTIGUOUS)
     others = [x.flip(0).contiguous() for x in inputs]
-    grads = outputs(run(module, inputs, "triton"))
-    wanted = run(module, others, "triton", grads)
+    grads = outputs(run(module, inputs, backend))
+    wanted = run(module, others, backend, grads)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run(module, inputs, "triton", grads)
+        run(module, inputs, backend, grads)
     torch.cuda.current_stream().wait_stream(side)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
-        found = run(module, inputs, "triton", grads)
+        found = run(module, inputs, backend, grads)
     for x, other in zip(inputs, others, strict=True):
         x.copy_(other)
     captured.replay()
@@ -44,18 +44,18 @@ def graph(name: str) -> dict[str, Any]:
     return same(found, wanted)
 
 
-def streams(name: str) -> dict[str, Any]:
+def streams(name: str, backend: str = "triton") -> dict[str, Any]:
     """Two streams at once, on inputs of their own."""
     module, inputs = build(name, HALF, CONTIGUOUS)
     both = [inputs, [x.flip(0).contiguous() for x in inputs]]
-    wanted = [run(module, each, "triton") for each in both]
+    wanted = [run(module, each, backend) for each in both]
     sides = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
     found: list[dict[str, Tensor]] = [{}, {}]
     for _ in range(5):
         for i, side in enumerate(sides):
             with torch.cuda.stream(side):
-                found[i] = run(module, both[i], "triton")
+                found[i] = run(module, both[i], backend)
     torch.cuda.synchronize()
     results = [same(*pair) for pair in zip(found, wanted, strict=True)]
     return {"ok": all(result["ok"] for result in results), "streams": results}
@@ -150,6 +150,8 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "auto takes triton": chosen,
     **{f"graph {name}": partial(graph, name) for name in CAPTURED},
     **{f"two streams {name}": partial(streams, name) for name in ("scsa-56", "scsa-7", "cat-197")},
+    **{f"graph cuda {name}": partial(graph, name, "cuda") for name in ("scsa-56", "scsa-7")},
+    **{f"two streams cuda {name}": partial(streams, name, "cuda") for name in ("scsa-56", "scsa-7")},
     **{f"compile {name}": partial(compiled, name) for name in ("scsa-56", "lga-24", "cfsam", "acp-14", "cat-197")},
     **{f"autocast {name}": partial(autocast, name) for name in CAPTURED},
     "training, channels_last": training_step,

@@ -20,6 +20,7 @@ from .rows import PHASES
 
 Found = dict[str, Any]  # a row and its result
 RIVALS = "eager", "compile", "copy", "plain"
+OVER = (*RIVALS, GPU_FAST)
 
 
 def records(found: Sequence[Found]) -> list[dict[str, Any]]:
@@ -109,15 +110,15 @@ def speeds(found: Sequence[Found]) -> Table:
             if label in RIVALS:
                 continue
             beside = {over: value["median"] for over, value in record["speedup"].items()}
-            kind = one["name"].split()[0], record["dtype"], record["work"], launch
+            kind = one["name"].split()[0], label, record["dtype"], record["work"], launch
             for over, value in beside.items():
                 ratios.setdefault((*kind, over), []).append(value)
-            cells = [f"{beside[over]:.2f}" if over in beside else "-" for over in RIVALS]
+            cells = [f"{beside[over]:.2f}" if over in beside else "-" for over in OVER]
             rows.append((one["name"], f"{label} {launch}", f"{record['median_ms']:.4f}", *cells))
     for (name, *how, over), values in ratios.items():
         mean = prod(values) ** (1 / len(values))
-        rows.append((f"mean: {name} {' '.join(how)}", f"over {over}", f"{mean:.2f}", *"----"))
-    return Table("Times faster", ("contest", "who", "ms", *RIVALS), rows)
+        rows.append((f"mean: {name} {' '.join(how)}", f"over {over}", f"{mean:.2f}", *["-"] * len(OVER)))
+    return Table("Times faster", ("contest", "who", "ms", *OVER), rows)
 
 
 def overlaps(found: Sequence[Found]) -> Table:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import fastattn
 from fastattn.bench.sizes import TRAINING
 
 from ..suites.scsa import Case, scsa_scene
@@ -42,9 +43,9 @@ def alone(task: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.gpu_first.why", task, *arguments]
 
 
-def counters(shape: Sequence[int]) -> dict[str, Any]:
+def counters(shape: Sequence[int], backend: str = "triton") -> dict[str, Any]:
     """Of each kernel of one training step of SCSA in bfloat16, contiguous."""
-    command = [tool("ncu"), *NCU, "--metrics", ",".join(METRICS), *alone("step", *map(str, shape))]
+    command = [tool("ncu"), *NCU, "--metrics", ",".join(METRICS), *alone("step", backend, *map(str, shape))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
     if done.returncode or not lines:
@@ -57,10 +58,10 @@ def counters(shape: Sequence[int]) -> dict[str, Any]:
     return {"ok": True, "kernels": kernels}
 
 
-def sanitize(tool: str, module: str) -> dict[str, Any]:
+def sanitize(tool: str, module: str, backend: str = "triton") -> dict[str, Any]:
     """Whether memcheck or racecheck finds a fault in a module's kernels."""
     find = globals()["tool"]
-    command = [find("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *alone("small", module)]
+    command = [find("compute-sanitizer"), "--tool", tool, "--error-exitcode", "9", *alone("small", backend, module)]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=95, env=environment)
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
@@ -85,24 +86,25 @@ def races(said: Sequence[str]) -> list[str]:
     return found
 
 
-def step(*shape: str) -> None:
+def step(backend: str, *shape: str) -> None:
     """One training step between the profiler's marks."""
     batch, channels, height, width = map(int, shape)
     scene = scsa_scene(Case((batch, channels, height, width), torch.bfloat16, work=TRAINING), "cuda")
     call = scene.call(scene.module)
-    for _ in range(REPEATS):
+    with fastattn.use_backend(backend):
+        for _ in range(REPEATS):
+            call()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStart()
         call()
-    torch.cuda.synchronize()
-    torch.cuda.cudart().cudaProfilerStart()
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.cudart().cudaProfilerStop()
+        torch.cuda.synchronize()
+        torch.cuda.cudart().cudaProfilerStop()
 
 
-def small(module: str) -> None:
+def small(backend: str, module: str) -> None:
     """Forward and backward of a module's kernels."""
     built, inputs = build(module, torch.float32, "contiguous")
-    run(built, [x[:1].contiguous() for x in inputs], "triton")
+    run(built, [x[:1].contiguous() for x in inputs], backend)
     torch.cuda.synchronize()
 
 

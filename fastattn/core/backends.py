@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import flops, native
+from . import cuda, flops, native
 from .parameters import DTYPES
 from .recomputation import as_first
 from .torch_state import autocasts, compile_time_constant, dispatch_modes, tracing_state, transformed
@@ -46,12 +46,19 @@ class _Declared(NamedTuple):
 _operations: dict[str, _Declared] = {}
 
 
-def declare(operation: str, facts: Callable[..., tuple], *, triton: Limits, native: Limits = lambda *facts: []) -> None:
+def declare(
+    operation: str,
+    facts: Callable[..., tuple],
+    *,
+    triton: Limits,
+    native: Limits = lambda *facts: [],
+    cuda: Limits = lambda *facts: ["there is no kernel yet"],
+) -> None:
     """Declare an operation: its facts, from x and its functional's options by name, and each fast backend's limits.
 
     Native has none where torch's own operators serve what the extension does not.
     """
-    _operations[operation] = _Declared(facts, {"native": native, "triton": triton})
+    _operations[operation] = _Declared(facts, {"native": native, "triton": triton, "cuda": cuda})
 
 
 def operations() -> tuple[str, ...]:
@@ -109,10 +116,16 @@ def _triton_reasons(call: Call) -> list[str]:
     return reasons + _fast_path_reasons("triton", call)
 
 
-# in the order in which "auto" asks
+def _cuda_reasons(call: Call) -> list[str]:
+    here = cuda.reasons() if call.device == "cuda" else [f"x is on {call.device}; cuda serves NVIDIA GPUs"]
+    return here + _fast_path_reasons("cuda", call)
+
+
+# in the order in which "auto" asks, but for cuda
 BACKENDS: dict[str, Callable[[Call], list[str]]] = {
     "native": _native_reasons,
     "triton": _triton_reasons,
+    "cuda": _cuda_reasons,
     "reference": lambda call: [],
 }
 
@@ -146,11 +159,17 @@ def _choose(wanted: str, *fields: Any) -> str:
     if wanted == "auto":
         if call.device == "cpu":
             native.warn_once()
-        return next(name for name in BACKENDS if not unsupported_reasons(name, call))
+        return next(name for name in _automatic(call) if not unsupported_reasons(name, call))
     reasons = unsupported_reasons(wanted, call)
     if reasons:
         raise RuntimeError(f"backend {wanted!r} cannot serve this {call.operation} call: " + "; ".join(reasons))
     return wanted
+
+
+def _automatic(call: Call) -> list[str]:
+    """Return the backends that "auto" asks, in order: cuda first where it was measured to be the fastest, or not."""
+    others = [name for name in BACKENDS if name != "cuda"]
+    return others if call.device != "cuda" or cuda.not_faster(call.operation) else ["cuda", *others]
 
 
 def fastest(operation: str, x: Tensor) -> str:
@@ -276,6 +295,11 @@ def explain(what: Any, x: Tensor | Sequence[Tensor], **options: Any) -> str:
     except RuntimeError as error:
         chosen = str(error)
     lines = [f"{call.operation} on {call.device}, {_name(call.dtype)}: {chosen}"]
-    for name in BACKENDS:
-        lines.append(f"  {name}: {'; '.join(unsupported_reasons(name, call)) or 'can serve'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {name}: {_answer(name, call)}" for name in BACKENDS)])
+
+
+def _answer(name: str, call: Call) -> str:
+    if reasons := unsupported_reasons(name, call):
+        return "; ".join(reasons)
+    unknown = cuda.not_faster(call.operation) if name == "cuda" else ""
+    return f"can serve; auto does not choose it: {unknown}" if unknown else "can serve"

@@ -297,15 +297,14 @@ def _differentiate(operation: FlatOperation) -> None:
 
 
 class Servers(dict):
-    """The module that serves an operation, by backend; that of Triton is imported when it is first asked for."""
+    """The module that serves an operation, by backend; a GPU's is imported when it is first asked for."""
 
     def __init__(self, name: str, **known: ModuleType) -> None:
         super().__init__(known)
-        self.name = name
+        self.names = {"triton": f"fastattn.kernels.{name}", "cuda": f"fastattn.{name.partition('.')[0]}.cuda"}
 
     def __missing__(self, backend: str) -> ModuleType:
-        assert backend == "triton", backend
-        self[backend] = importlib.import_module(f"fastattn.kernels.{self.name}")
+        self[backend] = importlib.import_module(self.names[backend])
         return self[backend]
 
 

@@ -88,5 +88,9 @@ def limits(recombination: bool = False, dropout: bool = False) -> list[str]:
     return reasons + ["dropout on the attention while training has no fast path"] * dropout
 
 
+def _native_limits(*known: bool) -> list[str]:
+    return extension_reasons() + limits(*known)
+
+
 for _operation in (SCSA, SMSA, PCSA):
-    declare(_operation.name, facts, native=lambda *known: extension_reasons() + limits(*known), triton=limits)
+    declare(_operation.name, facts, native=_native_limits, triton=limits, cuda=limits)

@@ -60,7 +60,9 @@ def test_rows_are_known_by_their_names():
         names = [row.name for row in rows.rows(phase)]
         assert len(set(names)) == len(names), phase
         assert all(rows.Row.parse(row.line()) == row for row in rows.rows(phase))
-    assert {row.arguments["module"] for row in rows.rows("right") if row.task == "right"} == set(right.MODULES)
+    rights = [row.arguments for row in rows.rows("right") if row.task == "right"]
+    assert {one["module"] for one in rights if "backend" not in one} == set(right.MODULES)
+    assert {one["module"] for one in rights if one.get("backend") == "cuda"} == set(right.CUDA)
     assert {*right.NARROW, *right.SMALL, *special.CAPTURED} <= set(right.MODULES)
 
 

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.cpu,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="about a process that does not interpret"),
 ]
-NAMES = ("native", "triton", "reference")
+NAMES = ("native", "triton", "cuda", "reference")
 UNSERVED = {
     "float64": (Call("scsa", dtype=torch.float64, param_dtype=torch.float64), "x is float64"),
     "dropout while training": (Call("scsa", facts=(False, True)), "dropout on the attention while training"),
@@ -121,7 +121,7 @@ def test_modules_fall_back_or_raise(options, reason):
     ids=["set_backend", "use_backend", "a call"],
 )
 def test_unknown_backend(use):
-    with pytest.raises(ValueError, match="unknown backend 'fast': expected one of auto, native, triton, reference"):
+    with pytest.raises(ValueError, match="unknown backend 'fast': expected one of auto, native, triton, cuda, ref"):
         use("fast")
 
 

@@ -107,6 +107,7 @@ def test_calls_ask_what_explain_answers(case, asked):
     call(module, x)
     assert asked.pop() == explained
     told = {line.split(":")[0].strip(): line.partition(": ")[2] for line in lines[1:]}
+    assert told.pop("cuda").startswith("x is on cpu; cuda serves NVIDIA GPUs")
     assert {name for name, text in told.items() if text != "can serve"} == set(refusals)
     for name, reason in refusals.items():
         assert reason in told[name]

@@ -174,7 +174,7 @@ def test_the_functional_and_the_module_agree(backend):
 
 def test_importing_is_light():
     """No Triton, timm, Dynamo or extension is imported with fastattn, and nothing warns."""
-    heavy = ("triton", "timm", "torch._dynamo", "fastattn._native", "matplotlib")
+    heavy = ("triton", "timm", "torch._dynamo", "fastattn._native", "matplotlib", "cuda.bindings")
     code = (
         "import torch, sys; before = set(sys.modules); import fastattn; "
         f"print(*(set({heavy}) & (set(sys.modules) - before)))"
