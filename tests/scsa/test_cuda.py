@@ -2,6 +2,11 @@
 theirs on one."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -261,3 +266,41 @@ def test_the_emulator_refuses_what_is_out_of_bounds(source, gpu, monkeypatch):
     monkeypatch.setattr(scsa, "_addresses", forget)
     with pytest.raises(RuntimeError, match="beyond what the launch was given"):
         check(make("scsa", 16), draw(1, 16, 8, 9), "cuda")
+
+
+def sanitized(sanitizer, *command):
+    """Run Python with a sanitizer's library in it and the kernels built for it; return what it says."""
+    library = subprocess.run(
+        [emulated.compiler(), f"-print-file-name=lib{sanitizer}.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip(f"the compiler has no {library}")
+    kind = {"tsan": "thread", "asan": "address"}[sanitizer]
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=0"}
+    environment = os.environ | options | {"FASTATTN_SANITIZE": kind, "LD_PRELOAD": library}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_every_barrier_is_needed(kernel):
+    """ThreadSanitizer finds no race; without any one barrier it finds one, or the numbers are wrong."""
+    found, reports = {}, 0
+    for line in sanitized("tsan", "-m", "tests.sanitize.cuda", kernel).splitlines():
+        reports += line.startswith("SUMMARY: ThreadSanitizer")
+        if match := re.match(r"barrier (\d+): (\w+)", line):
+            number = int(match[1])
+            found[number] = found.get(number, 0) + reports + (match[2] != "right")
+            reports = 0
+    assert found.pop(0) == 0
+    assert found
+    assert [number for number, times in found.items() if not times] == []
+
+
+@pytest.mark.full
+def test_no_access_is_out_of_bounds():
+    said = sanitized("asan", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::test_every_case")
+    assert re.search(r"\d+ passed", said), said[-4000:]
+    assert "failed" not in said
+    assert "AddressSanitizer" not in said

@@ -224,3 +224,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scsa_backward(cons
     TEAM_WAIT(team);  // until nobody reads this block's board
 }
 EMULATED(scsa_backward, Call)
+EMULATED(scsa_batch_sum, BatchSum)

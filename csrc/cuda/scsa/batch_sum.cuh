@@ -27,4 +27,3 @@ extern "C" __global__ void __launch_bounds__(kWarp* kSumWarps, 1) scsa_batch_sum
     for (int part = 1; part < kSumWarps; ++part) total += parts[part * kWarp + lane()];
     write(call.sums + parameter, total);
 }
-EMULATED(scsa_batch_sum, BatchSum)
