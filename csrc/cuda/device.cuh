@@ -24,7 +24,8 @@ __device__ __forceinline__ void pause() {}
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
     unsigned long long shared;
     asm("cvta.to.shared.u64 %0, %1;" : "=l"(shared) : "l"(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(shared)), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(shared)), "l"(from)
+                 : "memory");
 }
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -2,6 +2,11 @@
 theirs on one."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -261,3 +266,25 @@ def test_the_emulator_refuses_what_is_out_of_bounds(source, gpu, monkeypatch):
     monkeypatch.setattr(scsa, "_addresses", forget)
     with pytest.raises(RuntimeError, match="beyond what the launch was given"):
         check(make("scsa", 16), draw(1, 16, 8, 9), "cuda")
+
+
+@pytest.mark.full
+def test_every_barrier_of_forward_is_needed():
+    """ThreadSanitizer finds no race; without any one barrier it finds one, or the numbers are wrong."""
+    asked = [emulated.compiler(), "-print-file-name=libtsan.so"]
+    library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("the compiler has no libtsan.so")
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=0", "FASTATTN_SANITIZE": "thread", "LD_PRELOAD": library}
+    command = [sys.executable, "-m", "tests.sanitize.cuda", "forward"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    found, reports = {}, 0
+    for line in done.stderr.splitlines():
+        reports += line.startswith("SUMMARY: ThreadSanitizer")
+        if match := re.match(r"barrier (\d+): (\w+)", line):
+            number = int(match[1])
+            found[number] = found.get(number, 0) + reports + (match[2] != "right")
+            reports = 0
+    assert found.pop(0) == 0
+    assert found
+    assert [number for number, times in found.items() if not times] == []

@@ -386,10 +386,10 @@ inline __attribute__((used)) void set_regions(int count, const char* const* begi
 inline __attribute__((used)) int64_t bytes_touched() { return emulator::traffic[0] + emulator::traffic[1]; }
 }
 
-#define EMULATED(name, Arguments)                                                                                     \
-    extern "C" int barriers_##name() { return __COUNTER__; }                                                          \
-    extern "C" const char* launch_##name(const void* arguments, int grid, int block, int cluster, int shared_bytes,   \
-                                         int cooperative) {                                                           \
-        return emulator::launch([](const void* given) { name(*static_cast<const Arguments*>(given)); }, arguments,    \
-                                grid, block, cluster, shared_bytes, cooperative);                                     \
+#define EMULATED(name, Arguments)                                                                                   \
+    extern "C" int barriers_##name() { return __COUNTER__; }                                                        \
+    extern "C" const char* launch_##name(const void* arguments, int grid, int block, int cluster, int shared_bytes, \
+                                         int cooperative) {                                                         \
+        return emulator::launch([](const void* given) { name(*static_cast<const Arguments*>(given)); }, arguments,  \
+                                grid, block, cluster, shared_bytes, cooperative);                                   \
     }

@@ -29,7 +29,7 @@ struct Maximum {
 // The rows of a window are shared by `lanes` threads, each of which takes every so many-th: a fixed order whatever the
 // block has.
 __device__ __forceinline__ void pool(const Call& call, const Slice& slice, const Map<X>& x, const Gates& gates,
-                            const Boards& boards, int* places) {
+                                     const Boards& boards, int* places) {
     const int windows = call.pooled_h * call.pooled_w, items = slice.count * windows, lanes = call.lanes;
     const int mine = threadIdx.x & (lanes - 1);
     for (int i0 = 0; i0 < items; i0 += THREADS / lanes) {  // all threads come along, as they exchange sums
@@ -90,10 +90,12 @@ __device__ __forceinline__ PooledNorm pooled_norm(const Call& call, int windows,
     const int channels = call.channels;
     PooledNorm norm{};
     norm.mean = warp_sum_of(channels, [&](int c) { return boards.at(c, kMean); }) / channels;
-    norm.rest = warp_sum_of(channels, [&](int c) {
-        const float* channel = boards.of(c);
-        return boards.get(channel, kMean) - norm.mean + boards.get(channel, kRest);
-    }) / channels;
+    norm.rest = warp_sum_of(channels,
+                            [&](int c) {
+                                const float* channel = boards.of(c);
+                                return boards.get(channel, kMean) - norm.mean + boards.get(channel, kRest);
+                            }) /
+                channels;
     const float squares = warp_sum_of(channels, [&](int c) {
         const float* channel = boards.of(c);
         const float apart = norm.centred(boards.get(channel, kMean)) + boards.get(channel, kRest);
@@ -122,7 +124,8 @@ struct Keys {
     float *factor, *offset, *value;  // the value is a mean over pixels
 };
 
-__device__ __forceinline__ void project(const Call& call, const PooledNorm& norm, const Boards& boards, const Keys& keys) {
+__device__ __forceinline__ void project(const Call& call, const PooledNorm& norm, const Boards& boards,
+                                        const Keys& keys) {
     for (int c = threadIdx.x; c < call.channels; c += THREADS) {
         const Projection key(call, norm.rstd, kKey, c), value(call, norm.rstd, kValue, c);
         const float* channel = boards.of(c);
@@ -154,8 +157,8 @@ private:
     }
 };
 
-__device__ __forceinline__ SoftmaxRow attention_row(const Call& call, int windows, const PooledNorm& norm, const Boards& boards,
-                                           const Keys& keys, int i) {
+__device__ __forceinline__ SoftmaxRow attention_row(const Call& call, int windows, const PooledNorm& norm,
+                                                    const Boards& boards, const Keys& keys, int i) {
     const int size = call.channels / call.heads, first = i / size * size;
     const Projection query(call, norm.rstd, kQuery, i);
     const float temperature = 1.0f / sqrtf(static_cast<float>(size));
@@ -183,7 +186,7 @@ __device__ __forceinline__ SoftmaxRow attention_row(const Call& call, int window
 
 // The rows of the block's channels: a warp each. With a softmax gate their outputs go to the board.
 __device__ __forceinline__ void attend(const Call& call, const Slice& slice, int windows, const PooledNorm& norm,
-                              const Boards& boards, const Keys& keys, float* gate, const Saved& saved) {
+                                       const Boards& boards, const Keys& keys, float* gate, const Saved& saved) {
     for (int c = warp(); c < slice.count; c += warps()) {
         const int i = slice.first + c;
         const SoftmaxRow row = attention_row(call, windows, norm, boards, keys, i);

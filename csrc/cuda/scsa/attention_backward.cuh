@@ -3,10 +3,22 @@
 
 #include "scsa/attention.cuh"
 
-// The fields of backward's boards: of a channel's row, its gate's gradient and that times the gate, what takes it to the
-// slope, and what forward saved; sums of the pooled map's gradients and of both axes'; the pooled map
-enum GradientField { kGateGradient, kGateProduct, kFactor, kValueMean, kTop, kRestOfRow, kScore, kSum, kProduct, kAxisSum,
-                     kAxisProduct = kAxisSum + 2, kMap = kAxisProduct + 2 };
+// The fields of backward's boards: of a channel's row, its gate's gradient and that times the gate, what takes it to
+// the slope, and what forward saved; sums of the pooled map's gradients and of both axes'; the pooled map
+enum GradientField {
+    kGateGradient,
+    kGateProduct,
+    kFactor,
+    kValueMean,
+    kTop,
+    kRestOfRow,
+    kScore,
+    kSum,
+    kProduct,
+    kAxisSum,
+    kAxisProduct = kAxisSum + 2,
+    kMap = kAxisProduct + 2
+};
 
 // Where a parameter's gradient lies among a sample's
 struct GradientPlaces {
@@ -76,8 +88,7 @@ __device__ __forceinline__ void publish_row(const Boards& boards, const Saved& s
 
 __device__ __forceinline__ void prepare_attention(const Call& call, const Boards& boards, float rstd,
                                                   const Attention& to) {
-    const float shift =
-        SOFTMAX ? warp_sum_of(call.channels, [&](int c) { return boards.at(c, kGateProduct); }) : 0.0f;
+    const float shift = SOFTMAX ? warp_sum_of(call.channels, [&](int c) { return boards.at(c, kGateProduct); }) : 0.0f;
     for (int c = threadIdx.x; c < call.channels; c += THREADS) {
         const Projection query(call, rstd, kQuery, c), key(call, rstd, kKey, c);
         const float* channel = boards.of(c);
@@ -92,8 +103,9 @@ __device__ __forceinline__ void prepare_attention(const Call& call, const Boards
 }
 
 // The scores of `rows` channels from c0 on of the block's, one thread each
-__device__ __forceinline__ void score_gradients(const Call& call, const Slice& slice, int windows, const PooledNorm& norm,
-                                       const Boards& boards, const Attention& all, int c0, int rows, const Scores& to) {
+__device__ __forceinline__ void score_gradients(const Call& call, const Slice& slice, int windows,
+                                                const PooledNorm& norm, const Boards& boards, const Attention& all,
+                                                int c0, int rows, const Scores& to) {
     const int size = call.channels / call.heads;
     const float temperature = 1.0f / sqrtf(static_cast<float>(size));
     for (int at = threadIdx.x; at < rows * size; at += THREADS) {
@@ -133,8 +145,8 @@ __device__ __forceinline__ void sum_each(int items, int count, bool by_warps, Te
 
 // From the scores' gradients to those of the same channels' queries, keys and values
 __device__ __forceinline__ void score_sums(const Call& call, const Slice& slice, int windows, const PooledNorm& norm,
-                                  const Boards& boards, const Attention& all, int c0, int rows, const Scores& scores,
-                                  const PooledGradients& to) {
+                                           const Boards& boards, const Attention& all, int c0, int rows,
+                                           const Scores& scores, const PooledGradients& to) {
     const int size = call.channels / call.heads;
     const bool by_warps = windows < 8;  // few sums, of many terms each
     const auto head = [&](int row) { return (slice.first + c0 + row) / size * size; };
@@ -160,11 +172,11 @@ __device__ __forceinline__ void score_sums(const Call& call, const Slice& slice,
         [&](int row, float sum) { to.value[c0 + row] = sum; });
 }
 
-// Through the projections: the gradient of the normalised map times the norm's weight takes the queries' place; its sums
-// go to the board.
-__device__ __forceinline__ void project_backward(const Call& call, const Slice& slice, int windows, const PooledNorm& norm,
-                                        const Boards& boards, const GradientPlaces& places,
-                                        const PooledGradients& of) {
+// Through the projections: the gradient of the normalised map times the norm's weight takes the queries' place; its
+// sums go to the board.
+__device__ __forceinline__ void project_backward(const Call& call, const Slice& slice, int windows,
+                                                 const PooledNorm& norm, const Boards& boards,
+                                                 const GradientPlaces& places, const PooledGradients& of) {
     for (int c = warp(); c < slice.count; c += warps()) {
         const int channel = slice.first + c;
         const float weight = read(call.norm_weight + channel), bias = read(call.norm_bias + channel);

@@ -124,7 +124,7 @@ struct Backward {
     }
 
     __device__ __forceinline__ void attention(const Map<X>& x, const Map<Out>& grad, const Saved& saved,
-                              const GradientPlaces& gradients) {
+                                              const GradientPlaces& gradients) {
         const PooledNorm known{norm[0], norm[1], norm[2]};
         gate_gradient(x, grad, saved);
         for (int i = threadIdx.x; i < slice.count * windows; i += THREADS) {
@@ -224,3 +224,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scsa_backward(cons
     TEAM_WAIT(team);  // until nobody reads this block's board
 }
 EMULATED(scsa_backward, Call)
+EMULATED(scsa_batch_sum, BatchSum)

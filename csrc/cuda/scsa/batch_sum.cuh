@@ -12,7 +12,8 @@ struct BatchSum {
 constexpr int kSumWarps = 8;
 
 // A block takes as many parameters as a warp has lanes; each warp sums every eighth sample.
-extern "C" __global__ void __launch_bounds__(kWarp* kSumWarps, 1) scsa_batch_sum(const __grid_constant__ BatchSum call) {
+extern "C" __global__ void __launch_bounds__(kWarp* kSumWarps, 1)
+    scsa_batch_sum(const __grid_constant__ BatchSum call) {
     float* parts = static_cast<float*>(dynamic_shared());  // [warps][lanes]
     const int parameter = blockIdx.x * kWarp + lane();
     float total = 0.0f;
@@ -27,4 +28,3 @@ extern "C" __global__ void __launch_bounds__(kWarp* kSumWarps, 1) scsa_batch_sum
     for (int part = 1; part < kSumWarps; ++part) total += parts[part * kWarp + lane()];
     write(call.sums + parameter, total);
 }
-EMULATED(scsa_batch_sum, BatchSum)

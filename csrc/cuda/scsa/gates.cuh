@@ -37,7 +37,7 @@ __device__ __forceinline__ float convolve_at(const Slice& slice, const Taps& tap
 }
 
 __device__ __forceinline__ void axis_means(const Slice& slice, const Map<X>& x, const AxisVectors& rows,
-                                            const AxisVectors& columns) {
+                                           const AxisVectors& columns) {
     const int width = slice.width;
     const auto value = [&](int c, int h, int w) { return x.at(c, h * width + w); };
     sum_rows(slice, value, [&](int c, int h, float sum) { rows.mean[slice.at(c, h, kRows)] = sum / slice.width; });
@@ -66,7 +66,8 @@ __device__ __forceinline__ void channel_statistics(const Slice& slice, const Axi
 }
 
 // Of the groups along both axes, [axis][group]: mean and 1 / standard deviation; the same numbers in every block
-__device__ __forceinline__ void group_statistics(const Call& call, const Slice& slice, const Boards& boards, float* statistics) {
+__device__ __forceinline__ void group_statistics(const Call& call, const Slice& slice, const Boards& boards,
+                                                 float* statistics) {
     const int size = call.channels / 4;
     for (int i = warp(); i < 8; i += warps()) {
         const int axis = i / 4, first = i % 4 * size, length = slice.length(axis), field = 2 * axis;
@@ -98,7 +99,8 @@ struct Normalisation {
 };
 
 // From the convolution to the gate
-__device__ __forceinline__ void make_gate(const Call& call, const Slice& slice, const AxisVectors& v, const float* statistics) {
+__device__ __forceinline__ void make_gate(const Call& call, const Slice& slice, const AxisVectors& v,
+                                          const float* statistics) {
     const int axis = v.axis;
     if (!SOFTMAX)
         return slice.for_axis(axis, [&](int c, int l) {

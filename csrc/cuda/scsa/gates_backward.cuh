@@ -5,8 +5,8 @@
 
 // From the gate's gradient to that of the standard score; its sums go to the board. A warp takes a channel.
 __device__ __forceinline__ void normalisation_sums(const Call& call, const Slice& slice, const AxisVectors& v,
-                                          const float* statistics, const Boards& boards,
-                                          const GradientPlaces& gradients) {
+                                                   const float* statistics, const Boards& boards,
+                                                   const GradientPlaces& gradients) {
     const int length = slice.length(v.axis);
     for (int c = warp(); c < slice.count; c += warps()) {
         const int channel = slice.first + c;
@@ -32,7 +32,8 @@ __device__ __forceinline__ void normalisation_sums(const Call& call, const Slice
 }
 
 // Means over each group along both axes, [axis][group][2]: of the scores' gradients, and of their products with them
-__device__ __forceinline__ void group_gradient_sums(const Call& call, const Slice& slice, const Boards& boards, float* sums) {
+__device__ __forceinline__ void group_gradient_sums(const Call& call, const Slice& slice, const Boards& boards,
+                                                    float* sums) {
     const int size = call.channels / 4;
     for (int i = warp(); i < 8; i += warps()) {
         const int axis = i / 4, first = i % 4 * size;
@@ -45,7 +46,7 @@ __device__ __forceinline__ void group_gradient_sums(const Call& call, const Slic
 
 // To the gradient of the convolution
 __device__ __forceinline__ void normalisation_backward(const Call& call, const Slice& slice, const AxisVectors& v,
-                                              const float* statistics, const float* sums) {
+                                                       const float* statistics, const float* sums) {
     slice.for_axis(v.axis, [&](int c, int l) {
         const Normalisation norm(call, statistics, v.axis, slice.first + c);
         const float* of_group = sums + 2 * (4 * v.axis + (slice.first + c) / (call.channels / 4));

@@ -45,8 +45,7 @@ __device__ Map<T> fetch(const T* sample, const Call& call, const Slice& slice, T
     if (!HELD) return {begin, pixels, 1};
     T* to = shared + reinterpret_cast<unsigned long long>(begin) % 16 / sizeof(T);  // aligned alike
     for_run(
-        begin, count * pixels,
-        [&](int i) { copy_async(to + i, begin + i); },
+        begin, count * pixels, [&](int i) { copy_async(to + i, begin + i); },
         [&](int i) {
             touch(begin + i, sizeof(T), false);
             to[i] = begin[i];
