@@ -413,7 +413,8 @@ def read(cubin: bytes, kernel: str, dynamic: int, arch: int, warps: int) -> Code
         usage = said([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name])
     usage = part_of(usage, r"\bFunction ", kernel)
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage)}
-    shared = dynamic + resources["SHARED"] - (SHARED_RESERVED if arch >= 90 else 0)  # which it counts from there on
+    reserved = SHARED_RESERVED if arch >= 90 and resources["SHARED"] else 0  # counted there, of kernels that have any
+    shared = dynamic + resources["SHARED"] - reserved
     assembly = part_of(assembly_of(cubin), r"\.section\s+\.text\.", kernel)
     counts = instructions(assembly)
     return Code(
