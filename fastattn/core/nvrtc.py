@@ -145,6 +145,7 @@ def _keep(file: Path, code: bytes) -> None:
     """Write a file in one step, so that others find all of it or none; where that cannot be, do without."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(hashlib.sha256(code).digest() + code)
-        os.replace(part.name, file)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder, file.name)
+            part.write_bytes(hashlib.sha256(code).digest() + code)
+            part.replace(file)

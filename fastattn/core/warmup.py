@@ -39,6 +39,8 @@ def warmup(
                 outs = [out] if single else out
                 wanted = [*maps, *(p for p in module.parameters() if p.requires_grad)]
                 torch.autograd.grad(outs, wanted, [torch.randn_like(each) for each in outs])
+                with torch.no_grad():  # which saves nothing: on cuda a kernel of its own
+                    module(maps[0] if single else maps)
 
 
 @contextlib.contextmanager

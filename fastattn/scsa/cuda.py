@@ -16,6 +16,7 @@ from ..core import parameters
 from ..core.cuda import Device, Kernel, device_facts
 
 _TYPES = {torch.float32: "float", torch.bfloat16: "Bf16", torch.float16: "F16"}
+MOST_ELEMENTS = 2**31 - 1  # of a sample: the kernels' indices in it are int
 MOST_BLOCKS = {True: 8, False: 16}  # of a team: what every cluster may have, and without clusters
 FIELDS = {False: 8, True: 13}  # of a board, besides the pooled map: in forward, in backward
 _STATISTICS = 20  # floats of a sample that are no vectors
@@ -64,8 +65,12 @@ class Signature:
     @property
     def wide(self) -> bool:
         """Whether maps are read and written 16 bytes at a time."""
-        fits = not self.channels_last or self.shape[1] % (16 // self.x_dtype.itemsize) == 0
-        return self.aligned and fits and self.x_dtype is self.out_dtype
+        return not self.channels_last or (self.aligned and self.shape[1] % self.pack == 0)
+
+    @property
+    def pack(self) -> int:
+        """Elements in 16 bytes of the narrower map."""
+        return 16 // min(self.x_dtype.itemsize, self.out_dtype.itemsize)
 
     @property
     def pixels(self) -> int:
@@ -130,7 +135,9 @@ def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tup
     batch, channels, height, width = known.shape
     heads, _, _ = known.channel_options
     size = channels // heads
-    unit = 16 // known.x_dtype.itemsize if known.channels_last and known.wide else 1
+    unit = known.pack if known.channels_last and known.wide else 1
+    if channels * height * width > MOST_ELEMENTS:
+        return
     maps = 3 if backward else 2
     work = (60 if backward else 25) * channels * height * width
     work += (3 if backward else 1) * channels * size * (30 + 8 * known.pixels) * known.channel
@@ -149,7 +156,9 @@ def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tup
             if shared > facts.shared_bytes:
                 continue
             resident = min(2, (facts.shared_bytes + RESERVED) // (shared + RESERVED))
-            teams = max(1, facts.processors * resident // blocks)
+            teams = facts.processors * resident // blocks
+            if not teams:  # of a small GPU, or a slice of one
+                continue
             threads = 512 if resident == 1 else 256
             reads = maps if held else 2 * maps
             memory = reads * channels * height * width * known.x_dtype.itemsize / (BANDWIDTH * blocks)
@@ -158,6 +167,10 @@ def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tup
             kernel = _kernel(known, held, cluster, threads, backward)
             plan = Plan(kernel, blocks, per_block, rows, held, cluster, threads, shared, board)
             yield -(-batch // teams) * together, plan
+
+
+def _defined(flags: dict[str, bool]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(int(value))) for name, value in flags.items())
 
 
 def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward: bool) -> Kernel:
@@ -175,7 +188,7 @@ def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward:
     }
     types = {"X_TYPE": known.x_dtype, "PARAM_TYPE": known.param_dtype, "OUT_TYPE": known.out_dtype}
     definitions = [(name, _TYPES[dtype]) for name, dtype in types.items()]
-    definitions += [(name, str(int(value))) for name, value in flags.items()]
+    definitions += _defined(flags)
     definitions += [("THREADS", str(threads)), ("BLOCKS", str(512 // threads))]
     name = "backward" if backward else "forward"
     return Kernel(f"scsa/{name}.cu", f"scsa_{name}", tuple(definitions))
@@ -195,6 +208,8 @@ def too_large(known: Signature, facts: Device, backward: bool) -> list[str]:
     if any(True for _ in _candidates(known, facts, backward)):
         return []
     _, channels, height, width = known.shape
+    if channels * height * width > MOST_ELEMENTS:
+        return [f"a ({channels}, {height}, {width}) map has more than {MOST_ELEMENTS} elements"]
     most = MOST_BLOCKS[facts.capability >= 90]
     return [f"the vectors of a ({channels}, {height}, {width}) map do not fit the shared memory of {most} blocks"]
 
@@ -240,8 +255,9 @@ def _launch(known: Signature, ready: Plan, flags: dict[str, bool], tensors: Sequ
     """Launch as many teams as are resident; `tensors` are x, grad_out, out, grad_x, saved and gradients."""
     x = tensors[0]
     assert x is not None
-    definitions = tuple((name, str(int(value))) for name, value in flags.items())
-    kernel = Kernel(ready.kernel.source, ready.kernel.name, ready.kernel.definitions + definitions)
+    if not x.numel():
+        return
+    kernel = Kernel(ready.kernel.source, ready.kernel.name, ready.kernel.definitions + _defined(flags))
     cluster = ready.blocks if ready.cluster else 1
     batch = known.shape[0]
     teams = min(batch, _teams(kernel, x.device, ready))
@@ -276,7 +292,10 @@ def _teams(kernel: Kernel, device: torch.device, ready: Plan) -> int:
     """Return how many teams a device holds at once."""
     cluster = ready.blocks if ready.cluster else 1
     resident = kernel.occupancy(device, ready.threads, ready.shared_bytes, cluster)
-    return resident if ready.cluster else resident // ready.blocks
+    teams = resident if ready.cluster else resident // ready.blocks
+    if not teams:
+        raise RuntimeError(f"no team of {ready.blocks} blocks fits {device} at once")
+    return teams
 
 
 def forward(
@@ -285,6 +304,8 @@ def forward(
     """Run the forward of an operation on a dense tensor x (B, C, H, W); return (out, saved)."""
     out = torch.empty_like(x, dtype=out_dtype)
     known, ready, params = _prepare(operation, x, params, options, out, backward=False)
+    if save:
+        plan(known, device_facts(x.device), True)  # what backward could not take is refused here
     saved = x.new_empty((x.shape[0], known.saved_size) if save else (0,), dtype=torch.float32)
     _launch(known, ready, {"SAVE": save}, (x, None, out, None, saved, None), params)
     return out, saved
@@ -302,14 +323,13 @@ def backward(
     flags = {"SAVE": False, "NEED_X": need_x, "NEED_PARAMS": need_params}
     _launch(known, ready, flags, (x, grad_out, None, grad_x, saved, gradients), params)
     if need_params:
-        _sum_batch(ready.kernel, gradients, sums)
+        _sum_batch(ready.kernel, flags, gradients, sums)
     return grad_x, sums
 
 
-def _sum_batch(beside: Kernel, gradients: Tensor, sums: Tensor) -> None:
+def _sum_batch(beside: Kernel, flags: dict[str, bool], gradients: Tensor, sums: Tensor) -> None:
     """Sum the samples' gradients, with the source and the definitions of the kernel that made them."""
-    flags = (("SAVE", "0"), ("NEED_X", "1"), ("NEED_PARAMS", "1"))
-    kernel = Kernel(beside.source, "scsa_batch_sum", beside.definitions + flags)
+    kernel = Kernel(beside.source, "scsa_batch_sum", beside.definitions + _defined(flags))
     batch, size = gradients.shape
     arguments = struct.pack("2Q2i", *_addresses((gradients, sums)), batch, size)
     kernel.launch(gradients.device, -(-size // 32), 256, 1, 1024, arguments, cooperative=False)

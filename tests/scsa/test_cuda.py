@@ -276,7 +276,7 @@ def test_every_barrier_of_forward_is_needed():
     if not Path(library).is_absolute():
         pytest.skip("the compiler has no libtsan.so")
     environment = os.environ | {
-        "TSAN_OPTIONS": "halt_on_error=0 exitcode=0",
+        "TSAN_OPTIONS": "halt_on_error=0 exitcode=0 symbolize=0 suppress_equal_stacks=0 suppress_equal_addresses=0",
         "FASTATTN_SANITIZE": "thread",
         "LD_PRELOAD": library,
     }
