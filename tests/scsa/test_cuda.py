@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,25 +220,48 @@ def test_traffic(dtype, memory_format, gpu):
     assert 3 <= machine.bytes / x.nbytes <= 3.1
 
 
+def signature(shape, **facts):
+    """Return what SCSA's call is on contiguous float32 maps, but for these facts."""
+    return scsa.Signature(
+        **{
+            "spatial": True,
+            "channel": True,
+            "shape": shape,
+            "kernels": (3, 5, 7, 9),
+            "qkv_bias": False,
+            "options": (1, 7, "avg_pool", "sigmoid"),
+            "x_dtype": torch.float32,
+            "out_dtype": torch.float32,
+            "param_dtype": torch.float32,
+            "channels_last": False,
+            "aligned": True,
+            **facts,
+        }
+    )
+
+
+def test_a_team_is_never_more_than_a_slice_of_a_gpu():
+    """Of 14 processors: no launch has blocks that wait for others that are not resident."""
+    facts = A100._replace(processors=14)
+    for shape, backward in itertools.product([(8, 64, 56, 56), (8, 256, 56, 56), (8, 64, 112, 112)], (False, True)):
+        assert scsa.plan(signature(shape), facts, backward).blocks <= 2 * facts.processors
+
+
+def test_autocasts_maps_move_16_bytes_at_a_time():
+    known = signature((8, 64, 56, 56), x_dtype=torch.bfloat16, channels_last=True)
+    assert (known.wide, known.pack) == (True, 8)
+    assert not replace(known, shape=(8, 60, 56, 56)).wide
+    assert not replace(known, aligned=False).wide
+    assert replace(known, channels_last=False, aligned=False).wide  # each row finds its own start
+
+
 @pytest.mark.parametrize("facts", [H100, RTX_4090, A100], ids=["H100", "4090", "A100"])
 @pytest.mark.parametrize("dtype", few(DTYPES), ids=named)
 @pytest.mark.parametrize("shape", [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)], ids=str)
 def test_teams_hold_the_maps_of_resnet(shape, dtype, facts):
     """On an H100 forward and backward; on others forward."""
     for channels_last, backward in itertools.product((False, True), (False, True)):
-        known = scsa.Signature(
-            spatial=True,
-            channel=True,
-            shape=(256, *shape),
-            kernels=(3, 5, 7, 9),
-            qkv_bias=False,
-            options=(1, 7, "avg_pool", "sigmoid"),
-            x_dtype=dtype,
-            out_dtype=dtype,
-            param_dtype=dtype,
-            channels_last=channels_last,
-            aligned=True,
-        )
+        known = signature((256, *shape), x_dtype=dtype, out_dtype=dtype, param_dtype=dtype, channels_last=channels_last)
         plan = scsa.plan(known, facts, backward)
         assert plan.held or (backward and facts is not H100)
         assert plan.shared_bytes <= facts.shared_bytes
@@ -250,6 +274,20 @@ def test_what_does_not_fit_is_said(gpu):
     fastattn.set_backend("cuda")
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"vectors of a \(1024, 600, 4\) map do not fit"):
         module(x)
+
+
+def test_what_backward_could_not_take_is_said_before_forward(gpu):
+    gpu()
+    assert scsa.plan(signature((1, 256, 128, 128)), H100).blocks
+    module, x = make("scsa", 256), torch.empty(1, 256, 128, 128)
+    fastattn.set_backend("cuda")
+    with pytest.raises(RuntimeError, match=r"vectors of a \(256, 128, 128\) map do not fit"):
+        module(x)
+
+
+def test_indices_stay_within_an_int(gpu):
+    with pytest.raises(RuntimeError, match="more than 2147483647 elements"):
+        scsa.plan(signature((1, 64, 6000, 6000), spatial=False, options=(1, -1, "avg_pool", "sigmoid")), H100)
 
 
 @pytest.mark.parametrize("source", ["forward", "backward"])
