@@ -66,6 +66,7 @@ class Machine:
     regions: tuple[torch.Tensor, ...] = ()  # what the next launch was given
     launches: int = 0
     bytes: int = 0  # distinct ones of each block, of all launches
+    times: tuple[int, ...] = ()  # by region: how often a block of the last launch read, or wrote, a byte
 
 
 machine = Machine(Device(90, 132, 232448, 50 << 20))  # an H100
@@ -107,6 +108,7 @@ class EmulatedKernel:
         built.bytes_touched.restype = ctypes.c_int64
         machine.launches += 1
         machine.bytes += built.bytes_touched()
+        machine.times = tuple(map(built.most_touched, range(len(regions))))
         if error:
             raise RuntimeError(error.decode())
 

@@ -206,9 +206,11 @@ def test_only_what_is_needed(gpu):
 
 @pytest.mark.parametrize("memory_format", few(FORMATS), ids=named)
 @pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16]), ids=named)
-def test_traffic(dtype, memory_format, gpu):
-    """Distinct bytes that a block reads or writes, over the bytes of x."""
+def test_traffic(dtype, memory_format, gpu, monkeypatch):
+    """Distinct bytes that a block reads or writes, over the bytes of x; those of maps once."""
     machine = gpu(checked=True)
+    noted = []
+    monkeypatch.setattr(emulated.EmulatedKernel, "launch", count_maps(emulated.EmulatedKernel.launch, machine, noted))
     module, x = make("scsa", 64, dtype=dtype), draw(1, 64, 56, 56, dtype=dtype, memory_format=memory_format)
     options, params = (1, 7, "avg_pool", "sigmoid"), [p.detach() for p in module._params()]
     out, _ = scsa.forward(module.operation, x, params, options, dtype, False)
@@ -218,6 +220,30 @@ def test_traffic(dtype, memory_format, gpu):
     machine.bytes = 0
     scsa.backward(module.operation, out, x, saved, params, options, True, True)
     assert 3 <= machine.bytes / x.nbytes <= 3.1
+    assert noted == [[1, 1], [1, 1], [1, 1, 1], []]  # x, out; grad_out beside them; none of them for the batch's sum
+
+
+def count_maps(launch, machine, noted):
+    """Note how often a block of each launch reads, or writes, an element of each map of 56 x 56."""
+
+    def counting(*arguments, **options):
+        launch(*arguments, **options)
+        pairs = zip(machine.regions, machine.times, strict=True)
+        noted.append([times for tensor, times in pairs if tensor.shape[-1] == 56])
+
+    return counting
+
+
+def test_a_map_that_is_not_held_is_read_in_every_pass(gpu, monkeypatch):
+    machine = gpu(checked=True, held=(False,))
+    noted = []
+    monkeypatch.setattr(emulated.EmulatedKernel, "launch", count_maps(emulated.EmulatedKernel.launch, machine, noted))
+    module, x = make("scsa", 8), draw(1, 8, 56, 56)
+    with torch.no_grad():
+        scsa.forward(module.operation, x, module._params(), (1, 7, "avg_pool", "sigmoid"), x.dtype, False)
+    [(of_x, of_out)] = noted
+    assert of_x > 1
+    assert of_out == 1
 
 
 def signature(shape, **facts):

@@ -87,7 +87,7 @@ struct Block {
     std::unique_ptr<char[]> memory;  // exactly what was asked for, so that AddressSanitizer sees what is beyond
     size_t shared_bytes;
     Cluster* cluster;
-    std::vector<std::vector<unsigned char>> touched[2];  // by region, read and written
+    std::vector<std::vector<unsigned char>> touched[2];  // by region, read and written: how often, up to 255 times
 };
 
 struct Copy {
@@ -115,6 +115,7 @@ inline int started, finished;  // addresses for what a launch finds, and leaves 
 inline std::vector<Region> regions;
 inline std::string error;
 inline int64_t traffic[2];  // bytes read and written by the last launch
+inline std::vector<int> most;  // by region: how often a block read, or wrote, a byte of it
 
 UNSEEN inline void fail(const std::string& message) {
     if (error.empty()) error = message;
@@ -200,7 +201,7 @@ UNSEEN inline void touch(const void* address, int bytes, bool write) {
             auto& map = block.touched[write];
             map.resize(regions.size());
             map[i].resize(regions[i].bytes);
-            std::memset(map[i].data() + (p - regions[i].begin), 1, bytes);
+            for (unsigned char* times = map[i].data() + (p - regions[i].begin); bytes--; ++times) *times += *times < 255;
             return;
         }
     if (!regions.empty()) fail("an access beyond what the launch was given");
@@ -321,8 +322,11 @@ UNSEEN inline bool schedule(std::vector<Thread>& threads) {
 
 UNSEEN inline void count(const Block& block) {
     for (int write = 0; write < 2; ++write)
-        for (const auto& map : block.touched[write])
-            for (unsigned char byte : map) traffic[write] += byte;
+        for (size_t i = 0; i < block.touched[write].size(); ++i)
+            for (unsigned char times : block.touched[write][i]) {
+                traffic[write] += times > 0;
+                most[i] = max(most[i], static_cast<int>(times));
+            }
 }
 
 // Run `group` blocks from `first` on together, in clusters.
@@ -368,6 +372,7 @@ UNSEEN inline const char* launch(Run run, const void* given, int grid, int threa
     blocks_of_grid = grid;
     scheduler_fiber = __tsan_get_current_fiber();
     traffic[0] = traffic[1] = 0;
+    most.assign(regions.size(), 0);
     error.clear();
     const int group = cooperative ? grid : cluster;
     for (int first = 0; first < grid && error.empty(); first += group)
@@ -383,6 +388,7 @@ inline __attribute__((used)) void set_regions(int count, const char* const* begi
     emulator::regions.clear();
     for (int i = 0; i < count; ++i) emulator::regions.push_back({begin[i], bytes[i]});
 }
+inline __attribute__((used)) int most_touched(int region) { return emulator::most[region]; }
 inline __attribute__((used)) int64_t bytes_touched() { return emulator::traffic[0] + emulator::traffic[1]; }
 }
 
