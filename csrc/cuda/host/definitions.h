@@ -4,10 +4,10 @@
 
 #include <cstring>
 
-#define FASTATTN_DEFINITIONS(X)                                                                                 \
-    X(NHWC)                                                                                                     \
-    X(SPATIAL) X(CHANNEL) X(MAX) X(SOFTMAX) X(BIAS) X(HELD) X(WIDE) X(CLUSTER) X(SAVE) X(NEED_X) X(NEED_PARAMS) \
-        X(WITHOUT)
+#define FASTATTN_DEFINITIONS(X) \
+    X(NHWC)                     \
+    X(SPATIAL)                  \
+    X(CHANNEL) X(MAX) X(SOFTMAX) X(BIAS) X(HELD) X(WIDE) X(CLUSTER) X(SAVE) X(NEED_X) X(NEED_PARAMS) X(WITHOUT)
 
 namespace emulator {
 

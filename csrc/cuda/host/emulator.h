@@ -114,7 +114,7 @@ inline int blocks_of_grid;
 inline int started, finished;  // addresses for what a launch finds, and leaves behind
 inline std::vector<Region> regions;
 inline std::string error;
-inline int64_t traffic[2];  // bytes read and written by the last launch
+inline int64_t traffic[2];     // bytes read and written by the last launch
 inline std::vector<int> most;  // by region: how often a block read, or wrote, a byte of it
 
 UNSEEN inline void fail(const std::string& message) {
@@ -201,7 +201,8 @@ UNSEEN inline void touch(const void* address, int bytes, bool write) {
             auto& map = block.touched[write];
             map.resize(regions.size());
             map[i].resize(regions[i].bytes);
-            for (unsigned char* times = map[i].data() + (p - regions[i].begin); bytes--; ++times) *times += *times < 255;
+            for (unsigned char* times = map[i].data() + (p - regions[i].begin); bytes--; ++times)
+                *times += *times < 255;
             return;
         }
     if (!regions.empty()) fail("an access beyond what the launch was given");
