@@ -113,7 +113,7 @@ class EmulatedKernel:
             raise RuntimeError(error.decode())
 
 
-DEFAULTS = Machine(Device(90, 132, 232448, 50 << 20))
+DEFAULTS = Machine(machine.facts)
 addresses = scsa._addresses
 
 

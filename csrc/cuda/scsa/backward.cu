@@ -214,14 +214,7 @@ struct Backward {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scsa_backward(const __grid_constant__ Call call) {
-    Memory memory{static_cast<char*>(dynamic_shared())};
-    const int board = (kMap + call.pooled_h * call.pooled_w) * call.per_block;
-    Team team(call.blocks, board, memory.take<float>(Team::in_shared(call.blocks) ? board : 0), call.boards,
-              call.arrivals);
-    Backward backward(call, team, memory);
-    team.arrive();
-    for (int sample = team.index; sample < call.batch; sample += team.count) backward.sample(sample);
-    TEAM_WAIT(team);  // until nobody reads this block's board
+    for_samples<Backward, kMap>(call);
 }
 EMULATED(scsa_backward, Call)
 EMULATED(scsa_batch_sum, BatchSum)

@@ -105,3 +105,16 @@ struct Boards {
     __device__ float own(int c, int field) const { return get(team.board(team.rank) + c, field); }
     __device__ void put(int c, int field, float v) const { write(team.board(team.rank) + field * per_block + c, v); }
 };
+
+// A block's part of a launch: Pass takes its team's samples, with the pooled map behind so many fields of the board.
+template <class Pass, int kFields>
+__device__ __forceinline__ void for_samples(const Call& call) {
+    Memory memory{static_cast<char*>(dynamic_shared())};
+    const int board = (kFields + call.pooled_h * call.pooled_w) * call.per_block;
+    Team team(call.blocks, board, memory.take<float>(Team::in_shared(call.blocks) ? board : 0), call.boards,
+              call.arrivals);
+    Pass pass(call, team, memory);
+    team.arrive();
+    for (int sample = team.index; sample < call.batch; sample += team.count) pass.sample(sample);
+    TEAM_WAIT(team);  // until nobody reads this block's board
+}

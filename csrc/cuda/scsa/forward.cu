@@ -107,13 +107,6 @@ struct Forward {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) scsa_forward(const __grid_constant__ Call call) {
-    Memory memory{static_cast<char*>(dynamic_shared())};
-    const int board = (kPooled + call.pooled_h * call.pooled_w) * call.per_block;
-    Team team(call.blocks, board, memory.take<float>(Team::in_shared(call.blocks) ? board : 0), call.boards,
-              call.arrivals);
-    Forward forward(call, team, memory);
-    team.arrive();
-    for (int sample = team.index; sample < call.batch; sample += team.count) forward.sample(sample);
-    TEAM_WAIT(team);  // until nobody reads this block's board
+    for_samples<Forward, kPooled>(call);
 }
 EMULATED(scsa_forward, Call)
