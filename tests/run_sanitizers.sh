@@ -2,6 +2,7 @@
 # Builds the extension with sanitizers into a copy of the package, and runs it there.
 #   run_sanitizers.sh [address]   AddressSanitizer and UndefinedBehaviorSanitizer over the native tests and the fuzzer
 #   run_sanitizers.sh thread      ThreadSanitizer over threads that share samples: see tests/sanitize/team.cpp
+# and either over SCSA's CUDA kernels, built for the CPU.
 # PYTHON: an interpreter with torch and the test requirements; in the first mode further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,7 +31,7 @@ cmake --build "$build/native"
 
 rm -rf "$tree"
 mkdir -p "$tree"
-cp -r benchmarks fastattn tests conftest.py pyproject.toml "$tree"
+cp -r benchmarks csrc fastattn tests conftest.py pyproject.toml "$tree"
 rm -rf "$tree"/fastattn/_native* "$tree/fastattn/kernels" # may be a link out of the package
 cp -r kernels "$tree/fastattn"
 cp "$build"/native/_native*.so "$tree/fastattn"
@@ -45,8 +46,10 @@ run() { LD_PRELOAD=$preload "$python" "$@"; }
 
 if [ "$mode" = thread ]; then
     run -m tests.sanitize.team
+    FASTATTN_SANITIZE=thread run -m pytest -q -p no:cacheprovider tests/scsa/test_cuda.py
     exit
 fi
+FASTATTN_SANITIZE=address run -m pytest -q --full -p no:cacheprovider tests/scsa/test_cuda.py -k "not barrier"
 # AddressSanitizer holds back freed memory, so the one test that watches the memory in use would see growth
 run -m pytest -q --full -p no:cacheprovider tests/*/test_native.py tests/core/test_goldens.py \
     --deselect tests/core/test_native.py::test_a_thousand_calls_do_not_grow "$@"

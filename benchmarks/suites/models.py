@@ -133,7 +133,7 @@ def model_cases(selection: Selection) -> Iterator[ModelCase]:
         return iter([ModelCase("mobilenetv2_100", 2), ssd_case("all", 1)])
     batches = (1, 8, 32) if selection == "full" else (8,)
     backbones = (ModelCase(*parts) for parts in product(("resnet50", "mobilenetv2_100"), batches, MEMORY_FORMATS))
-    detectors = [ssd_case("all", 4), *(ssd_case(levels, 1) for levels in POSITIONS[:2])]
+    detectors = [ssd_case(levels, 1) for levels in POSITIONS]
     if selection != "full":
         return chain(backbones, detectors, (ModelCase(name, attention="interaction") for name in TRANSFORMERS))
     detectors = [ssd_case(*parts) for parts in product(POSITIONS, (1, 4), MEMORY_FORMATS)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.module import FastModule, Holder, affine
 from .functional import cfsam, check_maps, check_options, partition_attention
-from .reference import EPSILON, Block, Level, padded_length, resize
+from .reference import EPSILON, Block, Level, laid_as, padded_length, resize
 
 torch.fx.wrap("cfsam")  # FX records the call and takes no step into it
 
@@ -68,8 +68,8 @@ class CFSAM(FastModule):
         mixed = resize(y, tokens.shape[1]).mT.split([x.shape[2] * x.shape[3] for x in maps], dim=2)
         found = [(x, part.reshape(x.shape)) for x, part in zip(local, mixed, strict=True)]
         return [
-            fuse(torch.cat([own, other], dim=1) if self.has_fusion else other)
-            for fuse, (own, other) in zip(self.fuse, found, strict=True)
+            laid_as(x, fuse(torch.cat([own, other], dim=1) if self.has_fusion else other))
+            for x, fuse, (own, other) in zip(maps, self.fuse, found, strict=True)
         ]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.reference import Affine, known_equal
+from ..core.torch_state import transformed
 
 EPSILON = 1e-5  # of every LayerNorm
 
@@ -74,6 +75,13 @@ def resize(tokens: Tensor, length: int) -> Tensor:
     return F.interpolate(tokens.transpose(-2, -1), size=length, mode="linear", align_corners=False).transpose(-2, -1)
 
 
+def laid_as(x: Tensor, out: Tensor) -> Tensor:
+    """Return a map in x's memory format, which a convolution of maps of one channel loses."""
+    if transformed() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return out
+    return out.contiguous(memory_format=torch.channels_last)
+
+
 def partition_attention(q: Tensor, k: Tensor, v: Tensor, num_parts: int, num_heads: int) -> Tensor:
     """Attend within the parts of q, k and v (B, N, heads * d): softmax(q k^T / sqrt(d)) v (eq. 3)."""
     batch, tokens, channels = q.shape
@@ -106,7 +114,8 @@ def cfsam(
         y = transformer(y, block, num_parts, num_heads)
     mixed = resize(y, tokens.shape[1]).transpose(-2, -1).split([x.shape[2] * x.shape[3] for x in maps], dim=2)
     restored = [part.reshape(x.shape) for part, x in zip(mixed, local, strict=True)]
-    return [
+    fused = [
         F.conv2d(torch.cat([own, other], dim=1) if fuses_both(level) else other, *level.fuse)
         for own, other, level in zip(local, restored, levels, strict=True)
     ]
+    return [laid_as(x, out) for x, out in zip(maps, fused, strict=True)]

@@ -70,6 +70,13 @@ class Kernel:
     name: str
     definitions: nvrtc.Definitions = ()
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.source, self.name, self.definitions))
+
+    def __hash__(self) -> int:  # of every launch
+        return self._hash
+
     def launch(
         self,
         device: torch.device,

@@ -4,6 +4,7 @@ torch.utils.checkpoint keeps the arguments of what it runs again, the state of r
 of others: answers that depend on more are noted in the first run, in their order, and given again.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,21 +18,21 @@ _readers: WeakKeyDictionary[Any, Iterator[Any]] = WeakKeyDictionary()  # of each
 
 
 def as_first(answer: Callable[[], Any]) -> Any:
-    """Return an answer, or in the recomputation of a checkpoint (use_reentrant=False) that of the first run."""
+    """Return an answer, or in the recomputation of a checkpoint (use_reentrant=False) that of the first run.
+
+    Of checkpoints in one another, each notes what was answered within it: where an outer one runs again, an inner one
+    runs for the first time.
+    """
     if torch.compiler.is_compiling():
         return answer()
-    hooks = saving_hooks(True)
-    if hooks is None:
+    hooks = saving_hooks()
+    if not hooks:
         return answer()
-    checkpoint, again = saving_checkpoint(hooks[0])
-    if checkpoint is None:
-        return answer()
-    if not again:
-        noted = answer()
-        _notes.setdefault(checkpoint, []).append(noted)
-        return noted
-    reader = _readers.setdefault(hooks[0], iter(_notes.get(checkpoint, ())))
-    try:
-        return next(reader)
-    except StopIteration:  # it does more than the first run did, of which the checkpoint will complain
-        return answer()
+    found = [(pack, *saving_checkpoint(pack)) for pack, _ in hooks]
+    readers = [_readers.setdefault(pack, iter(_notes.get(noting, ()))) for pack, noting, again in found if again]
+    given = [noted for reader in readers for noted in itertools.islice(reader, 1)]
+    noted = given[0] if given else answer()  # none where it does more than the first run did: the checkpoint complains
+    for _, noting, again in found:
+        if noting is not None and not again:
+            _notes.setdefault(noting, []).append(noted)
+    return noted

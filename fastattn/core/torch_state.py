@@ -13,7 +13,6 @@ dispatch_modes = torch._C._len_torch_dispatch_stack  # how many are active
 active_modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack
 tracing_state = torch._C._get_tracing_state  # None unless torch.jit.trace runs
 profiler_enabled = torch.autograd._profiler_enabled
-saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # (pack, unpack) that saved tensors go through
 
 
 def transformed() -> bool:
@@ -54,6 +53,20 @@ def like_convolutions(node: torch.fx.Node, *args: Any, **kwargs: Any) -> tuple[t
         return lowering.constrain_to_fake_tensor(value, fake)
 
     return tuple(map(laid, args, traced)), {name: laid(value, named[name]) for name, value in kwargs.items()}
+
+
+def saving_hooks() -> list[tuple[Any, Any]]:
+    """Return the pairs (pack, unpack) that saved tensors may go through, the one that they do first."""
+    known: Any = torch._C._autograd
+    found = []
+    while (hooks := known._top_saved_tensors_default_hooks(True)) is not None:
+        found.append(hooks)
+        if not known._saved_tensors_hooks_is_enabled():  # so none can be pushed again
+            return found
+        known._pop_saved_tensors_default_hooks()
+    for hooks in reversed(found):
+        known._push_saved_tensors_default_hooks(*hooks)
+    return found
 
 
 def saving_checkpoint(pack: Any) -> tuple[Any, bool]:

@@ -1,13 +1,14 @@
 """SCSA and its parts by CUDA C++: what is launched, and how a sample is shared out. The kernels are in csrc/cuda/scsa.
 
 A team of blocks takes a sample, each a run of its channels, which it holds in shared memory where that fits; teams walk
-over the samples. From sm_90 on a team is a cluster; before, its blocks meet at a counter in global memory.
+over the samples. From sm_90 on a team is a cluster; before, and where a cluster's shared memory is too small for a map,
+its blocks meet at a counter in global memory.
 """
 
 import functools
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..core.cuda import Device, Kernel, device_facts
 
 _TYPES = {torch.float32: "float", torch.bfloat16: "Bf16", torch.float16: "F16"}
 MOST_ELEMENTS = 2**31 - 1  # of a sample: the kernels' indices in it are int
-MOST_BLOCKS = {True: 8, False: 16}  # of a team: what every cluster may have, and without clusters
+MOST_BLOCKS = {True: 8, False: 16}  # of a team: what every cluster may have, and usual ones without
 FIELDS = {False: 8, True: 13}  # of a board, besides the pooled map: in forward, in backward
 _STATISTICS = 20  # floats of a sample that are no vectors
 # a processor's share, by which plans are compared: bytes of global memory and instructions of threads in a nanosecond
@@ -91,9 +92,10 @@ class Signature:
         return axes + channels * (5 * self.channel + 3 * self.qkv_bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """How one of the two kernels shares out a sample, and what it is compiled and launched with."""
+    """How one of the two kernels shares out a sample, and what it is compiled and launched with; compared by identity,
+    as a signature has one."""
 
     kernel: Kernel
     blocks: int  # of a team
@@ -130,8 +132,19 @@ def _pieces(known: Signature, per_block: int, rows: int, held: bool, backward: b
         yield from [(per_block, 4), (height, 4), (width, 4)]
 
 
-def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tuple[float, Plan]]:
-    """Yield the plans that fit, each with its predicted time in nanoseconds."""
+def _candidates(known: Signature, facts: Device, backward: bool) -> list[tuple[float, Plan]]:
+    """Return the plans that fit, each with its predicted time in nanoseconds; if none does, those of larger teams, and
+    at last of blocks that take fewer channels than 16 bytes hold."""
+    clusters, larger = facts.capability >= 90, range(2, facts.processors + 1)
+    usual = _plans(known, facts, backward, range(1, MOST_BLOCKS[clusters] + 1), clusters)
+    narrow = replace(known, aligned=False)
+    return [*usual] or [*_plans(known, facts, backward, larger)] or [*_plans(narrow, facts, backward, larger)]
+
+
+def _plans(
+    known: Signature, facts: Device, backward: bool, sizes: Iterable[int], clusters: bool = False
+) -> Iterator[tuple[float, Plan]]:
+    """Yield the plans for teams of these sizes that fit, each with its predicted time in nanoseconds."""
     batch, channels, height, width = known.shape
     heads, _, _ = known.channel_options
     size = channels // heads
@@ -141,8 +154,7 @@ def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tup
     maps = 3 if backward else 2
     work = (60 if backward else 25) * channels * height * width
     work += (3 if backward else 1) * channels * size * (30 + 8 * known.pixels) * known.channel
-    clusters = facts.capability >= 90
-    for blocks in range(1, MOST_BLOCKS[clusters] + 1):
+    for blocks in sizes:
         per_block = -(-channels // (blocks * unit)) * unit
         if -(-channels // per_block) != blocks:
             continue
@@ -169,8 +181,15 @@ def _candidates(known: Signature, facts: Device, backward: bool) -> Iterator[tup
             yield -(-batch // teams) * together, plan
 
 
-def _defined(flags: dict[str, bool]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, str(int(value))) for name, value in flags.items())
+@functools.lru_cache(maxsize=2048)
+def _variant(ready: Plan, flags: tuple[tuple[str, bool], ...], name: str = "") -> Kernel:
+    """Return a plan's kernel, or another of its source, with these definitions too."""
+    kernel = ready.kernel
+    return Kernel(kernel.source, name or kernel.name, kernel.definitions + _defined(flags))
+
+
+def _defined(flags: Iterable[tuple[str, bool]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(int(value))) for name, value in flags)
 
 
 def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward: bool) -> Kernel:
@@ -188,7 +207,7 @@ def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward:
     }
     types = {"X_TYPE": known.x_dtype, "PARAM_TYPE": known.param_dtype, "OUT_TYPE": known.out_dtype}
     definitions = [(name, _TYPES[dtype]) for name, dtype in types.items()]
-    definitions += _defined(flags)
+    definitions += _defined(flags.items())
     definitions += [("THREADS", str(threads)), ("BLOCKS", str(512 // threads))]
     name = "backward" if backward else "forward"
     return Kernel(f"scsa/{name}.cu", f"scsa_{name}", tuple(definitions))
@@ -197,21 +216,19 @@ def _kernel(known: Signature, held: bool, cluster: bool, threads: int, backward:
 @functools.lru_cache(maxsize=512)
 def plan(known: Signature, facts: Device, backward: bool = False) -> Plan:
     """Return the plan predicted to be the fastest, of those that hold the maps if there are any; RuntimeError."""
-    found = [*_candidates(known, facts, backward)]
+    found = _candidates(known, facts, backward)
     if not found:
-        raise RuntimeError(too_large(known, facts, backward)[0])
+        raise RuntimeError(_too_large(known, facts))
     return min(found, key=lambda each: (not each[1].held, each[0]))[1]
 
 
-def too_large(known: Signature, facts: Device, backward: bool) -> list[str]:
-    """Return the reason why the vectors of a map are beyond the shared memory of a team, if they are."""
-    if any(True for _ in _candidates(known, facts, backward)):
-        return []
+def _too_large(known: Signature, facts: Device) -> str:
+    """Return why no plan serves a map."""
     _, channels, height, width = known.shape
     if channels * height * width > MOST_ELEMENTS:
-        return [f"a ({channels}, {height}, {width}) map has more than {MOST_ELEMENTS} elements"]
-    most = MOST_BLOCKS[facts.capability >= 90]
-    return [f"the vectors of a ({channels}, {height}, {width}) map do not fit the shared memory of {most} blocks"]
+        return f"a ({channels}, {height}, {width}) map has more than {MOST_ELEMENTS} elements"
+    most = facts.processors
+    return f"the vectors of a ({channels}, {height}, {width}) map do not fit the shared memory of {most} blocks"
 
 
 def saved_size(spatial: bool, channel: bool, shape: Sequence[int], options: tuple) -> int:
@@ -251,13 +268,12 @@ def _by_role(known: Signature, params: Sequence[Tensor]) -> list[Tensor | None]:
     return [*spatial, *params, *[None] * (8 - len(params))]
 
 
-def _launch(known: Signature, ready: Plan, flags: dict[str, bool], tensors: Sequence[Tensor | None], params) -> None:
+def _launch(known: Signature, ready: Plan, kernel: Kernel, tensors: Sequence[Tensor | None], params) -> None:
     """Launch as many teams as are resident; `tensors` are x, grad_out, out, grad_x, saved and gradients."""
     x = tensors[0]
     assert x is not None
     if not x.numel():
         return
-    kernel = Kernel(ready.kernel.source, ready.kernel.name, ready.kernel.definitions + _defined(flags))
     cluster = ready.blocks if ready.cluster else 1
     batch = known.shape[0]
     teams = min(batch, _teams(kernel, x.device, ready))
@@ -307,7 +323,7 @@ def forward(
     if save:
         plan(known, device_facts(x.device), True)  # what backward could not take is refused here
     saved = x.new_empty((x.shape[0], known.saved_size) if save else (0,), dtype=torch.float32)
-    _launch(known, ready, {"SAVE": save}, (x, None, out, None, saved, None), params)
+    _launch(known, ready, _variant(ready, (("SAVE", save),)), (x, None, out, None, saved, None), params)
     return out, saved
 
 
@@ -320,16 +336,15 @@ def backward(
     grad_x = torch.empty_like(x) if need_x else x.new_empty(0)
     sums = params[0].new_empty(known.gradients if need_params else 0)
     gradients = x.new_empty((x.shape[0], sums.numel()), dtype=torch.float32)
-    flags = {"SAVE": False, "NEED_X": need_x, "NEED_PARAMS": need_params}
-    _launch(known, ready, flags, (x, grad_out, None, grad_x, saved, gradients), params)
+    flags = ("SAVE", False), ("NEED_X", need_x), ("NEED_PARAMS", need_params)
+    _launch(known, ready, _variant(ready, flags), (x, grad_out, None, grad_x, saved, gradients), params)
     if need_params:
-        _sum_batch(ready.kernel, flags, gradients, sums)
+        _sum_batch(_variant(ready, flags, "scsa_batch_sum"), gradients, sums)
     return grad_x, sums
 
 
-def _sum_batch(beside: Kernel, flags: dict[str, bool], gradients: Tensor, sums: Tensor) -> None:
-    """Sum the samples' gradients, with the source and the definitions of the kernel that made them."""
-    kernel = Kernel(beside.source, "scsa_batch_sum", beside.definitions + _defined(flags))
+def _sum_batch(kernel: Kernel, gradients: Tensor, sums: Tensor) -> None:
+    """Sum the samples' gradients."""
     batch, size = gradients.shape
     arguments = struct.pack("2Q2i", *_addresses((gradients, sums)), batch, size)
     kernel.launch(gradients.device, -(-size // 32), 256, 1, 1024, arguments, cooperative=False)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -248,7 +249,11 @@ def network(**facts) -> Row:
 
 
 @native
-def test_a_network_is_compiled_around_the_fast_attention_too_and_beside_the_compiled_plain_one() -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_a_network_is_compiled_around_the_fast_attention_too_and_beside_the_compiled_plain_one(
+    compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
     found = measure(network(), replace(EAGER_AND_NATIVE, compiled=True))
     assert [record["rival"] for record in found] == ["eager", "compile", "native", "native compiled"]
     assert not [record["failed"] for record in found if "failed" in record]

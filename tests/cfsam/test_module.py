@@ -220,6 +220,19 @@ def test_levels_of_different_formats():
     assert got["out_0"].is_contiguous()
 
 
+@pytest.mark.parametrize("backend", ["reference", FAST])
+@pytest.mark.parametrize("watched", [False, True], ids=["whole", "through its children"])
+def test_maps_keep_their_format_where_tokens_have_one_channel(backend, watched):
+    module, maps = make(SIZES, memory_format=NHWC, dim=1, num_heads=1)
+    if watched:
+        module.blocks[0].q.register_forward_hook(lambda *_: None)
+    run = module if watched else on(backend, module)
+    for out, x in zip(run(maps), maps, strict=True):
+        assert [out.is_contiguous(memory_format=each) for each in FORMATS] == [
+            x.is_contiguous(memory_format=each) for each in FORMATS
+        ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=named)
 @pytest.mark.parametrize("case", ["55 tokens in 5 parts", *thin(["a 3x3 convolution folded", "two blocks, resized"])])
 def test_narrow_dtypes(case, dtype):

@@ -1,6 +1,7 @@
 """A checkpoint's recomputation does what its first run did, whatever has been set since."""
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import fastattn
 from fastattn.core.recomputation import as_first
+from fastattn.core.torch_state import saving_hooks
 from tests.core.test_guards import SERVED, make
 from tests.helpers import FAST
 
@@ -26,10 +28,15 @@ def gradients(run, module, x, first, then):
 
 @pytest.mark.parametrize(("first", "then"), [("reference", FAST), (FAST, "reference")])
 @pytest.mark.parametrize("name", SERVED)
-def test_it_has_the_backend_of_the_first_run(name, first, then):
+@pytest.mark.parametrize("checkpoints", [1, 2])
+def test_it_has_the_backend_of_the_first_run(name, first, then, checkpoints):
+    """In a checkpoint, and in one of one."""
     module, x = make(name)
+    run = module
+    for _ in range(checkpoints):
+        run = functools.partial(checkpoint, run, use_reentrant=False)
     expected = gradients(module, module, x, first, first)
-    found = gradients(lambda x: checkpoint(module, x, use_reentrant=False), module, x, first, then)
+    found = gradients(run, module, x, first, then)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -58,6 +65,26 @@ def test_answers_are_given_again_in_their_order():
     thread.start()
     thread.join()
     assert found == [expected, expected]
+
+
+def test_a_checkpoint_in_another():
+    """Where the outer one runs again, the inner one runs for the first time."""
+    state = [0.0]
+
+    def work(x):
+        state[0] += 1
+        return (x * as_first(lambda: state[0])).sin()
+
+    def outer(x):
+        return work(checkpoint(lambda x: work(work(x)), work(x), use_reentrant=False))
+
+    leaf = torch.full((1,), 0.3, dtype=torch.float64).requires_grad_()
+    expected = torch.autograd.grad(outer(leaf), leaf)
+    state[0] = 0.0
+    out = checkpoint(outer, leaf, use_reentrant=False)
+    assert torch.autograd.grad(out, leaf, retain_graph=True) == expected
+    assert torch.autograd.grad(out, leaf) == expected
+    assert saving_hooks() == []
 
 
 def test_what_did_not_run_at_first_is_not_known():

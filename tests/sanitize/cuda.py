@@ -1,11 +1,12 @@
-"""Run SCSA's CUDA kernels under ThreadSanitizer, to which each thread of a block is a thread, whole and with each of
-their barriers left out in turn: `python -m tests.sanitize.cuda KERNEL [NUMBER ...]`, on an interpreter with libtsan in
-it.
+"""Run SCSA's CUDA kernels under a sanitizer, whole and with each of their barriers left out in turn:
+`python -m tests.sanitize.cuda KERNEL [NUMBER ...]`, on an interpreter with libtsan or libasan in it. To
+ThreadSanitizer each thread of a block is a thread. The number 0 leaves out nothing.
 
-Prints one line a run, the barrier's number and what came out: "right", "wrong" or "stuck", after ThreadSanitizer's own
-reports of that run. A barrier that is known to be missed is not left out in other ways.
+Prints one line a run, the barrier's number and what came out: "right", "wrong", "stuck" or "ended" with the process,
+after the sanitizer's own reports of that run. A barrier that is known to be missed is not left out in other ways.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,29 +39,43 @@ def results(name: str, kernel: str, memory_format: torch.memory_format) -> list[
     return [*scsa.backward(module.operation, out, x, saved, params, options, True, True)]
 
 
-def run(kernel: str, numbers: Sequence[int] = ()) -> None:
-    """Run one kernel in every way, then without each barrier, or without these alone."""
-    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
-    patch = pytest.MonkeyPatch()
-    plans = scsa._candidates
-    patch.setattr(scsa, "_candidates", lambda *given: (each for each in plans(*given) if each[1].blocks == 2))
-    ways = [(name, capability) for name in OPTIONS for capability in (90, 80)]
-    barriers = emulated.EmulatedKernel(f"scsa/{kernel}.cu", f"scsa_{kernel}", emulated.FLOATS).barriers()
-    expected: dict[tuple[str, int], list[torch.Tensor]] = {}
-    for number in (0, *(numbers or range(1, barriers + 1))):
-        for name, capability in ways:
-            emulated.install(patch, capability=capability, resident=2 if capability == 90 else 4, without=number)
+def say(number: int, outcome: str) -> None:
+    print(f"barrier {number}: {outcome}", file=sys.stderr, flush=True)
+
+
+def leave_out(number: int, kernel: str, expected: dict[tuple[str, int], list[torch.Tensor]]) -> None:
+    """Run a kernel in every way without one barrier, until it is missed; what comes first of a way is expected."""
+    for name in OPTIONS:
+        for capability in (90, 80):
+            resident = 2 if capability == 90 else 4
+            emulated.install(pytest.MonkeyPatch(), capability=capability, resident=resident, without=number)
             layout = torch.channels_last if capability == 80 and name == "smsa" else torch.contiguous_format
             try:
                 found = results(name, kernel, layout)
             except RuntimeError:
-                print(f"barrier {number}: stuck", file=sys.stderr, flush=True)
-                break
+                return say(number, "stuck")
             found = [tensor.nan_to_num(1e9) for tensor in found]  # what nothing is written to, of what is saved
             same = all(map(torch.equal, found, expected.setdefault((name, capability), found)))
-            print(f"barrier {number}: {'right' if same else 'wrong'}", file=sys.stderr, flush=True)
+            say(number, "right" if same else "wrong")
             if not same:
-                break
+                return None
+    return None
+
+
+def run(kernel: str, numbers: Sequence[int] = ()) -> None:
+    """Run one kernel whole, then without each barrier, or without these alone, each in a process of its own."""
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    plans = scsa._candidates
+    scsa._candidates = lambda *given: [each for each in plans(*given) if each[1].blocks == 2]
+    expected: dict[tuple[str, int], list[torch.Tensor]] = {}
+    leave_out(0, kernel, expected)
+    barriers = emulated.EmulatedKernel(f"scsa/{kernel}.cu", f"scsa_{kernel}", emulated.FLOATS).barriers()
+    for number in numbers or range(1, barriers + 1):
+        if (child := os.fork()) == 0:
+            leave_out(number, kernel, expected)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            say(number, "ended")
 
 
 if __name__ == "__main__":

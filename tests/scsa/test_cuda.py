@@ -55,11 +55,10 @@ SLOW = {"larger than a megabyte", "larger than a megabyte, narrow"}  # minutes w
 def gpu(monkeypatch):
     """Return a function that lets an emulated GPU serve `cuda`, by plans that it may narrow down."""
 
-    def serve(facts=H100, *, blocks=(1, 8), held=(True, False), **changes):
+    def serve(facts=H100, *, blocks=(1, 132), held=(True, False), **changes):
         def some(*arguments):
-            for time, plan in PLANS(*arguments):
-                if blocks[0] <= plan.blocks <= blocks[1] and plan.held in held:
-                    yield time, plan
+            fewest, most = blocks
+            return [each for each in PLANS(*arguments) if fewest <= each[1].blocks <= most and each[1].held in held]
 
         monkeypatch.setattr(scsa, "_candidates", some)
         return emulated.install(monkeypatch, facts=facts, **changes)
@@ -294,20 +293,49 @@ def test_teams_hold_the_maps_of_resnet(shape, dtype, facts):
         assert plan.cluster == (plan.blocks > 1 and facts is H100)
 
 
+def test_a_map_beyond_a_clusters_memory_takes_a_larger_team(gpu):
+    """Which has no cluster's size; to the last bit."""
+    module, x = make("scsa", 24, window_size=4), draw(3, 24, 9, 10)
+    options, params = (1, 4, "avg_pool", "sigmoid"), [p.detach() for p in module._params()]
+    gpu()
+    out, saved = scsa.forward(module.operation, x, params, options, x.dtype, True)
+    gradients = scsa.backward(module.operation, out, x, saved, params, options, True, True)
+    for backward, shared_bytes in ((False, 900), (True, 2200)):
+        small = H100._replace(shared_bytes=shared_bytes)
+        gpu(small, blocks=(9, 24), checked=True, resident=48)
+        found = scsa.plan(signature(tuple(x.shape), options=options), small, backward)
+        assert found.blocks > 8
+        assert not found.cluster
+        if backward:
+            again = scsa.backward(module.operation, out, x, saved, params, options, True, True)
+            assert all(map(torch.equal, again, gradients))
+        else:
+            assert torch.equal(scsa.forward(module.operation, x, params, options, x.dtype, False)[0], out)
+
+
+def test_large_maps_have_a_plan():
+    """As detectors' backbones make them of images of 2,048 pixels a side."""
+    every = itertools.product((H100, RTX_4090, A100), [(64, 512, 512), (256, 512, 512), (1024, 128, 128)])
+    for facts, shape in (*every, (H100, (2048, 64, 64)), (A100, (2048, 64, 64))):
+        for channels_last, backward in itertools.product((False, True), (False, True)):
+            assert scsa.plan(signature((1, *shape), channels_last=channels_last), facts, backward)
+
+
 def test_what_does_not_fit_is_said(gpu):
     gpu()
-    module, x = make("smsa", 1024), torch.empty(1, 1024, 600, 4)
+    module, x = make("smsa", 1024), torch.empty(1, 1024, 3700, 4)
     fastattn.set_backend("cuda")
-    with torch.no_grad(), pytest.raises(RuntimeError, match=r"vectors of a \(1024, 600, 4\) map do not fit"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"vectors of a \(1024, 3700, 4\) map do not fit"):
         module(x)
 
 
 def test_what_backward_could_not_take_is_said_before_forward(gpu):
     gpu()
-    assert scsa.plan(signature((1, 256, 128, 128)), H100).blocks
-    module, x = make("scsa", 256), torch.empty(1, 256, 128, 128)
+    shape = (1, 1024, 2000, 4)
+    assert scsa.plan(signature(shape, channel=False), H100).blocks
+    module, x = make("smsa", 1024), torch.empty(shape)
     fastattn.set_backend("cuda")
-    with pytest.raises(RuntimeError, match=r"vectors of a \(256, 128, 128\) map do not fit"):
+    with pytest.raises(RuntimeError, match=r"vectors of a \(1024, 2000, 4\) map do not fit"):
         module(x)
 
 
@@ -333,7 +361,8 @@ def test_the_emulator_refuses_what_is_out_of_bounds(source, gpu, monkeypatch):
 
 
 @pytest.mark.full
-def test_every_barrier_of_forward_is_needed():
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_every_barrier_is_needed(kernel):
     """ThreadSanitizer finds no race; without any one barrier it finds one, or the numbers are wrong."""
     asked = [emulated.compiler(), "-print-file-name=libtsan.so"]
     library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -344,7 +373,7 @@ def test_every_barrier_of_forward_is_needed():
         "FASTATTN_SANITIZE": "thread",
         "LD_PRELOAD": library,
     }
-    command = [sys.executable, "-m", "tests.sanitize.cuda", "forward"]
+    command = [sys.executable, "-m", "tests.sanitize.cuda", kernel]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     found, reports = {}, 0
     for line in done.stderr.splitlines():

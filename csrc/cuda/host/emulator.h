@@ -40,6 +40,15 @@ inline void __tsan_switch_to_fiber(void*, unsigned) {}
 inline void __tsan_acquire(void*) {}
 inline void __tsan_release(void*) {}
 #endif
+#ifdef __SANITIZE_ADDRESS__
+extern "C" {
+void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
+void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
+}
+#else
+inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
 
 using std::isnan;
 using std::max;
@@ -110,6 +119,8 @@ struct Thread {
 inline Thread* current;
 inline ucontext_t scheduler;
 inline void* scheduler_fiber;
+inline const void* scheduler_stack;  // its lowest address, for AddressSanitizer
+inline size_t scheduler_bytes;
 inline int blocks_of_grid;
 inline int started, finished;  // addresses for what a launch finds, and leaves behind
 inline std::vector<Region> regions;
@@ -123,8 +134,20 @@ UNSEEN inline void fail(const std::string& message) {
 
 UNSEEN inline void yield() {
     Thread* self = current;
+    void* fake = nullptr;
     __tsan_switch_to_fiber(scheduler_fiber, 1);
+    __sanitizer_start_switch_fiber(self->done ? nullptr : &fake, scheduler_stack, scheduler_bytes);
     swapcontext(&self->context, &scheduler);
+    __sanitizer_finish_switch_fiber(fake, &scheduler_stack, &scheduler_bytes);
+}
+
+UNSEEN inline void resume(Thread& thread) {
+    void* fake = nullptr;
+    current = &thread;
+    __tsan_switch_to_fiber(thread.fiber, 1);
+    __sanitizer_start_switch_fiber(&fake, thread.stack.get(), kStack);
+    swapcontext(&scheduler, &thread.context);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 }
 
 UNSEEN inline unsigned arrive(Barrier& barrier, bool orders) {
@@ -292,6 +315,7 @@ inline void leave_memory() {
 }
 
 UNSEEN inline void enter() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_bytes);
     __tsan_acquire(&started);
     kernel(arguments);
     leave_memory();
@@ -311,9 +335,7 @@ UNSEEN inline bool schedule(std::vector<Thread>& threads) {
             else if (!thread.awaited || *thread.awaited != thread.generation) {
                 if (thread.awaited) idle = 0;
                 thread.awaited = nullptr;
-                current = &thread;
-                __tsan_switch_to_fiber(thread.fiber, 1);
-                swapcontext(&scheduler, &thread.context);
+                resume(thread);
             }
         }
     }
