@@ -1,14 +1,20 @@
-"""Run SCSA's CUDA kernels under a sanitizer, whole and with each of their barriers left out in turn:
-`python -m tests.sanitize.cuda KERNEL [NUMBER ...]`, on an interpreter with libtsan or libasan in it. To
-ThreadSanitizer each thread of a block is a thread. The number 0 leaves out nothing.
+"""Run SCSA's CUDA kernels under a sanitizer, `python -m tests.sanitize.cuda` on an interpreter with its library in it.
 
-Prints one line a run, the barrier's number and what came out: "right", "wrong", "stuck" or "ended" with the process,
-after the sanitizer's own reports of that run. A barrier that is known to be missed is not left out in other ways.
+KERNEL [NUMBER ...]   whole, and with each of their barriers left out in turn, or these; to ThreadSanitizer each thread
+                      of a block is a thread
+KERNEL --short BYTES  once, in blocks with so much shared memory less than they were planned with, which
+                      AddressSanitizer has to see
+
+The first prints one line a run, the barrier's number, 0 where none is left out, and what came out: "right", "wrong",
+"stuck" or "ended" with the process, after the sanitizer's own reports of that run. A barrier that is known to be missed
+is not left out in other ways.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,9 +70,6 @@ def leave_out(number: int, kernel: str, expected: dict[tuple[str, int], list[tor
 
 def run(kernel: str, numbers: Sequence[int] = ()) -> None:
     """Run one kernel whole, then without each barrier, or without these alone, each in a process of its own."""
-    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
-    plans = scsa._candidates
-    scsa._candidates = lambda *given: [each for each in plans(*given) if each[1].blocks == 2]
     expected: dict[tuple[str, int], list[torch.Tensor]] = {}
     leave_out(0, kernel, expected)
     barriers = emulated.EmulatedKernel(f"scsa/{kernel}.cu", f"scsa_{kernel}", emulated.FLOATS).barriers()
@@ -78,5 +81,33 @@ def run(kernel: str, numbers: Sequence[int] = ()) -> None:
             say(number, "ended")
 
 
+def run_short(kernel: str, missing: int) -> None:
+    """Run one kernel in blocks with fewer bytes of shared memory than they were planned with."""
+    emulated.install(pytest.MonkeyPatch())
+    plan = scsa.plan
+
+    def short(known, facts, backward=False):
+        found = plan(known, facts, backward)
+        return replace(found, shared_bytes=found.shared_bytes - missing * (backward == (kernel == "backward")))
+
+    scsa.plan = short
+    results("scsa", kernel, torch.contiguous_format)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernel", choices=("forward", "backward"))
+    parser.add_argument("numbers", nargs="*", type=int)
+    parser.add_argument("--short", type=int)
+    given = parser.parse_args(argv)
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    plans = scsa._candidates
+    scsa._candidates = lambda *call: [each for each in plans(*call) if each[1].blocks == 2]
+    if given.short is None:
+        run(given.kernel, given.numbers)
+    else:
+        run_short(given.kernel, given.short)
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], [*map(int, sys.argv[2:])])
+    main(sys.argv[1:])

@@ -360,23 +360,29 @@ def test_the_emulator_refuses_what_is_out_of_bounds(source, gpu, monkeypatch):
         check(make("scsa", 16), draw(1, 16, 8, 9), "cuda")
 
 
+def sanitize(sanitizer, library, *arguments, **options):
+    """Run the kernels' driver under a sanitizer; return what it says, and the process's status."""
+    preloaded = []
+    for name in (library, "libstdc++.so"):
+        asked = [emulated.compiler(), f"-print-file-name={name}"]
+        preloaded += [subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()]
+    if not Path(preloaded[0]).is_absolute():
+        pytest.skip(f"the compiler has no {library}")
+    environment = os.environ | {"FASTATTN_SANITIZE": sanitizer, "LD_PRELOAD": ":".join(preloaded), **options}
+    command = [sys.executable, "-m", "tests.sanitize.cuda", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return done.stderr, done.returncode
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 def test_every_barrier_is_needed(kernel):
     """ThreadSanitizer finds no race; without any one barrier it finds one, or the numbers are wrong."""
-    asked = [emulated.compiler(), "-print-file-name=libtsan.so"]
-    library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(library).is_absolute():
-        pytest.skip("the compiler has no libtsan.so")
-    environment = os.environ | {
-        "TSAN_OPTIONS": "halt_on_error=0 exitcode=0 symbolize=0 suppress_equal_stacks=0 suppress_equal_addresses=0",
-        "FASTATTN_SANITIZE": "thread",
-        "LD_PRELOAD": library,
-    }
-    command = [sys.executable, "-m", "tests.sanitize.cuda", kernel]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    how = "halt_on_error=0 exitcode=0 symbolize=0 suppress_equal_stacks=0 suppress_equal_addresses=0"
+    said, status = sanitize("thread", "libtsan.so", kernel, TSAN_OPTIONS=how)
+    assert status == 0, said[-2000:]
     found, reports = {}, 0
-    for line in done.stderr.splitlines():
+    for line in said.splitlines():
         reports += line.startswith("SUMMARY: ThreadSanitizer")
         if match := re.match(r"barrier (\d+): (\w+)", line):
             number = int(match[1])
@@ -385,3 +391,15 @@ def test_every_barrier_is_needed(kernel):
     assert found.pop(0) == 0
     assert found
     assert [number for number, times in found.items() if not times] == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_the_plan_has_all_the_shared_memory_that_a_kernel_takes(kernel):
+    """And not 16 bytes less: AddressSanitizer sees those."""
+    how = {"ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0"}
+    said, status = sanitize("address", "libasan.so", kernel, "--short", "0", **how)
+    assert status == 0, said[-2000:]
+    said, status = sanitize("address", "libasan.so", kernel, "--short", "16", **how)
+    assert status != 0
+    assert "heap-buffer-overflow" in said
