@@ -44,11 +44,15 @@ def capabilities() -> list[int]:
 
 
 def reasons() -> list[str]:
-    """Return why a GPU here cannot run the kernels, or why they cannot be compiled."""
+    """Return why a GPU here cannot run the kernels, or why they cannot be compiled for it."""
     if torch.version.hip:
         return ["torch was built for ROCm; cuda serves NVIDIA GPUs"]
     old = [f"a GPU here is sm_{each}; cuda serves sm_{OLDEST} and newer" for each in capabilities() if each < OLDEST]
-    return old or nvrtc.missing()
+    if lacking := old or nvrtc.missing():
+        return lacking
+    newest, (major, minor) = nvrtc.newest(), nvrtc.version()
+    newer = [each for each in capabilities() if each > newest]
+    return [f"a GPU here is sm_{each}; NVRTC {major}.{minor} compiles up to sm_{newest}" for each in newer]
 
 
 def not_faster(operation: str) -> str:

@@ -10,6 +10,8 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,24 @@ def version() -> tuple[int, int]:
     from cuda.bindings import nvrtc
 
     return tuple(_done(nvrtc.nvrtcVersion()))
+
+
+@functools.cache
+def package_version() -> str:
+    """Return the version of the package that NVRTC came in, which tells its patches apart; "" where none is known."""
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"):
+        with suppress(PackageNotFoundError):
+            return metadata.version(name)
+    return ""
+
+
+@functools.cache
+def newest() -> int:
+    """Return the newest compute capability that NVRTC compiles for."""
+    from cuda.bindings import nvrtc
+
+    _, count = nvrtc.nvrtcGetNumSupportedArchs()
+    return max(_done(nvrtc.nvrtcGetSupportedArchs())[:count])
 
 
 @functools.cache
@@ -118,7 +138,7 @@ def cache_folder() -> Path | None:
 
 
 def _key(source: str, definitions: Definitions, arch: str) -> str:
-    facts = source, definitions, arch, version(), _digest_of_sources()
+    facts = source, definitions, arch, version(), package_version(), _digest_of_sources()
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 

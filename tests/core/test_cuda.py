@@ -136,6 +136,8 @@ def test_whatever_decides_on_the_code_is_part_of_its_name(sources, compilations,
     again(Kernel("family/twice.cu", "twice_kernel", (("OFFSET", "1.0f"),)))
     again(capability=80)
     assert len(compilations) == 7
+    monkeypatch.setattr(nvrtc, "package_version", lambda: "13.0.99")
+    assert differs()
     monkeypatch.setattr(nvrtc, "version", lambda: (99, 0))
     assert differs()
 
@@ -392,6 +394,11 @@ def test_what_cuda_does_not_serve(served, monkeypatch):
     assert unsupported_reasons("cuda", Call("lga", "cuda")) == ["there is no kernel yet"]
     monkeypatch.setattr(cuda, "capabilities", lambda: [75, 90])
     assert "a GPU here is sm_75; cuda serves sm_80 and newer" in unsupported_reasons("cuda", Call("scsa", "cuda"))
+    monkeypatch.setattr(cuda, "capabilities", lambda: [90, 990])
+    major, minor = nvrtc.version()
+    (why,) = unsupported_reasons("cuda", Call("scsa", "cuda"))
+    assert why == f"a GPU here is sm_990; NVRTC {major}.{minor} compiles up to sm_{nvrtc.newest()}"
+    assert 120 <= nvrtc.newest() < 990
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert "torch was built for ROCm" in unsupported_reasons("cuda", Call("scsa", "cuda"))[0]
 
