@@ -16,17 +16,9 @@ from fastattn.report import Table
 from fastattn.scsa import cuda as scsa
 from fastattn.scsa.operation import SCSA
 
+from .gpus import GPUS
 from .machine_code import WORKS, Code, by_compilation, by_width, read
 from .suites.scsa import Case
-
-# an A100, an RTX 4090, an H100, a B200, an RTX 5090
-DEVICES = {
-    80: Device(80, 108, 166912, 40 << 20),
-    89: Device(89, 128, 101376, 72 << 20),
-    90: Device(90, 132, 232448, 50 << 20),
-    100: Device(100, 148, 232448, 126 << 20),
-    120: Device(120, 170, 101376, 96 << 20),
-}
 
 
 @dataclass(frozen=True)
@@ -61,9 +53,9 @@ def of_case(case: Case, arch: int) -> Iterator[Launch]:
     options = module.head_num, module.window_size, module.down_sample_mode, module.gate_layer
     x = torch.empty(case.shape, dtype=case.dtype).contiguous(memory_format=MEMORY_FORMATS[case.memory_format])
     params = [parameter.detach() for parameter in module._params()]
-    with noted(DEVICES[arch]) as forward:
+    with noted(GPUS[arch]) as forward:
         out, saved = scsa.forward(SCSA, x, params, options, case.dtype, True)
-    with noted(DEVICES[arch]) as backward:
+    with noted(GPUS[arch]) as backward:
         scsa.backward(SCSA, out, x, saved, params, options, True, True)
     for work, made in zip(WORKS, (forward, backward), strict=True):
         for build, cluster in made:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpus import GPUS
 from fastattn.core import backends
 from fastattn.core.cuda import Device
 from fastattn.scsa import cuda as scsa
@@ -69,7 +70,7 @@ class Machine:
     times: tuple[int, ...] = ()  # by region: how often a block of the last launch read, or wrote, a byte
 
 
-machine = Machine(Device(90, 132, 232448, 50 << 20))  # an H100
+machine = Machine(GPUS[90])
 
 
 @dataclass(frozen=True)

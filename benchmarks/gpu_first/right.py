@@ -39,6 +39,8 @@ MODULES = {
     "scsa-max": Module(lambda: fastattn.SCSA(32, down_sample_mode="max_pool"), [(2, 32, 20, 33)]),
     "scsa-global": Module(lambda: fastattn.SCSA(32, window_size=-1, head_num=4), [(2, 32, 12, 15)]),
     "scsa-tall": Module(lambda: fastattn.SCSA(72), [(2, 72, 600, 7)]),
+    # beyond a cluster's shared memory in the CUDA backward
+    "scsa-large": Module(lambda: fastattn.SCSA(256), [(2, 256, 128, 128)]),
     "smsa": Module(lambda: fastattn.SMSA(96), [(3, 96, 40, 24)]),
     "pcsa": Module(lambda: fastattn.PCSA(96, head_num=2), [(3, 96, 40, 24)]),
     "lga-24": Module(lambda: fastattn.LocalGlobalAttention(24, 6), [(4, 24, 20, 20)]),

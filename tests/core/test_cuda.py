@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import fastattn
+from benchmarks.gpus import GPUS
 from fastattn.core import backends, cuda, nvrtc
 from fastattn.core.backends import Call, choose, unsupported_reasons
-from fastattn.core.cuda import Device, Kernel
+from fastattn.core.cuda import Kernel
 from fastattn.scsa import native as native_scsa
 from fastattn.scsa import operation
 from tests.helpers import INTERPRETED, draw, make
@@ -38,7 +39,7 @@ extern "C" __global__ void twice_kernel(const __grid_constant__ Arguments a) {
 SCALE = '#include "factor.cuh"\n__device__ float scaled(float value) { return FACTOR * value; }\n'
 FACTOR = "#define FACTOR 2.0f\n"
 KERNEL = Kernel("family/twice.cu", "twice_kernel", (("OFFSET", "0.0f"),))
-HOPPER = Device(capability=90, processors=132, shared_bytes=232448, l2_bytes=50 << 20)
+HOPPER = GPUS[90]
 
 
 def forget():

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import fastattn
+from benchmarks.gpus import GPUS
 from fastattn.bench.accuracy import assert_accurate
-from fastattn.core.cuda import Device
 from fastattn.scsa import cuda as scsa
 from tests import emulated
 from tests.cases import CASES, OPERATIONS, make_case
@@ -25,11 +25,7 @@ pytestmark = [
     pytest.mark.skipif(emulated.compiler() is None, reason="there is no C++ compiler that builds the kernels"),
 ]
 PLANS = scsa._candidates
-H100, RTX_4090, A100 = (
-    Device(90, 132, 232448, 50 << 20),
-    Device(89, 128, 101376, 72 << 20),
-    Device(80, 108, 166912, 40 << 20),
-)
+H100, RTX_4090, A100 = GPUS[90], GPUS[89], GPUS[80]
 TEAMS = {  # fewest and most blocks of a team, and the GPU
     "one block": (1, 1, H100),
     "two blocks": (2, 2, H100),
