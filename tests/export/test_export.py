@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import fastattn
-from fastattn import export, models
+from fastattn import export
 from fastattn.core import native as loader
 from fastattn.core.operation import decompositions
 from tests.helpers import randomize
+from tests.models.helpers import with_scales
 
 pytestmark = [pytest.mark.cpu, pytest.mark.filterwarnings("ignore")]  # what exporters say of themselves
 
@@ -121,8 +122,7 @@ def test_aoti(name, kernels, tmp_path):
 def test_whole_models(backbone, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    torch.manual_seed(0)
-    model = models.create(backbone, attention=WHOLE[backbone]).eval()
+    model = with_scales(backbone, WHOLE[backbone]).eval()
     x = torch.randn(2, 3, 224, 224)
     export.to_onnx(model, x, tmp_path / "model.onnx", dynamic=BATCH)
     export.to_torchscript(model, x, tmp_path / "model.pt", dynamic=BATCH)
