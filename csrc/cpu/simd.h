@@ -102,6 +102,19 @@ inline V keep(V v, Tail t) {
     return k;
 }
 #endif
+// a * b + c with one rounding where the instruction set has it, as the compiler contracts some such sums, and not
+// others
+inline V fused(V a, V b, V c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(FASTATTN_NEON)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
 inline V keep(V v, Full) { return v; }  // keep: zero outside the lanes that take part
 inline int lanes(Full) { return L; }
 inline int lanes(Tail t) { return t.n; }

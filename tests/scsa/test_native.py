@@ -5,7 +5,7 @@ import torch
 
 from fastattn.scsa import native as scsa
 from tests.cases import OPERATIONS, make_case
-from tests.helpers import DTYPES, FORMATS, ISAS, check, draw, few, make, named
+from tests.helpers import DTYPES, FORMATS, ISAS, check, draw, few, make, named, run
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
@@ -42,6 +42,25 @@ def test_threads_share_samples_and_split_them(options, memory_format, batch, thr
     together = check(module, x)
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", few([3, 2, 5]))
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("options", [{}, {"window_size": -1}, {"down_sample_mode": "max_pool"}], ids=str)
+@pytest.mark.parametrize("dim", few([16, 32, 12, 48, 64, 96], 2))
+def test_a_sample_does_not_depend_on_its_batch(dim, options, memory_format, threads):
+    """To the last bit: alone it is divided among the threads, each of which has fewer channels than a vector."""
+    torch.set_num_threads(threads)
+    module, x, grad = (
+        make("scsa", dim, **options),
+        draw(8, dim, 28, 28, memory_format=memory_format),
+        draw(1, dim, 28, 28),
+    )
+    every = run(module, x, grad.expand(8, -1, -1, -1).contiguous(memory_format=memory_format), "native")
+    for i in range(8):
+        alone = run(module, x[i : i + 1], grad.contiguous(memory_format=memory_format), "native")
+        for name in ("out", "grad_x"):
+            assert torch.equal(alone[name], every[name][i : i + 1])
 
 
 @pytest.mark.parametrize("options", [{}, {"head_num": 2, "qkv_bias": True}], ids=["one head", "two heads, bias"])

@@ -65,9 +65,11 @@ public:
                     const T* p = at(x, h, w0, c);
                     for (int w = w0; w < w0 + plan_.window_w; ++w, p += stride_)
                         each<k.value>(m, [&](int v, auto lanes) {
-                            row[v] += load(p + v * L, lanes) * gate(a_w, w, c + v * L, lanes);
+                            row[v] = fused(load(p + v * L, lanes), gate(a_w, w, c + v * L, lanes), row[v]);
                         });
-                    each<k.value>(m, [&](int v, auto lanes) { total[v] += row[v] * gate(a_h, h, c + v * L, lanes); });
+                    each<k.value>(m, [&](int v, auto lanes) {
+                        total[v] = fused(row[v], gate(a_h, h, c + v * L, lanes), total[v]);
+                    });
                 }
                 each<k.value>(m, [&](int v, auto lanes) { store(y + n * C + c + v * L, total[v] * scale, lanes); });
             });
