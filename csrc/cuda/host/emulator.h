@@ -81,7 +81,7 @@ struct Warp {
 // Distinct bytes of global memory, and what of it a launch may touch
 struct Region {
     const char* begin;
-    int64_t bytes;
+    int64_t bytes, offset;  // of its first byte among those of all
 };
 
 struct Cluster {
@@ -96,7 +96,7 @@ struct Block {
     std::unique_ptr<char[]> memory;  // exactly what was asked for, so that AddressSanitizer sees what is beyond
     size_t shared_bytes;
     Cluster* cluster;
-    std::vector<std::vector<unsigned char>> touched[2];  // by region, read and written: how often, up to 255 times
+    std::unique_ptr<unsigned char[]> touched[2];  // read and written bytes of the regions: how often, up to 255 times
 };
 
 struct Copy {
@@ -124,6 +124,7 @@ inline size_t scheduler_bytes;
 inline int blocks_of_grid;
 inline int started, finished;  // addresses for what a launch finds, and leaves behind
 inline std::vector<Region> regions;
+inline int64_t region_bytes;
 inline std::string error;
 inline int64_t traffic[2];     // bytes read and written by the last launch
 inline std::vector<int> most;  // by region: how often a block read, or wrote, a byte of it
@@ -221,11 +222,8 @@ UNSEEN inline void touch(const void* address, int bytes, bool write) {
     if (reinterpret_cast<uintptr_t>(p) % bytes) fail("a misaligned access of " + std::to_string(bytes) + " bytes");
     for (size_t i = 0; i < regions.size(); ++i)
         if (p >= regions[i].begin && p + bytes <= regions[i].begin + regions[i].bytes) {
-            auto& map = block.touched[write];
-            map.resize(regions.size());
-            map[i].resize(regions[i].bytes);
-            for (unsigned char* times = map[i].data() + (p - regions[i].begin); bytes--; ++times)
-                *times += *times < 255;
+            unsigned char* times = block.touched[write].get() + regions[i].offset + (p - regions[i].begin);
+            for (; bytes--; ++times) *times += *times < 255;
             return;
         }
     if (!regions.empty()) fail("an access beyond what the launch was given");
@@ -345,10 +343,11 @@ UNSEEN inline bool schedule(std::vector<Thread>& threads) {
 
 UNSEEN inline void count(const Block& block) {
     for (int write = 0; write < 2; ++write)
-        for (size_t i = 0; i < block.touched[write].size(); ++i)
-            for (unsigned char times : block.touched[write][i]) {
+        for (size_t i = 0; i < regions.size(); ++i)
+            for (int64_t k = 0; k < regions[i].bytes; ++k) {
+                const int times = block.touched[write][regions[i].offset + k];
                 traffic[write] += times > 0;
-                most[i] = max(most[i], static_cast<int>(times));
+                most[i] = max(most[i], times);
             }
 }
 
@@ -366,6 +365,7 @@ UNSEEN inline void run_blocks(int first, int group, int threads, int cluster, in
         block.memory.reset(new char[shared_bytes + 1]);
         std::memset(block.memory.get(), 0xff, shared_bytes);  // NaN
         block.shared_bytes = shared_bytes;
+        for (auto& touched : block.touched) touched.reset(new unsigned char[region_bytes]());
         block.cluster = &clusters[b / cluster];
         block.cluster->blocks.push_back(&block);
         block.cluster->barrier.size += threads;
@@ -409,7 +409,11 @@ extern "C" {
 inline __attribute__((used)) int define(const char* name, int value) { return emulator::define(name, value); }
 inline __attribute__((used)) void set_regions(int count, const char* const* begin, const int64_t* bytes) {
     emulator::regions.clear();
-    for (int i = 0; i < count; ++i) emulator::regions.push_back({begin[i], bytes[i]});
+    emulator::region_bytes = 0;
+    for (int i = 0; i < count; ++i) {
+        emulator::regions.push_back({begin[i], bytes[i], emulator::region_bytes});
+        emulator::region_bytes += bytes[i];
+    }
 }
 inline __attribute__((used)) int most_touched(int region) { return emulator::most[region]; }
 inline __attribute__((used)) int64_t bytes_touched() { return emulator::traffic[0] + emulator::traffic[1]; }
