@@ -269,7 +269,7 @@ def attention_cases(selection: Selection) -> list[AttentionCase]:
     if selection == "smoke":
         return [AttentionCase(1, 40, 2, work) for work in WORKS]
     if selection == "default":
-        return [AttentionCase(work=work) for work in WORKS]
+        return [*(AttentionCase(work=work) for work in WORKS), AttentionCase(1, parts=4)]
     short = [AttentionCase(batch, 1940, *how) for batch, how in product((1, 4), product((1, 2, 4), WORKS))]
     long = [AttentionCase(1, *how) for how in product((7760, LONG), (2, 4), WORKS)]
     return short + long

@@ -34,7 +34,7 @@ from .figures import (
 CPU = Cpu()
 CHECKED_IMAGES = 1
 COMPILED_LGA = LGA_SIZES[0], LGA_SIZES[2]
-SMALL_LGA = tuple(size for size in LGA_SIZES if size[-1] <= 20)  # at larger maps eager takes half a minute
+TRAINED_LGA = tuple(size for size in LGA_SIZES if size[-1] <= 20)  # at larger maps eager takes half a minute
 SMOKE_LGA = (8, 4, 9)
 LGA_BATCH = 8
 PAPER, RELEASED = CONTRACTIONS = ("paper", "released")  # "spatial" is torch's attention
@@ -101,9 +101,9 @@ def lga_rivals(case: LgaCase, device: Cpu = CPU) -> list[str]:
     return [EAGER, *([COMPILE] if compiled else []), *fast_backends("lga", device.type)]
 
 
-def sizes(contraction: str, work: str) -> Sequence[tuple[int, int, int]]:
+def sizes(work: str) -> Sequence[tuple[int, int, int]]:
     """Where a work is measured by default."""
-    return LGA_SIZES if (contraction, work) == (PAPER, FORWARD) else SMALL_LGA
+    return LGA_SIZES if work == FORWARD else TRAINED_LGA
 
 
 def lga_cases(selection: Selection) -> list[LgaCase]:
@@ -112,7 +112,7 @@ def lga_cases(selection: Selection) -> list[LgaCase]:
     if selection == "smoke":
         return [LgaCase(1, *SMOKE_LGA, *how) for how in asked]
     if selection == "default":
-        order = [(how, size) for how in asked for size in sizes(*how)]
+        order = [(how, size) for how in asked for size in sizes(how[1])]
         return [LgaCase(LGA_BATCH, *size, *how, compiled=size in COMPILED_LGA) for how, size in order]
     every = product((1, LGA_BATCH, 32), LGA_SIZES, product(CONTRACTIONS, WORKS, MEMORY_FORMATS))
     return [LgaCase(batch, *size, *how) for batch, size, how in every]
@@ -185,7 +185,7 @@ def gpu_summary(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def paper_row(records: Sequence[Record], contraction: str, work: str, over: str, asked: float) -> dict[str, Any]:
-    found = [size for size in sizes(contraction, work) if over != "compile" or size in COMPILED_LGA]
+    found = [size for size in sizes(work) if over != "compile" or size in COMPILED_LGA]
     cases = [LgaCase(LGA_BATCH, *size, contraction, work) for size in found]
     what = f"LGA {work}, {contraction}, {NUMBERS[len(found)]} shapes, batch {LGA_BATCH}, geometric mean"
     return speedup_row(records, cases, over, asked, what)
@@ -193,7 +193,7 @@ def paper_row(records: Sequence[Record], contraction: str, work: str, over: str,
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
     """The case that saves most, compared with its x."""
-    cases = [LgaCase(LGA_BATCH, *size, PAPER, TRAINING) for size in SMALL_LGA]
+    cases = [LgaCase(LGA_BATCH, *size, PAPER, TRAINING) for size in sizes(TRAINING)]
     samples = saved(of_cases(records, cases, rival=FAST))
     most = sorted(samples, key=lambda sample: sample.least)[-1:] if len(samples) == len(cases) else []
     what = f"LGA, saved for backward, the most of {NUMBERS[len(cases)]} shapes, batch {LGA_BATCH}, parameters left out"

@@ -44,7 +44,7 @@ FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56
 FULL_SHAPES: tuple[Shape, ...] = tuple((batch, *stage) for batch in (1, 8, 32) for stage in STAGES)
 # Where torch.compile, which takes half a minute for a training step, runs by default: the largest maps, the smallest.
 COMPILED_SHAPES = FIVE_SHAPES[0], FIVE_SHAPES[3]
-COUNTED = (STAGES[0], CONTIGUOUS), (STAGES[1], CHANNELS_LAST)  # whose traffic is counted by default
+COUNTED_STAGES = STAGES[:2]  # whose traffic is counted by default
 SMOKE_SHAPES: tuple[Shape, ...] = ((1, 64, 56, 56),)
 COPY_SHAPE: Shape = (8, 256, 56, 56)
 SAVED_SHAPE: Shape = (8, 64, 56, 56)

@@ -82,13 +82,13 @@ def rivals(case: ZooCase, device: Cpu = CPU) -> list[str]:
 
 
 def cases(selection: Selection) -> list[ZooCase]:
-    """Every gate, forward and training, in both formats at one stage of a ResNet-50, of which torch.compile takes one
-    format forward; in a full run at all stages, each compiled."""
+    """Every gate, forward and training, in both formats at one stage of a ResNet-50, of which torch.compile takes one;
+    in a full run at all stages, each compiled."""
     if selection == "smoke":
         return [ZooCase(gate, (2, *SMOKE), work) for gate in GATES for work in WORKS]
     full = selection == "full"
     return [
-        ZooCase(gate, (BATCH, *stage), work, layout, compiled=full or (work, layout) == (FORWARD, CONTIGUOUS))
+        ZooCase(gate, (BATCH, *stage), work, layout, compiled=full or layout == CONTIGUOUS)
         for gate, work, layout, stage in product(GATES, WORKS, MEMORY_FORMATS, STAGES if full else [STAGE])
     ]
 

@@ -18,7 +18,8 @@ SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    **{character: f"\\{character}" for character in "{}$&#%_"},
+    **{character: f"\\{character}" for character in "{}&#%_"},
+    "$": r"{\char36}",  # as \$ it comes from a font that small installations lack
     **{character: f"${character}$" for character in "<>|"},  # others in the font that LaTeX begins with
     **{character: f"{{{character}}}" for character in "[]*`"},  # no argument of a line break, no ligature
     '"': "''",
