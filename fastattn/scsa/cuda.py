@@ -124,7 +124,7 @@ def _pieces(known: Signature, per_block: int, rows: int, held: bool, backward: b
     for length in (height, width):
         yield from [(per_block * length, 4)] * (vectors * known.spatial)
     yield from [(16, 4), (3, 4), (per_block, 4)]
-    yield from [(channels * known.channel, 4)] * (9 if backward else 3)
+    yield from [(9 * channels * known.channel, 4)] if backward else [(channels * known.channel, 4)] * 3
     if backward:
         yield from [(16, 4), (2, 4)]
         yield from [(per_block * known.pixels, 4)] * (3 if known.max_pool else 2)

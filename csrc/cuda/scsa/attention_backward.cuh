@@ -46,16 +46,23 @@ struct GradientPlaces {
     }
 };
 
-// Of all channels, in shared memory: [C] each
+// Of all channels, in shared memory, [9][C]: one address, and not nine, stays in registers
 struct Attention {
-    float *query, *query_offset, *key, *key_offset, *value, *top, *rest, *score;
-    float* slope;  // gradient of the row's output, over the sum of its powers
+    float* first;
+    int channels;
 
-    __device__ Attention(Memory& memory, int channels) {
-        float** all[] = {&query, &query_offset, &key, &key_offset, &value, &top, &rest, &score, &slope};
-#pragma unroll
-        for (float** v : all) *v = memory.take<float>(channels);
-    }
+    __device__ Attention(Memory& memory, int channels) : first(memory.take<float>(9 * channels)), channels(channels) {}
+
+    __device__ float& query(int c) const { return first[c]; }
+    __device__ float& query_offset(int c) const { return first[channels + c]; }
+    __device__ float& key(int c) const { return first[2 * channels + c]; }
+    __device__ float& key_offset(int c) const { return first[3 * channels + c]; }
+    __device__ float& value(int c) const { return first[4 * channels + c]; }
+    __device__ float& top(int c) const { return first[5 * channels + c]; }
+    __device__ float& rest(int c) const { return first[6 * channels + c]; }
+    __device__ float& score(int c) const { return first[7 * channels + c]; }
+    // gradient of the row's output, over the sum of its powers
+    __device__ float& slope(int c) const { return first[8 * channels + c]; }
 };
 
 // Gradients of some rows' scores, and of the scores of their channels as keys, in shared memory: [rows][head] each
@@ -92,13 +99,13 @@ __device__ __forceinline__ void prepare_attention(const Call& call, const Boards
     for (int c = threadIdx.x; c < call.channels; c += THREADS) {
         const Projection query(call, rstd, kQuery, c), key(call, rstd, kKey, c);
         const float* channel = boards.of(c);
-        to.query[c] = query.factor, to.query_offset[c] = query.offset;
-        to.key[c] = key.factor, to.key_offset[c] = key.offset;
-        to.value[c] = boards.get(channel, kValueMean);
-        to.top[c] = boards.get(channel, kTop);
-        to.rest[c] = boards.get(channel, kRestOfRow);
-        to.score[c] = boards.get(channel, kScore);
-        to.slope[c] = (boards.get(channel, kGateGradient) - shift) * boards.get(channel, kFactor);
+        to.query(c) = query.factor, to.query_offset(c) = query.offset;
+        to.key(c) = key.factor, to.key_offset(c) = key.offset;
+        to.value(c) = boards.get(channel, kValueMean);
+        to.top(c) = boards.get(channel, kTop);
+        to.rest(c) = boards.get(channel, kRestOfRow);
+        to.score(c) = boards.get(channel, kScore);
+        to.slope(c) = (boards.get(channel, kGateGradient) - shift) * boards.get(channel, kFactor);
     }
 }
 
@@ -115,13 +122,13 @@ __device__ __forceinline__ void score_gradients(const Call& call, const Slice& s
         for (int n = 0; n < windows; ++n) {
             const float y_i = norm.centred(boards.get(own, kMap + n));
             const float y_j = norm.centred(boards.get(other, kMap + n));
-            by_row += (y_i * all.query[i] + all.query_offset[i]) * (y_j * all.key[j] + all.key_offset[j]);
-            by_column += (y_i * all.key[i] + all.key_offset[i]) * (y_j * all.query[j] + all.query_offset[j]);
+            by_row += (y_i * all.query(i) + all.query_offset(i)) * (y_j * all.key(j) + all.key_offset(j));
+            by_column += (y_i * all.key(i) + all.key_offset(i)) * (y_j * all.query(j) + all.query_offset(j));
         }
-        const float row = expf(by_row * temperature - all.score[i]) * all.slope[i];
-        const float column = expf(by_column * temperature - all.score[j]) * all.slope[j];
-        to.by_row[at] = row * (all.value[j] - all.top[i] - all.rest[i]) * temperature;
-        to.by_column[at] = column * (all.value[i] - all.top[j] - all.rest[j]) * temperature;
+        const float row = expf(by_row * temperature - all.score(i)) * all.slope(i);
+        const float column = expf(by_column * temperature - all.score(j)) * all.slope(j);
+        to.by_row[at] = row * (all.value(j) - all.top(i) - all.rest(i)) * temperature;
+        to.by_column[at] = column * (all.value(i) - all.top(j) - all.rest(j)) * temperature;
         to.by_value[at] = column;
     }
 }
@@ -156,7 +163,7 @@ __device__ __forceinline__ void score_sums(const Call& call, const Slice& slice,
         rows * windows, size, by_warps,
         [&](int i, int j) {
             const int c = head(i / windows) + j;
-            return scores.by_row[i / windows * size + j] * (centred(i % windows, c) * all.key[c] + all.key_offset[c]);
+            return scores.by_row[i / windows * size + j] * (centred(i % windows, c) * all.key(c) + all.key_offset(c));
         },
         [&](int i, float sum) { to.query[at(i)] = sum; });
     sum_each(
@@ -164,7 +171,7 @@ __device__ __forceinline__ void score_sums(const Call& call, const Slice& slice,
         [&](int i, int j) {
             const int c = head(i / windows) + j;
             return scores.by_column[i / windows * size + j] *
-                   (centred(i % windows, c) * all.query[c] + all.query_offset[c]);
+                   (centred(i % windows, c) * all.query(c) + all.query_offset(c));
         },
         [&](int i, float sum) { to.key[at(i)] = sum; });
     sum_each(
