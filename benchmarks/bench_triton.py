@@ -1,5 +1,6 @@
 """What can be said of the Triton path without a GPU: the Python of a call, and the bytes that its kernels move."""
 
+import functools
 import json
 import os
 import subprocess
@@ -40,7 +41,7 @@ def test_python_of_a_forward_call(stage, work, benchmark) -> None:
     """Time a forward call with its launches replaced by nothing: all that an eager call adds to them."""
     module, x = fastattn.SCSA(stage[0]), torch.zeros(2, *stage)
     with fastattn.use_backend("triton"), torch.set_grad_enabled(work == "training"):
-        benchmark.pedantic(module, (x,), rounds=200, iterations=20, warmup_rounds=5)
+        benchmark.pedantic(module, (x,), rounds=60, iterations=20, warmup_rounds=5)
     times = benchmark.stats.stats
     facts = {"shape": list(x.shape), "work": work, "least_us": times.min * 1e6, "median_us": times.median * 1e6}
     benchmark.extra_info.update(suite="python", **facts)
@@ -50,30 +51,48 @@ def test_python_of_a_forward_call(stage, work, benchmark) -> None:
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_traffic(stage, layout, request, benchmark) -> None:
     """Count the bytes of a forward and a backward at float32; the time is the interpreter's, and means nothing."""
-    if stage not in {"smoke": STAGES[-1:], "default": COUNTED_STAGES, "full": STAGES}[request.config.stash[SELECTION]]:
+    stages = {"smoke": STAGES[-1:], "default": COUNTED_STAGES, "full": STAGES}[request.config.stash[SELECTION]]
+    if stage not in stages:
         pytest.skip("counted in a full run")
-    shape = "x".join(map(str, stage))
-    count(benchmark, "scsa", "--format", layout, "--shape", shape, "--like-batch", str(BATCH))
+    shapes = ["x".join(map(str, shape)) for shape in stages]
+    formats = side_by_side(benchmark, "scsa", "--like-batch", str(BATCH), "--shape", *shapes)
+    (found,) = (found for found in formats[layout] if tuple(found["shape"][1:]) == stage)
+    benchmark.extra_info.update(suite="traffic", **found)
 
 
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 def test_traffic_of_the_token_gather(layout, request, benchmark) -> None:
     if request.config.stash[SELECTION] == "smoke" and layout == CONTIGUOUS:
         pytest.skip("one format is enough smoke")
-    count(benchmark, "gather", "--format", layout)
+    (found,) = side_by_side(benchmark, "gather")[layout]
+    benchmark.extra_info.update(suite="traffic", **found)
 
 
 def test_traffic_of_attention(request, benchmark) -> None:
     if request.config.stash[SELECTION] == "smoke":
         pytest.skip("takes its time")
-    count(benchmark, "attention", "--like-batch", str(BATCH))
-
-
-def count(benchmark, operation: str, *options: str) -> None:
-    command = [sys.executable, "-m", "benchmarks.traffic", "--json", "--operation", operation, *options]
-    done = benchmark.pedantic(
-        subprocess.run, (command,), rounds=1,
-        kwargs={"env": {**os.environ, "TRITON_INTERPRET": "1"}, "capture_output": True, "text": True, "check": True},
-    )  # fmt: skip
-    (found,) = json.loads(done.stdout)
+    (found,) = benchmark.pedantic(lambda: end(start("attention", "--like-batch", str(BATCH))), rounds=1)
     benchmark.extra_info.update(suite="traffic", **found)
+
+
+def side_by_side(benchmark, *command: str) -> dict[str, list[dict]]:
+    """Return what is counted of both formats, each by a process, which the first test that asks waits for."""
+    return benchmark.pedantic(count_formats, command, rounds=1)
+
+
+@functools.cache
+def count_formats(*command: str) -> dict[str, list[dict]]:
+    counting = {layout: start(*command, "--format", layout) for layout in MEMORY_FORMATS}
+    return {layout: end(process) for layout, process in counting.items()}
+
+
+def start(operation: str, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmarks.traffic", "--json", "--operation", operation, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, text=True, **pipes)
+
+
+def end(process: subprocess.Popen) -> list[dict]:
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    return json.loads(out)

@@ -20,7 +20,7 @@ LISTS = {
     "fastattn/reference.py": ("from .cfsam", "from .gate.reference import channel_gate as channel_gate"),
     "docs/architecture.md": (
         "| `EnhancedInteraction`",
-        "| `ChannelGate` | `gate` | `fastattn/gate` | PyTorch's operators | - | `tests/gate` |",
+        "| `ChannelGate` | `gate` | `fastattn/gate` | PyTorch's operators | - | - | `tests/gate` |",
     ),
 }
 
@@ -42,6 +42,13 @@ def copy_repository(tree: Path) -> None:
         shutil.copy(path, tree)
     if not (tree / "fastattn/kernels").exists():  # an install has it there
         (tree / "fastattn/kernels").symlink_to("../kernels")
+
+
+@pytest.mark.parametrize("path", [path for path in LISTS if path.endswith(".md")])
+def test_a_row_of_the_recipe_has_the_columns_of_its_table(path: str) -> None:
+    after, row = LISTS[path]
+    (before,) = (line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if line.startswith(after))
+    assert row.count("|") == before.count("|")
 
 
 @pytest.mark.full  # half a minute

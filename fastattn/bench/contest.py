@@ -41,7 +41,7 @@ class Effort:
 
 
 # The default selection's: the whole run takes minutes.
-SHORT_EFFORT = Effort(budget_seconds=6.0, pedantic_rounds=2, pedantic_seconds=0.5)
+SHORT_EFFORT = Effort(budget_seconds=4.0, pedantic_rounds=2, pedantic_seconds=0.5)
 SMOKE_EFFORT = Effort(rounds=3, round_seconds=0.001, budget_seconds=2.0, pedantic_rounds=2)
 
 
