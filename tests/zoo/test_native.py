@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from fastattn.core import native as loader
-from tests.helpers import DTYPES, FORMATS, check, draw, few, named, run
+from tests.helpers import DTYPES, FORMATS, ISAS, check, draw, few, named, run
 from tests.zoo.test_module import CASES, NORMALISED, made
 
 pytestmark = [pytest.mark.usefixtures("native"), pytest.mark.cpu]
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"], indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dtype", few(DTYPES), ids=named)
 @pytest.mark.parametrize("case", CASES)
 def test_every_instruction_set(case, dtype, isa):
@@ -36,6 +36,38 @@ def test_threads_share_samples_and_split_them(case, batch, threads):
                 largest = float(tensor.abs().max()) if name in ("out", "grad_x") else max(sums)
                 torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-5 * largest, msg=name)
                 assert torch.equal(together[name], again[name]), name
+
+
+@pytest.mark.parametrize("threads", few([3, 2, 5]))
+@pytest.mark.parametrize("case", CASES)
+def test_a_sample_does_not_depend_on_its_batch(case, threads):
+    """To the last bit, as a threads' part of it ends where a vector does not."""
+    torch.set_num_threads(threads)
+    for memory_format in FORMATS:
+        module, x = made(case, training=False)
+        side = int((49152 / x.shape[1]) ** 0.5) + 1  # pixels enough for five threads
+        x, grad = draw(6, x.shape[1], side, side + 2), draw(1, x.shape[1], side, side + 2)
+        x, grad = (t.contiguous(memory_format=memory_format) for t in (x, grad.expand_as(x)))
+        every = run(module, x, grad, "native")
+        for i in range(len(x)):
+            alone = run(module, x[i : i + 1], grad[i : i + 1], "native")
+            for name in ("out", "grad_x"):
+                assert torch.equal(alone[name], every[name][i : i + 1]), (name, memory_format)
+
+
+FLAT = {"far": lambda x: x + 1000, "equal": lambda x: 0 * x + 3, "tiny": lambda x: x * 1e-10}
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=named)
+@pytest.mark.parametrize("change", FLAT)
+@pytest.mark.parametrize("case", CASES)
+def test_maps_that_hardly_vary(case, change, memory_format):
+    if case.startswith("ECA") and change == "far":
+        pytest.skip("the sigmoid of a sum of thousands is nothing, or all")
+    for training in (False, True) if case in NORMALISED else (True,):
+        module, x = made(case, training=training)
+        x = FLAT[change](draw(2, x.shape[1], 40, 40)).contiguous(memory_format=memory_format)
+        check(module, x, "native")
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ private:
             Maps<1>{memory.maps + (2 * b + 1) * pixels}, {0.0f, 0.0f}, {d, counts},
             [](auto m, const V* k, const V* n, V* result, V v, V g) {
                 const V gated = v * k[0];
-                result[0] += keep(g * gated, m), result[1] += keep(ones_where(gated, n[0]), m);
+                result[0] = fused(g, keep(gated, m), result[0]), result[1] += keep(ones_where(gated, n[0]), m);
             },
             [](int, V v) { return sum(v); }, x(b).data, grad_out(b).data);
         const float a = normal.scale() * normal.weight, shift = normal.bias - normal.mean * a;

@@ -94,13 +94,13 @@ private:
                     layout_, mine, {}, own.axes, to,
                     [](const V*, const V*, V& row, V& down, V v) { row += v, down += v; }, x(b).data);
                 for (int i = 0; i < count; ++i)
-                    scale(to.at(i), mine, 1.0f / (i < plan_.height ? plan_.width : plan_.height));
+                    divide(to.at(i), mine, static_cast<float>(i < plan_.height ? plan_.width : plan_.height));
                 return;
             }
             default: {
                 sum_channels<1>(layout_, mine, none, no_maps, {first}, add, x(b));
-                const float share = 1.0f / static_cast<float>(plan_.pixels());
-                scale(first, mine, share);
+                const auto pixels = static_cast<float>(plan_.pixels());
+                divide(first, mine, pixels);
                 float* second = first + level.stride;
                 if (plan_.pool == Pool::mean_max) max_channels(layout_, mine, second, x(b).data);
                 if (plan_.pool != Pool::mean_var) return;
@@ -111,13 +111,13 @@ private:
                         sum[0] += d * d;
                     },
                     x(b));
-                scale(second, mine, share);
+                divide(second, mine, pixels);
             }
         }
     }
 
-    static void scale(float* numbers, Range range, float by) {
-        for_lanes(range.begin, range.end, [&](int c, auto m) { store(numbers + c, load(numbers + c, m) * by, m); });
+    static void divide(float* numbers, Range range, float by) {
+        for_lanes(range.begin, range.end, [&](int c, auto m) { store(numbers + c, load(numbers + c, m) / by, m); });
     }
 
     // The convolution of the mean and the maximum over the gated channels
@@ -129,11 +129,11 @@ private:
         sum_pixels<2>(
             layout_, mine, gate, Maps<0>{}, {0.0f, kLowest}, {mean, most},
             [](auto m, const V* k, const V*, V* result, V v) {
-                const V gated = v * k[0];
-                result[0] += keep(gated, m), result[1] = max(or_lowest(gated, m), result[1]);
+                result[0] = fused(v, keep(k[0], m), result[0]);
+                result[1] = max(or_lowest(v * k[0], m), result[1]);
             },
             [](int i, V v) { return i ? largest(v) : sum(v); }, x(b).data);
-        scale(mean, mine, 1.0f / static_cast<float>(plan_.channels));
+        divide(mean, mine, static_cast<float>(plan_.channels));
         team.sync();
         if (!team.rank)
             convolve(Padded::of(plan_, own.padded, 2, mean), 2, memory.params.of(plan_.space_param()), false,

@@ -107,15 +107,27 @@ INLINE_BODY void sum_channels(const Layout& s, Range channels, const Vectors<K>&
     }
     for_chunks(channels, [&](int c, auto count, auto last) {
         constexpr int NV = decltype(count)::value;
-        V k[NV][K], n[M], sum[NV][S] = {};
+        constexpr int64_t kPiece = 16;  // pixels summed in fp32
+        V k[NV][K], n[M];
+        double total[NV][S][L] = {};
         for (int v = 0; v < NV; ++v)
             for (int i = 0; i < kCount<K>; ++i) k[v][i] = load(numbers[i] + c + v * L);
-        for (int64_t p = 0, at = c; p < pixels; ++p, at += s.channels) {
-            for (int i = 0; i < kCount<M>; ++i) n[i] = splat(maps[i][p]);
-            each<NV>(last, [&](int v, auto m) { f(m, k[v], n, sum[v], load(in.data + at + v * L, m)...); });
+        for (int64_t p = 0, at = c; p < pixels;) {
+            V sum[NV][S] = {};
+            for (const int64_t end = std::min(pixels, p + kPiece); p < end; ++p, at += s.channels) {
+                for (int i = 0; i < kCount<M>; ++i) n[i] = splat(maps[i][p]);
+                each<NV>(last, [&](int v, auto m) { f(m, k[v], n, sum[v], load(in.data + at + v * L, m)...); });
+            }
+            for (int v = 0; v < NV; ++v)
+                for (int i = 0; i < kCount<S>; ++i)
+                    for (int lane = 0; lane < L; ++lane) total[v][i][lane] += sum[v][i][lane];
         }
         for (int i = 0; i < kCount<S>; ++i)
-            each<NV>(last, [&](int v, auto m) { store(sums[i] + c + v * L, sum[v][i], m); });
+            each<NV>(last, [&](int v, auto m) {
+                V sum;
+                for (int lane = 0; lane < L; ++lane) sum[lane] = static_cast<float>(total[v][i][lane]);
+                store(sums[i] + c + v * L, sum, m);
+            });
     });
 }
 

@@ -206,14 +206,14 @@ public:
     static int64_t scratch(int channels) { return 4 * GatesPlan::stride(channels); }
 
     void measure(Strip from, int begin, int end) {
-        const float share = 1.0f / (static_cast<float>(end - begin) * each_);
-        sum(mean_, begin, end, [&](int j, int c, auto m) { return load(from.at(j) + c, m); });
-        spread(mean_, [&](float s) { return s * share; });
-        sum(scale_, begin, end, [&](int j, int c, auto m) {
+        const double columns = end - begin;
+        sum(mean_, begin, end, columns, [&](int j, int c, auto m) { return load(from.at(j) + c, m); });
+        spread(mean_, each_);
+        sum(scale_, begin, end, columns, [&](int j, int c, auto m) {
             const V d = load(from.at(j) + c, m) - load(mean_ + c, m);
             return d * d;
         });
-        spread(scale_, [&](float s) { return s * share; });
+        spread(scale_, each_);
     }
     float mean(int c) const { return mean_[c]; }
     float variance(int c) const { return scale_[c]; }  // until it is a scale
@@ -234,14 +234,13 @@ public:
         const auto normal = [&](int j, int c, auto m) {
             return (load(from.at(j) + c, m) - load(mean_ + c, m)) * load(scale_ + c, m);
         };
-        sum(sums_[0], begin, end, [&](int j, int c, auto m) { return load(d_to.at(j) + c, m); });
-        sum(sums_[1], begin, end, [&](int j, int c, auto m) { return load(d_to.at(j) + c, m) * normal(j, c, m); });
+        sum(sums_[0], begin, end, 1, [&](int j, int c, auto m) { return load(d_to.at(j) + c, m); });
+        sum(sums_[1], begin, end, 1, [&](int j, int c, auto m) { return load(d_to.at(j) + c, m) * normal(j, c, m); });
         add_scaled(sums_[0], 1.0f, channels_, d_bias);
         add_scaled(sums_[1], 1.0f, channels_, d_weight);
-        const float share = 1.0f / (static_cast<float>(end - begin) * each_);
         for (float* sums : sums_) {
             for (int c = 0; c < channels_; ++c) sums[c] *= weight[c];
-            spread(sums, [&](float s) { return s * share; });
+            spread(sums, static_cast<double>(end - begin) * each_);
         }
         for (int j = begin; j < end; ++j)
             for_lanes(0, channels_, [&](int c, auto m) {
@@ -252,22 +251,27 @@ public:
     }
 
 private:
+    // of f over the columns, divided: in double, as a mean whose rounding is large beside the deviation is no mean
     template <class F>
-    INLINE_BODY void sum(float* to, int begin, int end, F&& f) {
+    INLINE_BODY void sum(float* to, int begin, int end, double by, F&& f) {
         for_lanes(0, channels_, [&](int c, auto m) {
-            V s{};
-            for (int j = begin; j < end; ++j) s += f(j, c, m);
+            double total[L] = {};
+            for (int j = begin; j < end; ++j) {
+                const V v = f(j, c, m);
+                for (int i = 0; i < L; ++i) total[i] += v[i];
+            }
+            V s;
+            for (int i = 0; i < L; ++i) s[i] = static_cast<float>(total[i] / by);
             store(to + c, s, m);
         });
     }
 
-    // every channel's number = f(the sum of its group's)
-    template <class F>
-    void spread(float* numbers, F&& f) {
+    // every channel's number = the sum of its group's, divided
+    void spread(float* numbers, double by) {
         for (int c = 0; c < channels_; c += each_) {
-            float s = 0;
+            double s = 0;
             for (int i = c; i < c + each_; ++i) s += numbers[i];
-            std::fill(numbers + c, numbers + c + each_, f(s));
+            std::fill(numbers + c, numbers + c + each_, static_cast<float>(s / by));
         }
     }
 
