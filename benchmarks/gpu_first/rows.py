@@ -17,7 +17,7 @@ from ..suites.lga import LgaCase
 from ..suites.models import ModelCase
 from ..suites.scsa import GPU_SMOKE_SHAPE, Case
 
-# seconds of a run of eight minutes; what a phase leaves goes to the next, and the first imports everything from the disk
+# seconds of a run of eight minutes; what a phase leaves goes to the next, and the first imports everything
 PHASES = {"look": 45.0, "right": 145.0, "fast": 190.0, "why": 90.0}
 WHOLE = 480.0
 SIDE_BY_SIDE = {"look": 1, "right": 15, "fast": 1, "why": 15}  # processes; most of the time compilers work

@@ -14,10 +14,9 @@ from tests.helpers import (
     FAST,
     FORMATS,
     INTERPRETED,
-    assert_accurate,
+    check_together,
     draw,
     few_interpreted,
-    measure,
     named,
     randomize,
     run,
@@ -74,32 +73,8 @@ def make_case(case, dtype=torch.float32, memory_format=torch.contiguous_format, 
 def check_draws(count, case, **options):
     """Assert the accuracy of several draws together, and return the first: of a gradient of a single number, as of an
     alpha, rounding may leave eager no error at all in one of them.
-
-    Where one row of scores stands between two channels, its rounding outweighs all others in every gradient: the error
-    is chance, of the same spread in all that is float32, and a draw's neighbours, with it, tell the spread.
     """
-
-    def assert_together(draws):
-        runs = zip(*draws, strict=True)  # the backend's, the truth's, eager's
-        assert_accurate(*({name: torch.stack([part[name] for part in parts]) for name in parts[0]} for parts in runs))
-
-    cases = [make_case(case, **options, seed=seed) for seed in range(count)]
-    draws = [measure(*pair, more_orders=True) for pair in cases]
-    try:
-        assert_together(draws)
-    except AssertionError:
-        near = [(module, nudge(x, seed)) for module, x in cases for seed in range(NEIGHBOURS)]
-        assert_together(draws + [measure(*pair, more_orders=True) for pair in near])
-    return draws[0][0]
-
-
-NEIGHBOURS = 2 if INTERPRETED else 16
-
-
-def nudge(x, seed):
-    """Return a neighbour of x, some 32 roundings away."""
-    noise = torch.randn(x.shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(x)
-    return x + x * noise * (32 * torch.finfo(x.dtype).eps)
+    return check_together([make_case(case, **options, seed=seed) for seed in range(count)], more_orders=True)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=named)
