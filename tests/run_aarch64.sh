@@ -10,7 +10,7 @@ build=$PWD/build/aarch64
 root=$build/root site=$build/site tree=$build/tree
 if [ $# = 0 ]; then
     set -- tests/core/test_reference.py tests/core/test_goldens.py tests/core/test_threads.py tests/scsa/test_native.py \
-        tests/lga/test_native.py tests/interaction/test_native.py
+        tests/lga/test_native.py tests/interaction/test_native.py tests/zoo/test_native.py
 fi
 
 if ! [ -d "$root" ]; then
