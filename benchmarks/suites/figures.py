@@ -13,7 +13,7 @@ from fastattn.bench.sizes import GRAPH, LAUNCHES, name_of
 Record = Mapping[str, Any]
 FAST, GPU_FAST = "native", "triton"  # the fast path on a CPU and on a GPU
 GPU_DTYPE = torch.bfloat16
-NUMBERS = {2: "two", 3: "three", 5: "five"}  # of shapes, in words
+NUMBERS = {1: "one", 2: "two", 3: "three", 5: "five"}  # of shapes, in words
 HOW = {LAUNCHES: "eager launches", GRAPH: "CUDA graphs"}
 
 

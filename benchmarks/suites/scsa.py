@@ -44,6 +44,7 @@ FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56
 FULL_SHAPES: tuple[Shape, ...] = tuple((batch, *stage) for batch in (1, 8, 32) for stage in STAGES)
 # Where torch.compile, which takes half a minute for a training step, runs by default: the largest maps, the smallest.
 COMPILED_SHAPES = FIVE_SHAPES[0], FIVE_SHAPES[3]
+COMPILED_FORMATS = {FORWARD: MEMORY_FORMATS, TRAINING: [CONTIGUOUS]}
 COUNTED_STAGES = STAGES[:2]  # whose traffic is counted by default
 SMOKE_SHAPES: tuple[Shape, ...] = ((1, 64, 56, 56),)
 COPY_SHAPE: Shape = (8, 256, 56, 56)
@@ -136,7 +137,11 @@ def module_cases(selection: Selection) -> Iterator[Case]:
     shapes = {"smoke": SMOKE_SHAPES, "default": FIVE_SHAPES, "full": FULL_SHAPES}[selection]
     dtypes = (torch.float32, torch.bfloat16) if selection == "full" else (torch.float32,)
     order = product(shapes, dtypes, MEMORY_FORMATS, WORKS)
-    return (Case(*parts, compiled=selection != "default" or parts[0] in COMPILED_SHAPES) for parts in order)
+
+    def compiled(shape: Shape, dtype: torch.dtype, layout: str, work: str) -> bool:
+        return selection != "default" or (shape in COMPILED_SHAPES and layout in COMPILED_FORMATS[work])
+
+    return (Case(*parts, compiled=compiled(*parts)) for parts in order)
 
 
 def copy_cases(selection: Selection) -> Iterator[Case]:
@@ -274,9 +279,12 @@ def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[st
 
 
 def shapes_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
-    shapes = COMPILED_SHAPES if over == "compile" else FIVE_SHAPES
-    title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes in both formats, geometric mean"
-    return speedup_row(records, in_both_formats(shapes, work=work), over, asked, title)
+    compiled = over == "compile"
+    shapes, formats = (COMPILED_SHAPES, COMPILED_FORMATS[work]) if compiled else (FIVE_SHAPES, MEMORY_FORMATS)
+    where = "in both formats" if len(formats) == 2 else formats[0]
+    title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes {where}, geometric mean"
+    cases = [Case(shape, memory_format=layout, work=work) for shape, layout in product(shapes, formats)]
+    return speedup_row(records, cases, over, asked, title)
 
 
 def in_both_formats(shapes: Sequence[Shape], **facts: Any) -> list[Case]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.backends import BACKENDS, Call, unsupported_reasons
 from .accuracy import assert_accurate, relative_error
 from .devices import Cpu, Work
-from .interleave import Ratio, Rival, Timing, interleave, speedup
+from .interleave import WARM_CALLS, Ratio, Rival, Timing, interleave, speedup
 from .limit import TimeUp, time_limit
 from .sizes import GRAPH
 
@@ -29,9 +29,10 @@ Results = Callable[[], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long the clocks run: rounds of the interleaved timing, their length, and pytest-benchmark's own rounds, fewer
-    where they take longer; no case begins after `until` on the monotonic clock."""
+    """How long the clocks run: calls that warm up, rounds of the interleaved timing, their length, and those of
+    pytest-benchmark, fewer where they take longer; no case begins after `until` on the monotonic clock."""
 
+    warm_calls: int = WARM_CALLS
     rounds: int = 24
     round_seconds: float = 0.005
     budget_seconds: float = 12.0
@@ -40,8 +41,8 @@ class Effort:
     until: float = math.inf
 
 
-# The default selection's: the whole run takes minutes.
-SHORT_EFFORT = Effort(budget_seconds=4.0, pedantic_rounds=2, pedantic_seconds=0.5)
+# The default selection's: the whole run takes minutes. The call whose result is checked has warmed up.
+SHORT_EFFORT = Effort(warm_calls=0, budget_seconds=3.0, pedantic_rounds=2, pedantic_seconds=0.5)
 SMOKE_EFFORT = Effort(rounds=3, round_seconds=0.001, budget_seconds=2.0, pedantic_rounds=2)
 
 
@@ -177,6 +178,7 @@ class Contest:
         if self.rivals:
             self.timings = interleave(
                 list(self.rivals.values()),
+                warm_calls=self.effort.warm_calls,
                 rounds=self.effort.rounds,
                 round_seconds=self.effort.round_seconds,
                 budget_seconds=self.effort.budget_seconds,

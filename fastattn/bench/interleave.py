@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 
 MAX_CALLS = 10_000
-WARM_CALLS = 2  # of each rival, before its first round
+WARM_CALLS = 2  # of each rival, before its first round, where nothing else is said
 Stopwatch = Callable[[Callable[[], object], int], float]  # times a call done so many times: seconds for all
 
 
@@ -61,6 +61,7 @@ class Ratio:
 def interleave(
     rivals: Sequence[Rival],
     *,
+    warm_calls: int = WARM_CALLS,
     rounds: int = 20,
     round_seconds: float = 0.005,
     budget_seconds: float = 10.0,
@@ -71,7 +72,7 @@ def interleave(
     """Time the rivals in turns and return their timings by name.
 
     A round calls a rival as often as fills `round_seconds` (at least once), after calls outside of the clock
-    that warm it up (twice, before the first round) and, for rivals faster than a round, bring its own data
+    that warm it up (`warm_calls` before the first round) and, for rivals faster than a round, bring its own data
     back into the caches (once, each round). Rounds stop early, but never before three, once `budget_seconds`
     are spent. `stopwatch` is a device's own, in place of the clock; `before_round` makes a round independent
     of the one before. Raises ValueError without rivals or rounds, and where two share a name.
@@ -96,7 +97,7 @@ def interleave(
     gc.disable()
     try:
         began = clock()
-        calls = {rival.name: calibrate(rival, round_seconds, timed) for rival in rivals}
+        calls = {rival.name: calibrate(rival, warm_calls, round_seconds, timed) for rival in rivals}
         found: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(rounds):
             if turn >= 3 and clock() - began > budget_seconds:
@@ -114,10 +115,10 @@ def interleave(
     return {name: Timing(tuple(found[name]), calls[name]) for name in names}
 
 
-def calibrate(rival: Rival, round_seconds: float, timed: Callable[[Rival, int], float]) -> int:
+def calibrate(rival: Rival, warm_calls: int, round_seconds: float, timed: Callable[[Rival, int], float]) -> int:
     """Warm a rival up and return how many of its calls fill a round."""
     with rival.context():
-        for _ in range(WARM_CALLS):
+        for _ in range(warm_calls):
             rival.call()
         seconds = timed(rival, 1)
         if seconds * 4 < round_seconds:  # one call of a short one says little

@@ -236,7 +236,7 @@ def test_torchs_compiler_takes_part_in_some_cases_by_default_and_in_all_of_a_ful
         assert {case.compiled for case in cases("default")} == {True, False}
         assert all(case.compiled for case in cases("full"))
     compiled = [case for case in module_cases("default") if case.compiled]
-    assert Counter(case.shape for case in compiled) == dict.fromkeys(COMPILED_SHAPES, 2 * 2)
+    assert Counter(case.shape for case in compiled) == dict.fromkeys(COMPILED_SHAPES, 2 + 1)
 
 
 SMALL_ATTENTION = AttentionCase(2, 24, 3, TRAINING, heads=2, head_dim=4)
@@ -547,14 +547,14 @@ def test_the_zoos_rows_are_about_the_stages_that_were_measured(selection: str, w
 
 def test_lgas_part_of_the_summary() -> None:
     rows = [row for row in summary(all_records()) if row["what"].startswith(("LGA forward", "LGA, saved"))]
-    found = [(row["what"].partition(" shapes")[0], row["asked"], row["measured"], row["met"]) for row in rows]
+    found = [(row["what"].partition(" shape")[0], row["asked"], row["measured"], row["met"]) for row in rows]
     exactly = pytest.approx
     assert found == [
         ("LGA forward, paper, five", 4.0, exactly(6), True),
         ("LGA forward, paper, two", 2.0, exactly(3), True),
         ("LGA forward, released, five", 5.0, exactly(6), True),
         ("LGA forward + backward, paper, three", 3.0, exactly(6), True),
-        ("LGA forward + backward, paper, two", 1.5, exactly(1.25), False),
+        ("LGA forward + backward, paper, one", 1.5, exactly(1.25), False),
         ("LGA, saved for backward, the most of three", 3.0, exactly(2 + 40 / 24), False),
     ]
     larger = [r | {"shape": [32, *r["shape"][1:]]} if r["suite"] == "lga" else r for r in all_records()]
@@ -613,5 +613,6 @@ def test_summary_of_trainings() -> None:
 
 
 def test_summary_measures_nothing_from_a_part_of_the_cases() -> None:
-    some = [r for r in all_records() if r.get("format") == CONTIGUOUS and r["suite"] == "module"]
+    some = [r for r in all_records() if r["suite"] == "module" and r["format"] == CONTIGUOUS]
+    some = [r for r in some if r["shape"] != list(COMPILED_SHAPES[-1])]
     assert [row["measured"] for row in summary(some)] == [None] * len(summary([]))
