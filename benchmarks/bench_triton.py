@@ -86,13 +86,13 @@ def count_formats(*command: str) -> dict[str, list[dict]]:
     return {layout: end(process) for layout, process in counting.items()}
 
 
-def start(operation: str, *options: str) -> subprocess.Popen:
+def start(operation: str, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.traffic", "--json", "--operation", operation, *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env={**os.environ, "TRITON_INTERPRET": "1"}, text=True, **pipes)
+    env, pipe = {**os.environ, "TRITON_INTERPRET": "1"}, subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
-def end(process: subprocess.Popen) -> list[dict]:
+def end(process: subprocess.Popen[str]) -> list[dict]:
     out, said = process.communicate()
     assert process.returncode == 0, said
     return json.loads(out)

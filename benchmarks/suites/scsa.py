@@ -44,7 +44,7 @@ FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56
 FULL_SHAPES: tuple[Shape, ...] = tuple((batch, *stage) for batch in (1, 8, 32) for stage in STAGES)
 # Where torch.compile, which takes half a minute for a training step, runs by default: the largest maps, the smallest.
 COMPILED_SHAPES = FIVE_SHAPES[0], FIVE_SHAPES[3]
-COMPILED_FORMATS = {FORWARD: MEMORY_FORMATS, TRAINING: [CONTIGUOUS]}
+COMPILED_FORMATS = {FORWARD: [*MEMORY_FORMATS], TRAINING: [CONTIGUOUS]}
 COUNTED_STAGES = STAGES[:2]  # whose traffic is counted by default
 SMOKE_SHAPES: tuple[Shape, ...] = ((1, 64, 56, 56),)
 COPY_SHAPE: Shape = (8, 256, 56, 56)
@@ -280,7 +280,7 @@ def gpu_copy_row(records: Sequence[Record], launch: str, layout: str) -> dict[st
 
 def shapes_row(records: Sequence[Record], work: str, over: str, asked: float) -> dict[str, Any]:
     compiled = over == "compile"
-    shapes, formats = (COMPILED_SHAPES, COMPILED_FORMATS[work]) if compiled else (FIVE_SHAPES, MEMORY_FORMATS)
+    shapes, formats = (COMPILED_SHAPES, COMPILED_FORMATS[work]) if compiled else (FIVE_SHAPES, [*MEMORY_FORMATS])
     where = "in both formats" if len(formats) == 2 else formats[0]
     title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes {where}, geometric mean"
     cases = [Case(shape, memory_format=layout, work=work) for shape, layout in product(shapes, formats)]
