@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from unittest.mock import patch
 
 import pytest
@@ -55,35 +55,38 @@ def test_traffic(stage, layout, request, benchmark) -> None:
     if stage not in stages:
         pytest.skip("counted in a full run")
     shapes = ["x".join(map(str, shape)) for shape in stages]
-    formats = side_by_side(benchmark, "scsa", "--like-batch", str(BATCH), "--shape", *shapes)
+    formats = side_by_side(benchmark, MEMORY_FORMATS, "scsa", "--like-batch", str(BATCH), "--shape", *shapes)
     (found,) = (found for found in formats[layout] if tuple(found["shape"][1:]) == stage)
     benchmark.extra_info.update(suite="traffic", **found)
 
 
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
-def test_traffic_of_the_token_gather(layout, request, benchmark) -> None:
-    if request.config.stash[SELECTION] == "smoke" and layout == CONTIGUOUS:
-        pytest.skip("one format is enough smoke")
-    (found,) = side_by_side(benchmark, "gather")[layout]
+def test_traffic_of_the_token_gather(layout, benchmark) -> None:
+    (found,) = side_by_side(benchmark, MEMORY_FORMATS, "gather")[layout]
     benchmark.extra_info.update(suite="traffic", **found)
 
 
 def test_traffic_of_attention(request, benchmark) -> None:
     if request.config.stash[SELECTION] == "smoke":
         pytest.skip("takes its time")
-    (found,) = benchmark.pedantic(lambda: end(start("attention", "--like-batch", str(BATCH))), rounds=1)
+    (found,) = side_by_side(benchmark, (CONTIGUOUS,), "attention", "--like-batch", str(BATCH))[CONTIGUOUS]
     benchmark.extra_info.update(suite="traffic", **found)
 
 
-def side_by_side(benchmark, *command: str) -> dict[str, list[dict]]:
-    """Return what is counted of both formats, each by a process, which the first test that asks waits for."""
-    return benchmark.pedantic(count_formats, command, rounds=1)
+def side_by_side(benchmark, formats: Iterable[str], *command: str) -> dict[str, list[dict]]:
+    """Return what is counted of each format by a process of its own, which the first test that asks waits for."""
+    return benchmark.pedantic(count_formats, (tuple(formats), *command), rounds=1)
 
 
 @functools.cache
-def count_formats(*command: str) -> dict[str, list[dict]]:
-    counting = {layout: start(*command, "--format", layout) for layout in MEMORY_FORMATS}
-    return {layout: end(process) for layout, process in counting.items()}
+def count_formats(formats: tuple[str, ...], *command: str) -> dict[str, list[dict]]:
+    counting = {layout: start(*command, "--format", layout) for layout in formats}
+    try:
+        return {layout: end(process) for layout, process in counting.items()}
+    finally:  # none goes on while others are timed
+        for process in counting.values():
+            process.kill()
+            process.wait()
 
 
 def start(operation: str, *options: str) -> subprocess.Popen[str]:

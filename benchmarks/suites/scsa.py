@@ -42,7 +42,8 @@ from .figures import (
 Shape = tuple[int, int, int, int]
 FIVE_SHAPES: tuple[Shape, ...] = (*((8, *stage) for stage in STAGES), (1, 64, 56, 56))
 FULL_SHAPES: tuple[Shape, ...] = tuple((batch, *stage) for batch in (1, 8, 32) for stage in STAGES)
-# Where torch.compile, which takes half a minute for a training step, runs by default: the largest maps, the smallest.
+# Where torch.compile runs by default: the largest maps and the smallest; training, which it compiles for half a minute,
+# in one format.
 COMPILED_SHAPES = FIVE_SHAPES[0], FIVE_SHAPES[3]
 COMPILED_FORMATS = {FORWARD: [*MEMORY_FORMATS], TRAINING: [CONTIGUOUS]}
 COUNTED_STAGES = STAGES[:2]  # whose traffic is counted by default

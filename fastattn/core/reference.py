@@ -24,8 +24,8 @@ def resize_nearest(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :, rows[:, None], columns]
 
 
-# oneDNN 3.7 and 3.9 lose a part of the weight's gradient on ARM with SVE, in the kernel's last row, where strides leave
-# the padding below unread
+# On ARM with SVE oneDNN 3.7 to 3.9 lose a part of the weight's gradient (uxlfoundation/oneDNN#4124), in the kernel's
+# last row, where strides leave the padding below unread; which processor and oneDNN there are is not asked
 _PADS_BEFORE = platform.machine() == "aarch64"
 
 

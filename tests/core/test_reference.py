@@ -1,9 +1,12 @@
 """What the references of several families share."""
 
+import platform
+
 import pytest
 import torch
 
 from fastattn.bench.accuracy import relative_error
+from fastattn.core import reference
 from fastattn.core.reference import depthwise
 from tests.helpers import FORMATS, draw, named
 
@@ -14,7 +17,10 @@ pytestmark = pytest.mark.cpu
 @pytest.mark.parametrize("size", [14, 15])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_depthwise_gradients(kernel, stride, size, memory_format):
+@pytest.mark.parametrize("pads", [False, True], ids=["", "as on ARM"])
+def test_depthwise_gradients(pads, kernel, stride, size, memory_format, monkeypatch):
+    if pads or platform.machine() != "aarch64":
+        monkeypatch.setattr(reference, "_PADS_BEFORE", pads)
     x, weight, bias = draw(2, 24, size, size, memory_format=memory_format), draw(24, 1, kernel, kernel), draw(24, 1, 1)
     tensors = [t.requires_grad_() for t in (x, weight, bias.flatten())]
 

@@ -40,6 +40,7 @@ CASES = {
     "ELA, kernel 3, two groups": (lambda: zoo.ELA(18, 3, 2), (2, 18, 4, 21)),
     "CBAM": (lambda: zoo.CBAM(48), (3, 48, 9, 11)),
     "CBAM, kernel 3, biases": (lambda: zoo.CBAM(20, 1 / 4, spatial_kernel_size=3, mlp_bias=True), (2, 20, 18, 5)),
+    "CBAM, four vectors of channels": (lambda: zoo.CBAM(256), (2, 256, 5, 4)),
     "shuffle attention": (lambda: zoo.ShuffleAttention(48, 8), (3, 48, 9, 11)),
     "shuffle attention, odd half": (lambda: zoo.ShuffleAttention(42, 7), (2, 42, 6, 5)),
 }
