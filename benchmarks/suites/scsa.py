@@ -1,6 +1,6 @@
 """SCSA as a module: beside its reference, torch.compile and a plain copy, in two precisions; Triton without a GPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -284,12 +284,11 @@ def shapes_row(records: Sequence[Record], work: str, over: str, asked: float) ->
     shapes, formats = (COMPILED_SHAPES, COMPILED_FORMATS[work]) if compiled else (FIVE_SHAPES, [*MEMORY_FORMATS])
     where = "in both formats" if len(formats) == 2 else formats[0]
     title = f"SCSA {work}, {NUMBERS[len(shapes)]} shapes {where}, geometric mean"
-    cases = [Case(shape, memory_format=layout, work=work) for shape, layout in product(shapes, formats)]
-    return speedup_row(records, cases, over, asked, title)
+    return speedup_row(records, in_formats(shapes, formats, work=work), over, asked, title)
 
 
-def in_both_formats(shapes: Sequence[Shape], **facts: Any) -> list[Case]:
-    return [Case(shape, memory_format=layout, **facts) for shape, layout in product(shapes, MEMORY_FORMATS)]
+def in_formats(shapes: Sequence[Shape], formats: Iterable[str] = MEMORY_FORMATS, **facts: Any) -> list[Case]:
+    return [Case(shape, memory_format=layout, **facts) for shape, layout in product(shapes, formats)]
 
 
 def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
@@ -301,12 +300,12 @@ def copy_row(records: Sequence[Record], layout: str) -> dict[str, Any]:
 
 def bfloat16_row(records: Sequence[Record]) -> dict[str, Any]:
     title = "SCSA forward in bfloat16, five shapes in both formats, geometric mean"
-    cases = in_both_formats(FIVE_SHAPES, dtype=torch.bfloat16)
+    cases = in_formats(FIVE_SHAPES, dtype=torch.bfloat16)
     return speedup_row(records, cases, "float32", BFLOAT16, title, rival="bfloat16", suite="precision")
 
 
 def saved_row(records: Sequence[Record]) -> dict[str, Any]:
-    samples = saved(of_cases(records, in_both_formats([SAVED_SHAPE], work=TRAINING), rival=FAST))
+    samples = saved(of_cases(records, in_formats([SAVED_SHAPE], work=TRAINING), rival=FAST))
     title = f"SCSA, saved for backward, {describe_shape(SAVED_SHAPE)}, parameters left out"
     return row(title, "times the size of x", "<=", SAVED, samples, cases=2)
 
